@@ -1,0 +1,221 @@
+# weights.zip -> .pt -> .onnx -> checks -> Triton's verdict -> model_repository_running/        make help
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-builtin-variables
+.DEFAULT_GOAL := help
+.SECONDEXPANSION:
+
+# --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
+
+# Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
+WEIGHTS ?= yandex
+# Variant of the CT-ViT: LiPro, Base or VocabFine
+VIT ?= LiPro
+# Optional models to add, such as lipro
+WITH ?=
+# Where the finished models are published
+REPOSITORY ?= model_repository_running
+# What `make onnx` makes: vit, head or bpr (nothing: all)
+MODEL ?=
+# ONNX operator set; Triton 24.06 reads up to 21
+OPSET ?= 20
+# Python that .venv is made with (3.11 or 3.12)
+PYTHON ?= python3
+
+# --- What there is ------------------------------------------------------------
+
+# Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional
+$(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
+  /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
+  $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
+
+models      := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
+heads       := $(foreach model,$(models),$(if $(filter head,$($(model).family)),$(model)))
+weights     := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights)
+kind        := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
+checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
+onnx        := $(models:%=build/onnx/%.onnx)
+checks      := $(models:%=build/checks/%.json)
+entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
+bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
+
+# Each file of the published repository, and the file it is a copy of
+contents := \
+  vit_onnx/config.pbtxt=convertation/vit/config.pbtxt vit_onnx/1/model.onnx=build/onnx/vit.onnx \
+  $(foreach head,$(heads),$(head)_onnx/config.pbtxt=convertation/head/$(head).pbtxt \
+                          $(head)_onnx/1/model.onnx=build/onnx/$(head).onnx) \
+  bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
+  bpr_model/1/requirements.txt=convertation/bpr/requirements.txt $(bpreg:convertation/bpr/%=bpr_model/1/%=convertation/bpr/%) \
+  bpr_model/1/weights/model.onnx=build/onnx/bpr.onnx \
+  bpr_model/1/weights/inference-settings.json=$(weights)/bpr/inference-settings.json
+
+# What each family's scripts import
+network.vit  := convertation/vit/ctvit.py
+network.head := convertation/head/mlp.py
+network.bpr  := convertation/bpr/vgg.py
+check.vit    := convertation/vit/check_vit.py
+check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-settings.json
+
+# --- The pipeline, in order ---------------------------------------------------
+
+# Environments; the second is Triton's own
+.venv/installed: requirements.txt scripts/venv.sh
+	$(call step,scripts/venv.sh $(PYTHON) .venv requirements.txt $(out))
+
+.venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh
+	$(call step,scripts/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
+
+# One model's part of models.yaml
+$(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml scripts/model_entry.py | .venv/installed
+	$(call step,$(python) -m scripts.model_entry $< $* model $(out))
+
+$(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/model_entry.py | .venv/installed
+	$(call step,$(python) -m scripts.model_entry $< $* tolerance $(out))
+
+# Checkpoints: seeded ones of the real size, or members of weights.zip where you have put none of your own
+$(foreach model,$(models),$(eval model_of.$($(model).checkpoint) := $(model)))
+model_of.bpr/inference-settings.json := bpr
+
+ifeq ($(WEIGHTS),synthetic)
+$(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py $$(network.$$($$(model_of.$$*).family)) convertation/export.py | .venv/installed
+	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
+else
+$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py | training/weights.zip .venv/installed
+	$(call step,$(python) -m scripts.unpack training/weights.zip $* $(out))
+endif
+
+# Downloaded only when a step that runs has to read it
+fetched := training/weights.zip training/weights.zip.lock.json
+$(fetched): FORCE | .venv/installed
+	$(if $(filter $@,$(MAKECMDGOALS)),$(if $(absent),$(first),$(fetch)))
+fetch = @$(python) -m scripts.fetch weights.zip training/weights.zip && $(system_python) scripts/look.py $(fetched) >/dev/null
+
+# PyTorch -> ONNX
+$(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),torch onnx onnxscript onnx-ir ml_dtypes numpy)
+
+# ONNX against PyTorch, on the same input
+$(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu numpy)
+
+# The whole set, checked offline and served once by a real Triton
+sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
+verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py docker/backends/onnxruntime/model.py
+
+build/checks/verdict.json: $(sources) $(checks) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx)
+
+.PHONY: repository onnx verify serve rollback test bench clean distclean help
+repository: $(sources) build/checks/verdict.json  ## Build whatever is stale, check it, serve it once, publish it
+	$(publish)
+
+chosen     = $(or $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model))),$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(models)))
+needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
+onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch: make onnx MODEL=head
+	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
+
+needs.verify = .venv/installed .venv-triton/installed $(checks)
+verify: $$(needs.verify)  ## Check and serve the published repository once more
+	@$(python) -m scripts.verdict --checks build/checks --repository $(REPOSITORY) build/verify.json
+
+needs.serve = .venv/installed .venv-triton/installed
+serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
+	@$(python) -m scripts.serve $(REPOSITORY)
+
+rollback:  ## Put the previously published models back
+	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
+
+needs.test = .venv/installed .venv-triton/installed .venv/installed-for-tests
+test: $$(needs.test)  ## Format, lint, types and every test
+	@tests/run.sh
+
+needs.bench = .venv/installed .venv-triton/installed
+bench: $$(needs.bench)  ## Measure what the README promises
+	@$(python) -m scripts.bench build/bench.json
+
+clean:  ## Free what can be made again; records, checkpoints and the repository stay
+	rm -rf build .make/out
+
+distclean: clean  ## Also the environments and records; your files and the repository stay
+	rm -rf .venv .venv-triton .make/seen .make/made .make/took .make/lock
+
+help:  ## Show this list
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS VIT WITH REPOSITORY MODEL OPSET PYTHON,'$(knob)=$($(knob))')
+
+# --- Rebuild on content, never on time ----------------------------------------
+#
+#   .make/seen/X   digest of X, its size, mtime, ctime, inode; the digest alone once X is gone
+#   .make/made/X   digest of X, its command, digests of its inputs: how X was made     (X with % for /)
+#
+# A step runs when .make/made/X is no longer true; Make compares the text itself and starts scripts/step.py only if
+# it differs.  A file that is absent counts as what its record says, until a step that runs has to read it.
+
+artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) build/checks/verdict.json
+$(artifacts): FORCE
+.PHONY: FORCE
+.PRECIOUS: $(artifacts)
+
+.venv/installed-for-tests: tests/requirements.txt scripts/venv.sh | .venv/installed
+	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
+
+# Needs the standard library only; a pyenv shim in front of python3 would cost 0.1 s
+system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sES
+python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
+python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
+
+looked        := $(shell $(system_python) scripts/look.py $(artifacts) $(fetched) $(sources) $(foreach file,$(contents),$(REPOSITORY)/$(firstword $(subst =, ,$(file)))))
+$(if $(looked),,$(error scripts/look.py could not look at the files))
+export MAKE_RUN := $(or $(MAKE_RUN),$(looked))
+
+key   = $(subst /,%,$1)
+note  = $(file <.make/seen/$(key))
+made  = $(file <.make/made/$(key))
+here  = $(word 2,$(call note,$1))
+wrote = $(patsubst $1=%,%,$(firstword $(call made,$1)))
+known = $(or $(if $(call here,$1),$(firstword $(call note,$1))),$(call wrote,$1),$(firstword $(call note,$1)))
+same  = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
+
+inputs = $(filter-out FORCE,$^)
+keep   = $(filter training/weights/%,$@)
+self   = $(if $(keep),$(call wrote,$@),$(call known,$@))
+pins   = $(foreach tool,$1,$(or $(filter $(tool)==%,$(file <requirements.txt)),$(error $@: $(tool) is no package of requirements.txt; a comma in a command belongs into a variable)))
+now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(inputs),$(in)=$(call known,$(in))))
+wanted = $(filter $@,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
+ready  = $(and $(call here,$1),$(if $(filter %.zip,$1),$(findstring $(call known,$1),$(file <$1.lock.json)),here))
+absent = $(foreach in,$(filter $(artifacts) $(fetched),$(inputs) $|),$(if $(call ready,$(in)),,$(in)))
+
+out   = .make/out/$@
+true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wanted),,vouched for)))
+own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
+step  = $(if $(true),$(local),$(run))
+local = $(if $(own),$(info local: $@ is yours; it is used as it is))
+run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
+first = $(if $(dry),,+)@$(MAKE) --no-print-directory $(absent) $@
+dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
+quote = '$(subst ','\'',$(strip $1))'
+start = @$(system_python) scripts/step.py $(if $(keep),--keep) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
+
+# Publishing compares each published file with what it is to be a copy of, and replaces the models that differ
+space   := $(subst ,, )
+comma   := ,
+ours    = $(file <.make/published/$(call key,$(REPOSITORY)))
+differs = $(if $(call same,$(call known,$(REPOSITORY)/$(word 1,$1)),$(call known,$(word 2,$1))),,$(call model,$(word 1,$1)))
+model   = $(firstword $(subst /, ,$1))
+served  = $(sort $(foreach file,$(contents),$(call model,$(file))))
+dropped = $(foreach model,$(filter-out $(served),$(sort $(foreach file,$(wordlist 2,999,$(ours)),$(call model,$(file))))),$(if $(wildcard $(REPOSITORY)/$(model)),$(model)))
+changed = $(sort $(foreach file,$(contents),$(call differs,$(subst =, ,$(file)))) $(dropped))
+recent  = $(foreach file,$1,$(findstring "$(MAKE_RUN)",$(file <.make/took/$(call key,$(file)))))
+summary = $(system_python) scripts/summary.py
+publish = $(call replace,$(changed))
+replace = $(if $1,$(call bring,$(call lacking,$1),$1),$(if $(call recent,$(artifacts)),@$(summary) build/checks/verdict.json,$(info $(REPOSITORY) is up to date: $(words $(contents)) files, nothing rebuilt)@:))
+lacking = $(foreach file,$(filter $(1:%=%/%),$(contents)),$(filter $(artifacts),$(foreach source,$(lastword $(subst =, ,$(file))),$(if $(call here,$(source)),,$(source)))))
+bring   = $(if $1,$(if $(dry),,+)@$(MAKE) --no-print-directory $1 repository,@$(call exchange,$2))
+exchange = $(system_python) scripts/publish.py $(REPOSITORY) --weights $(kind) --verdict build/checks/verdict.json $(subst $(space),$(comma),$1) $(contents) && $(summary) build/checks/verdict.json
+
+ifneq ($(filter repository,$(MAKECMDGOALS)),)
+$(foreach head,$(heads),$(if $(filter $(VIT),$($(head).trained_on)),,$(error \
+  $(head) was trained on the $($(head).trained_on) ViT (convertation/models.yaml) and is never paired with VIT=$(VIT); train a head on it and say so there, or make onnx MODEL=vit VIT=$(VIT))))
+$(if $(wildcard $(REPOSITORY)/*/config.pbtxt),$(if $(filter $(kind),$(firstword $(ours))),,$(error \
+  $(REPOSITORY) $(if $(ours),is made from $(firstword $(ours)) weights and these are $(kind),was not made by this build); move it away (mv $(REPOSITORY) $(REPOSITORY).old) or publish elsewhere (make repository REPOSITORY=dir))))
+endif

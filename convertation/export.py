@@ -1,0 +1,214 @@
+"""What every conversion shares: reading a checkpoint safely and writing a network as one reproducible ONNX file."""
+
+import argparse
+import hashlib
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (Triton 24.06) reads
+LISTED = 8  # keys named in an error before "and n more"
+
+
+def load_state_dict(checkpoint: Path, network: nn.Module) -> None:
+    """Give `network` (built on any device, "meta" costs nothing) the tensors of `checkpoint`, in eval mode.
+
+    The tensors are mapped, not copied: memory is used where weights are read. Keys the network has not are ignored.
+    SystemExit: no file, no checkpoint, a pickle that would run code, a needed key missing or of another shape or type,
+    a weight that is NaN or infinite.
+    """
+    found = read_checkpoint(checkpoint)
+    needed = network.state_dict()
+    missing = [key for key in needed if key not in found]
+    misfits = [
+        f"{key} is {_describe(found[key])}, expected {_describe(tensor)}"
+        for key, tensor in needed.items()
+        if key in found and _describe(found[key]) != _describe(tensor)
+    ]
+    if missing or misfits:
+        problems = [f"{len(missing)} of {len(needed)} keys missing: {_listing(missing)}"] if missing else []
+        problems += [f"{len(misfits)} misshapen: {_listing(misfits)}"] if misfits else []
+        raise SystemExit(
+            f"{checkpoint}: not a checkpoint of this model; {'; '.join(problems)}\n"
+            f"it holds {_listing(list(found))}\n"
+            "put the model's own checkpoint there, or describe this one in convertation/models.yaml"
+        )
+    broken = [key for key in needed if not _finite(found[key])]
+    if broken:
+        raise SystemExit(f"{checkpoint}: NaN or infinite weights in {_listing(broken)}; train or fetch it again")
+    network.load_state_dict({key: found[key] for key in needed}, assign=True)
+    network.eval().requires_grad_(False)
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The dictionary in a file of `torch.save`, its tensors mapped from the file; nothing in it is ever executed."""
+    if not checkpoint.is_file():
+        raise SystemExit(f"{checkpoint}: no such file; run `make weights`, or use WEIGHTS=synthetic")
+    if checkpoint.stat().st_size == 0:
+        raise SystemExit(f"{checkpoint}: the file is empty; expected a checkpoint of torch.save; fetch it again")
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
+    except pickle.UnpicklingError as error:
+        if "global" in str(error) or "reduce" in str(error):
+            raise SystemExit(
+                f"{checkpoint}: refused, reading it would run code; expected tensors only\n"
+                "save it with torch.save(module.state_dict(), path)"
+            ) from None
+        raise _unreadable(checkpoint) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise _unreadable(checkpoint) from None
+    if not isinstance(found, dict):
+        raise SystemExit(
+            f"{checkpoint}: holds a {type(found).__name__}; expected a state dict\n"
+            "save it with torch.save(module.state_dict(), path)"
+        )
+    return found
+
+
+def _unreadable(checkpoint: Path) -> SystemExit:
+    size = checkpoint.stat().st_size
+    return SystemExit(f"{checkpoint}: truncated or no checkpoint ({size} bytes); expected a file of torch.save; fetch it again")
+
+
+def _describe(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _listing(names: list[str]) -> str:
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # both NaN if any element is; no copy as isfinite would make
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def export(
+    network: nn.Module,
+    sample_input: Tensor,
+    out: Path,
+    *,
+    opset: int,
+    batch_max: int,
+    metadata: dict[str, str],
+    inner: tuple[str, ...] = (),
+) -> None:
+    """Write `network` as the ONNX file `out`: `input` (batch, …) -> `output` (batch, …), batch 1 … `batch_max`.
+
+    `sample_input` gives shape and type; its batch must be 2 or more, values do not matter. If `inner` is given, the
+    network returns (output, *inner) and the file has values of those names inside the graph.
+    The same network gives the same bytes: no path, time or version is written.
+    """
+    batch = torch.export.Dim("batch", min=1, max=batch_max)
+    program = torch.onnx.export(
+        network,
+        (sample_input,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["input"],
+        output_names=["output", *inner],
+        dynamic_shapes=({0: batch},),
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model
+    weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
+    model.graph.initializers.clear()
+    skeleton = _skeleton(onnx_ir.to_proto(model), metadata)
+    _check(skeleton, weights)
+    with out.open("wb") as file:
+        file.write(skeleton.SerializeToString(deterministic=True))
+        for name, tensor in weights.items():
+            _append_initializer(file, name, tensor)
+
+
+def _skeleton(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The model without its weights and without what the exporter says about itself and this machine."""
+    model.ir_version = IR_VERSION
+    model.producer_version = ""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    graph = model.graph
+    graph.name = "main"
+    del graph.output[1:], graph.metadata_props[:], graph.initializer[:]
+    for item in [*graph.node, *graph.value_info, *graph.input, *graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    return model
+
+
+def _check(skeleton: onnx.ModelProto, weights: dict[str, Any]) -> None:
+    """onnx.checker on the graph with its weights declared as inputs, which holds no weight a second time."""
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    for name, tensor in weights.items():
+        kind, shape = int(tensor.dtype), [int(size) for size in tensor.shape]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _append_initializer(file: BinaryIO, name: str, tensor: Any) -> None:
+    """Append `graph { initializer { … } }`: a message may come in pieces, and so no second copy of the weights is needed."""
+    header = onnx.TensorProto(name=name, dims=[int(size) for size in tensor.shape], data_type=int(tensor.dtype))
+    data = np.ascontiguousarray(tensor.numpy())
+    raw = _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, data.nbytes)
+    start = header.SerializeToString(deterministic=True) + raw
+    initializer = _field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(start) + data.nbytes)
+    file.write(_field(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(initializer) + len(start) + data.nbytes))
+    file.write(initializer + start)
+    file.write(data.data)
+
+
+def _field(number: int, size: int) -> bytes:
+    """The key and length before a length-delimited protobuf field."""
+    return bytes(_varint(number << 3 | 2)) + bytes(_varint(size))
+
+
+def _varint(value: int) -> Iterator[int]:
+    while value > 0x7F:
+        yield value & 0x7F | 0x80
+        value >>= 7
+    yield value
+
+
+def main(convert: Callable[..., None]) -> None:
+    """The command line of every torch2onnx: `convert(checkpoint, entry, out, opset=…, metadata=…)`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--opset", type=int, default=20)
+    parser.add_argument("--weights", choices=["synthetic", "real"], required=True, help="what the checkpoint holds")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("entry", type=Path, help="the model's entry, JSON")
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # sums in float64 must not depend on the number of cores
+    entry = json.loads(given.entry.read_text())
+    try:
+        convert(given.checkpoint, entry, given.out, opset=given.opset, metadata=identity(given.checkpoint, given.weights))
+    except OSError as error:
+        raise SystemExit(f"{given.out}: could not be written: {error.strerror}") from None
+
+
+def identity(checkpoint: Path, weights: str) -> dict[str, str]:
+    """What a model file says about itself: the kind of weights, the model's name, the sha256 of its checkpoint."""
+    if not checkpoint.is_file():
+        raise SystemExit(f"{checkpoint}: no such file; run `make weights`, or use WEIGHTS=synthetic")
+    with checkpoint.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"weights": weights, "model": checkpoint.stem, "checkpoint_sha256": digest.hexdigest()}

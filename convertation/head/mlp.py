@@ -1,0 +1,86 @@
+"""The heads: from the ViT's embedding to logits.
+
+Layers of one Sequential, so that the attribute names are the checkpoints' keys: `layers.0` Linear, `.1` BatchNorm1d,
+`.2` activation, `.3` Dropout, and so on per hidden size, then a last Linear. A head without hidden sizes is CT-CLIP's
+own (Hamamci et al. 2024, arXiv 2403.17834): one Linear named `classifier`.
+"""
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convertation.export import load_state_dict
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
+
+
+class MLP(nn.Module):
+    """sizes = (input, *hidden, output); `activation` is needed where there are hidden sizes."""
+
+    def __init__(self, sizes: list[int], activation: str | None = None) -> None:
+        super().__init__()
+        *hidden, last = [nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)]
+        if not hidden:
+            self.classifier = last
+            return
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"{activation=}, expected one of {sorted(ACTIVATIONS)}")
+        layers: list[nn.Module] = []
+        for linear in hidden:
+            layers += [linear, nn.BatchNorm1d(linear.out_features), ACTIVATIONS[activation](), nn.Dropout()]
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, input) float32, L2-normalised -> (batch, output) logits."""
+        network = self.layers if hasattr(self, "layers") else self.classifier
+        logits: Tensor = network(embedding)
+        return logits
+
+    def fold(self) -> "MLP":
+        """In place, for export: each normalisation goes into the Linear before it, in float64, rounded once."""
+        layers = list(getattr(self, "layers", []))
+        for linear, norm in zip(layers, layers[1:], strict=False):
+            if isinstance(norm, nn.BatchNorm1d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+                bias = (linear.bias.double() - norm.running_mean.double()) * scale + norm.bias.double()
+                linear.weight = nn.Parameter((linear.weight.double() * scale[:, None]).float(), requires_grad=False)
+                linear.bias = nn.Parameter(bias.float(), requires_grad=False)
+        if layers:
+            self.layers = nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.Dropout)])
+        return self
+
+
+def build(entry: dict[str, Any]) -> MLP:
+    """The network an entry of models.yaml describes, without memory for its weights."""
+    with torch.device("meta"):
+        return MLP(**entry["network"])
+
+
+def load(checkpoint: Path, entry: dict[str, Any]) -> MLP:
+    """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
+    network = build(entry)
+    load_state_dict(checkpoint, network)
+    return network
+
+
+def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
+    """A seeded state dict of `entry`; every tensor depends on its own key and shape only."""
+    return {key: _random(key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
+
+
+def _random(key: str, shape: tuple[int, ...]) -> Tensor:
+    """As after training: means and shifts around 0, variances and factors around 1, weights by their fan-in."""
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(1000)
+    tensor = torch.from_numpy(np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32))
+    tensor = tensor.mul_(2).sub_(1)
+    if len(shape) > 1:
+        return tensor.mul_(math.sqrt(3 / shape[1]))
+    return tensor.mul_(0.3).add_(1) if key.endswith(("weight", "running_var")) else tensor.mul_(0.1)

@@ -1,0 +1,158 @@
+"""What comparing a ViT takes besides its output: the tokens before the quantiser, and the codes it jumps to.
+
+A token becomes the codebook row of the greatest cosine. Where two rows are almost equally near, rounding decides, and
+one such code moves the embedding far beyond rounding. So each code that differs must be explained by rounding, and the
+embeddings are compared for the same codes on both sides.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from convertation.vit.ctvit import CTViT
+
+if TYPE_CHECKING:
+    from scripts.compare import Judge
+
+Array = NDArray[Any]
+
+CHUNK = 1024  # tokens at a time: with 8192 rows 67 MB of cosines in float64
+MEASURED = 1728  # tokens whose cosines are looked at for their error, of 13,824
+LISTED = 20  # margins in the report
+
+
+class Checked(NamedTuple):
+    output: Array  # (n, output): PyTorch's
+    expected: list[Array]  # (batch, output) per answer: PyTorch's, for the codes of that answer
+    ties: Array  # (n, output): how far near ties that fall the other way can move each element
+    report: dict[str, Any]
+
+
+class Cosines(NamedTuple):
+    margins: Tensor  # (tokens,) float64: the greatest cosine of a token minus its second
+    error: float  # the largest of float32, on either side, against float64 on PyTorch's tokens
+
+    @property
+    def limit(self) -> float:
+        """Up to this margin two cosines, each wrong by `error`, may change places."""
+        return 2 * self.error
+
+
+def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, Array]], judge: "Judge") -> Checked:
+    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, or codes beyond rounding.
+
+    `volumes` (n, 1, frames, height, width); an answer of ONNX Runtime holds `tokens` (batch, t, h, w, d) and `codes`
+    (batch, t, h, w) of the first `batch` volumes.
+    """
+    outputs: list[Array] = []
+    ties: list[Array] = []
+    expected: list[list[Array]] = [[] for _ in answers]
+    margins: list[float] = []
+    apart = error = 0.0
+    near = compared = 0
+    distinct: set[int] = set()
+    for index in range(len(volumes)):
+        tokens = network.encode(torch.from_numpy(volumes[index : index + 1]))
+        codes = network.quantise(tokens)
+        outputs.append(network.project(codes).numpy())
+        distinct.update(codes.flatten().tolist())
+        theirs = []
+        for answer, projected in zip(answers, expected, strict=True):
+            if index < len(answer["codes"]):
+                name = f"of sample {index} at batch {len(answer['codes'])}"
+                one = [answer[value][index : index + 1] for value in ("tokens", "codes")]
+                apart = max(apart, judge.same(f"tokens {name}", tokens.numpy(), one[0]))
+                judge.sane(f"codes {name}", codes.numpy(), one[1])
+                theirs.append((name, torch.from_numpy(one[0]), torch.from_numpy(one[1])))
+                projected.append(network.project(theirs[-1][2]).numpy())
+        cosines = measure(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
+        for name, _, their_codes in theirs:
+            margins += flips(network, tokens, codes, their_codes, cosines.limit, name, judge)
+            compared += codes.numel()
+        moved, count = near_ties(network, tokens, codes, cosines)
+        ties.append(moved)
+        near, error = near + count, max(error, cosines.error)
+    report = {
+        "compared": compared,
+        "flipped": len(margins),
+        "share": len(margins) / compared,
+        "margins": sorted(margins, reverse=True)[:LISTED],
+        "cosine_error": error,
+        "near_ties": near,
+        "distinct": len(distinct),
+        "tokens_difference": apart,
+    }
+    return Checked(
+        np.concatenate(outputs), [np.concatenate(part) for part in expected], np.stack(ties), {"codes": report}
+    )
+
+
+def rows(network: CTViT) -> Tensor:
+    """The codebook (codebook, d) as stored."""
+    return network.get_buffer("VIT.vq._codebook.embed")[0]
+
+
+def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
+    """Margins in float64 of all tokens, and on every n-th token the error of float32 for PyTorch's and `theirs`."""
+    directions = normalize(rows(network).double(), dim=-1)
+    rounded_directions = normalize(rows(network), dim=-1)
+    flat, *others = (side.flatten(0, -2) for side in (tokens, *theirs))
+    step = max(1, len(flat) // MEASURED)
+    margins, error = [], 0.0
+    for start in range(0, len(flat), CHUNK):
+        part = slice(start, start + CHUNK)
+        cosines = normalize(flat[part].double(), dim=-1) @ directions.T
+        best, second = cosines.topk(2).values.T
+        margins.append(best - second)
+        for side in (flat, *others):
+            rounded = normalize(side[part][::step], dim=-1) @ rounded_directions.T
+            error = max(error, float((rounded - cosines[::step]).abs().max()))
+    return Cosines(torch.cat(margins), error)
+
+
+def flips(
+    network: CTViT, tokens: Tensor, codes: Tensor, theirs: Tensor, limit: float, name: str, judge: "Judge"
+) -> list[float]:
+    """The margins between both codes where they differ; `judge` ends it where one is above `limit`."""
+    differ = codes != theirs
+    count = int(differ.sum())
+    if not count:
+        return []
+    token = normalize(tokens[differ].double(), dim=-1)
+    ours, other = (normalize(rows(network)[side[differ]].double(), dim=-1) for side in (codes, theirs))
+    margins = ((token * ours).sum(-1) - (token * other).sum(-1)).abs()
+    worst = int(margins.argmax())
+    if margins[worst] > limit:
+        judge.fail(
+            f"{count} of {codes.numel()} codes {name} differ, most at {differ.nonzero()[worst, 1:].tolist()}: "
+            f"PyTorch {codes[differ][worst]}, ONNX Runtime {theirs[differ][worst]}, "
+            f"cosines {margins[worst]:.2e} apart; expected at most {limit:.1e}, what rounding explains",
+            "tokens become codebook rows that are not the nearest",
+        )
+    found: list[float] = margins.tolist()
+    return found
+
+
+def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> tuple[Array, int]:
+    """How far each element of the output can move if near ties fall the other way (output,), and their number.
+
+    The output is linear in the codebook rows: one token's row is a t-th of the mean at its place (h, w).
+    """
+    book = rows(network).double()
+    directions = normalize(book, dim=-1)
+    weight = network.projection_layer.weight
+    weight = weight.view(len(weight), -1, book.shape[1])  # (output, h·w, d)
+    flat, chosen = tokens.flatten(0, -2), codes.flatten()
+    moved = torch.zeros(len(weight), dtype=torch.float64)
+    near = (cosines.margins <= cosines.limit).nonzero().flatten().tolist()
+    for token in near:
+        cosine = directions @ normalize(flat[token].double(), dim=-1)
+        others = (cosine >= cosine.max() - cosines.limit).nonzero().flatten()
+        change = (book[others] - book[chosen[token]]) / tokens.shape[1]
+        place = token % weight.shape[1]
+        moved += (change @ weight[:, place].double().T).abs().amax(dim=0)
+    return moved.numpy(), len(near)

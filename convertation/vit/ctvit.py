@@ -1,0 +1,334 @@
+"""CT-ViT with its projection: a CT volume becomes 512 numbers.
+
+The encoder of CT-CLIP (Hamamci et al. 2024, arXiv 2403.17834; CT-ViT: arXiv 2305.16037), written for inference.
+Attribute names are the checkpoints' keys; a few weights that the files hold are registered and never used.
+Shapes: b batch, t h w the grid of tokens, d = dim, n = tokens of one sequence.
+"""
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convertation.export import load_state_dict
+
+LOGIT_SCALE = 8.0  # of the attention between unit vectors
+FRAMES_AT_ONCE = 4  # of tokens, where all of them at once would take hundreds of megabytes
+
+
+class Norm(nn.Module):
+    """LayerNorm under the names `gamma` and `beta`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+        self.beta: Tensor
+        self.register_buffer("beta", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) -> (…, d)"""
+        return functional.layer_norm(x, self.gamma.shape, self.gamma, self.beta)
+
+
+class Position(nn.Module):
+    """A depthwise 3×3×3 convolution that tells tokens where they are; causal along the first of the three axes."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, h, w, d) -> (b, t, h, w, d)"""
+        padded = functional.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
+        moved: Tensor = self.dsconv(padded).permute(0, 2, 3, 4, 1)
+        return moved
+
+
+class Attention(nn.Module):
+    """Attention between unit vectors; queries come from the normed tokens, keys and values from the tokens as they are."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.null_kv = nn.Parameter(torch.zeros(heads, 0, dim_head))
+        self.q_scale = nn.Parameter(torch.ones(dim_head))
+        self.k_scale = nn.Parameter(torch.ones(dim_head))
+        self.norm = Norm(dim)
+        self.context_norm = Norm(dim)
+        self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
+        self.scale: Tensor | None
+        self.register_buffer("scale", None, persistent=False)
+
+    def fold(self) -> None:
+        """In place: the three factors of the logits become one."""
+        scale = self.q_scale.double() * self.k_scale.double() * LOGIT_SCALE
+        self.scale = scale.float()
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(…, n, d), bias (heads, n, n) -> (…, n, d)"""
+        k, v = self.to_kv(x).chunk(2, dim=-1)
+        q, k, v = [split_heads(part, self.heads) for part in (self.to_q(self.norm(x)), k, v)]
+        q, k = unit(q), unit(k)
+        if self.scale is not None:
+            q = q * self.scale
+        else:
+            q, k = q * self.q_scale * LOGIT_SCALE, k * self.k_scale
+        logits = q @ k.transpose(-2, -1)
+        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+        mixed: Tensor = self.to_out((weights @ v).transpose(-3, -2).flatten(-2))
+        return mixed
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, Linear, gate, Linear; the numbers in the keys count the parts between, too."""
+
+    def __init__(self, dim: int) -> None:
+        inner = dim * 8 // 3
+        gate, dropout = nn.Identity(), nn.Identity()
+        up, down = nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
+        super().__init__(nn.LayerNorm(dim), up, gate, dropout, down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) -> (…, d)"""
+        norm, up, _, _, down = self
+        value, gate = up(norm(x)).chunk(2, dim=-1)
+        moved: Tensor = down(value * functional.gelu(gate))
+        return moved
+
+
+class Transformer(nn.Module):
+    """`depth` times position, attention, feed-forward, each added to what came in; then a norm."""
+
+    def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList([Position(dim), Attention(dim, heads, dim_head), nn.Identity(), FeedForward(dim)])
+            for _ in range(depth)
+        )
+        self.norm_out = Norm(dim)
+
+
+class SpatialBias(nn.Module):
+    """What each head adds to the attention between two places of a frame: a small network of their distance."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Sequential(nn.Linear(2, dim), nn.LeakyReLU(0.1)),
+            nn.Sequential(nn.Linear(dim, dim), nn.LeakyReLU(0.1)),
+            nn.Linear(dim, heads),
+        )
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """-> (heads, h·w, h·w); the network sees each of the (2h-1)·(2w-1) distances once."""
+        weight = self.net[2].weight
+        y = torch.arange(1 - height, height, device=weight.device, dtype=weight.dtype)
+        x = torch.arange(1 - width, width, device=weight.device, dtype=weight.dtype)
+        distance = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+        bias: Tensor = self.net(distance.sign() * distance.abs().log1p())
+        return bias.T[:, distance_index(height, width).to(weight.device)]
+
+
+class Codebook(nn.Module):
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embed: Tensor
+        self.register_buffer("embed", torch.zeros(1, size, dim))
+
+
+class CTViT(nn.Module):
+    """The whole network; `input` = (channels, frames, height, width), `patch` = (frames, height, width), `output` = (size,)."""
+
+    def __init__(
+        self,
+        *,
+        input: list[int],
+        output: list[int],
+        patch: list[int],
+        dim: int,
+        heads: int,
+        dim_head: int,
+        spatial_depth: int,
+        temporal_depth: int,
+        codebook: int,
+    ) -> None:
+        super().__init__()
+        channels, *volume = input
+        if any(size % part for size, part in zip(volume, patch, strict=True)):
+            raise ValueError(f"{input=} is not made of whole patches, {patch=}")
+        self.patch = patch
+        self.grid = [size // part for size, part in zip(volume, patch, strict=True)]
+        frame = channels * patch[1] * patch[2]
+        vit = nn.Module()
+        vit.spatial_rel_pos_bias = SpatialBias(dim, heads)
+        vit.to_patch_emb_first_frame = patch_embedding(frame, dim)
+        vit.to_patch_emb = patch_embedding(frame * patch[0], dim)
+        vit.enc_spatial_transformer = Transformer(dim, spatial_depth, heads, dim_head)
+        vit.enc_temporal_transformer = Transformer(dim, temporal_depth, heads, dim_head)
+        vit.vq = nn.Module()
+        vit.vq._codebook = Codebook(codebook, dim)
+        self.VIT = vit
+        self.projection_layer = nn.Linear(self.grid[1] * self.grid[2] * dim, output[0], bias=False)
+        self.bias: Tensor | None
+        self.register_buffer("bias", None, persistent=False)
+        self.directions: Tensor | None
+        self.register_buffer("directions", None, persistent=False)
+
+    def fold(self) -> "CTViT":
+        """In place, for export: what depends on weights alone becomes constant, in float64 and rounded once."""
+        self.bias = self.attention_bias(torch.float64).float()
+        self.directions = self.codebook_directions(torch.float64).float()
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fold()
+        return self
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(b, 1, frames, height, width) float32, HU / 1000 in [-1, 1] -> (b, output) float32, not normalised."""
+        return self.project(self.quantise(self.encode(volume)))
+
+    def encode(self, volume: Tensor) -> Tensor:
+        """(b, 1, frames, height, width) -> tokens (b, t, h, w, d)"""
+        return self.temporal(self.spatial(self.patches(volume)))
+
+    def patches(self, volume: Tensor) -> Tensor:
+        """(b, c, frames, height, width) -> (b, t, h, w, d)"""
+        x: Tensor = cut(volume, self.patch)
+        for part in self.VIT.to_patch_emb[1:]:
+            x = part(x)
+        return x
+
+    def spatial(self, x: Tensor) -> Tensor:
+        """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
+        grid = x.shape[1:4]
+        bias = self.bias if self.bias is not None else self.attention_bias()
+        for position, attention, _, feed_forward in self.VIT.enc_spatial_transformer.layers:
+            x = x + position(x)
+            x = x.flatten(2, 3)
+            x = torch.cat([part + attention(part, bias) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+            x = torch.cat([part + feed_forward(part) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+            x = x.unflatten(2, grid[1:])
+        normed: Tensor = self.VIT.enc_spatial_transformer.norm_out(x)
+        return normed
+
+    def temporal(self, x: Tensor) -> Tensor:
+        """(b, t, h, w, d) -> (b, t, h, w, d), attention along t at each place"""
+        t, h, w, d = self.grid + [x.shape[-1]]
+        x = x.permute(0, 2, 3, 1, 4).reshape(-1, h * w, t, d)
+        for position, attention, _, feed_forward in self.VIT.enc_temporal_transformer.layers:
+            x = x + as_sequences(position(as_grid(x, self.grid)), self.grid)
+            x = x + attention(x)
+            x = x + feed_forward(x)
+        x = self.VIT.enc_temporal_transformer.norm_out(x)
+        return x.unflatten(1, (h, w)).permute(0, 3, 1, 2, 4)
+
+    def quantise(self, tokens: Tensor) -> Tensor:
+        """tokens (b, t, h, w, d) -> codes (b, t, h, w) int64, the codebook row of the greatest cosine.
+
+        The length of a token is a positive factor of all its cosines and changes no argmax.
+        """
+        rows = self.directions if self.directions is not None else self.codebook_directions()
+        return torch.cat([(part @ rows.T).argmax(dim=-1) for part in tokens.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+
+    def project(self, codes: Tensor) -> Tensor:
+        """codes (b, t, h, w) -> (b, output)"""
+        quantised = functional.embedding(codes, self.VIT.vq._codebook.embed.flatten(0, 1))
+        embedding: Tensor = self.projection_layer(quantised.mean(dim=1).flatten(1))
+        return embedding
+
+    def attention_bias(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """-> (heads, h·w, h·w)"""
+        network = self.VIT.spatial_rel_pos_bias
+        bias: Tensor = torch.func.functional_call(
+            network, {key: weight.to(dtype) for key, weight in network.named_parameters()}, tuple(self.grid[1:])
+        )
+        return bias
+
+    def codebook_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """-> (codebook, d), rows of length 1"""
+        return unit(self.VIT.vq._codebook.embed[0].to(dtype))
+
+
+def unit(x: Tensor) -> Tensor:
+    """(…, d) -> (…, d) of length 1; zeros stay zeros."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Identity(), nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
+
+
+def cut(volume: Tensor, patch: list[int]) -> Tensor:
+    """(b, c, t·pt, h·ph, w·pw) -> (b, t, h, w, c·pt·ph·pw)"""
+    b, c, *sizes = volume.shape
+    (pt, ph, pw), (t, h, w) = patch, [size // part for size, part in zip(sizes, patch, strict=True)]
+    parts = volume.reshape(b, c, t, pt, h, ph, w, pw)
+    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, t, h, w, c * pt * ph * pw)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(…, n, heads·dim_head) -> (…, heads, n, dim_head)"""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def as_grid(x: Tensor, grid: list[int]) -> Tensor:
+    """(b, h·w, t, d) -> (b, t, h, w, d) by reshaping alone: axes stay where they are, the weights were trained so."""
+    return x.reshape(-1, *grid, x.shape[-1])
+
+
+def as_sequences(x: Tensor, grid: list[int]) -> Tensor:
+    """The way back from `as_grid`."""
+    return x.reshape(-1, grid[1] * grid[2], grid[0], x.shape[-1])
+
+
+def distance_index(height: int, width: int) -> Tensor:
+    """(h·w, h·w) int64: where the distance (yᵢ - yⱼ, xᵢ - xⱼ) stands in the list of all distances."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
+
+
+def build(entry: dict[str, Any]) -> CTViT:
+    """The network an entry of models.yaml describes, without memory for its weights."""
+    with torch.device("meta"):
+        return CTViT(input=entry["input"], output=entry["output"], **entry["network"])
+
+
+def load(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
+    """The network of `entry` with the weights of `checkpoint`, unfolded; errors as in `load_state_dict`."""
+    network = build(entry)
+    load_state_dict(checkpoint, network)
+    return network
+
+
+def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
+    """A seeded state dict of `entry` with all the keys of real files, the decoder and the codebook's statistics too.
+
+    Every tensor depends on its own key and shape only. Weights keep the size of what passes through them.
+    """
+    network, (channels, *_), patch = build(entry), entry["input"], entry["network"]["patch"]
+    dim, size = entry["network"]["dim"], entry["network"]["codebook"]
+    tensors = {key: _random(key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
+    for decoder, pixels in (("to_pixels_first_frame", patch[1] * patch[2]), ("to_pixels", math.prod(patch))):
+        for part, shape in (("weight", (channels * pixels, dim)), ("bias", (channels * pixels,))):
+            key = f"VIT.{decoder}.0.{part}"
+            tensors[key] = _random(key, shape)
+    statistics = {"initted": torch.ones(1), "cluster_size": torch.ones(1, size), "embed_avg": torch.zeros(1, size, dim)}
+    return tensors | {f"VIT.vq._codebook.{key}": tensor for key, tensor in statistics.items()}
+
+
+def _random(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Uniform, around 1 for what multiplies (norms, scales), else around 0 and as wide as its fan-in allows."""
+    draw = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
+    tensor = torch.from_numpy(draw).mul_(2).sub_(1)
+    if len(shape) == 1:
+        multiplies = key.endswith(("gamma", "_scale", ".weight"))
+        return tensor.mul_(0.3).add_(1) if multiplies else tensor.mul_(0.1)
+    return tensor.mul_(1 / math.sqrt(max(1, math.prod(shape[1:]))))

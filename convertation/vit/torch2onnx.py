@@ -1,0 +1,39 @@
+"""Convert a CT-ViT: python -m convertation.vit.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convertation.export import export, main
+from convertation.vit.ctvit import CTViT, load
+
+
+class Visible(nn.Module):
+    """The network with what lies inside it, so that the ONNX file names it: a check compares there, too."""
+
+    def __init__(self, network: CTViT) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, 1, frames, height, width) -> output (b, output), tokens (b, t, h, w, d), codes (b, t, h, w)"""
+        tokens = self.network.encode(volume)
+        codes = self.network.quantise(tokens)
+        return self.network.project(codes), tokens, codes
+
+
+def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int, metadata: dict[str, str]) -> None:
+    """Write the CT-ViT of `checkpoint` as ONNX: `input` (batch, 1, frames, height, width) -> `output` (batch, output).
+
+    Inside, the values `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 bear these names.
+    """
+    network = Visible(load(checkpoint, entry).fold())
+    sample = torch.empty(2, *entry["input"])
+    batch_max, inner = entry["batch"][-1], ("tokens", "codes")
+    export(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner)
+
+
+if __name__ == "__main__":
+    main(torch2onnx)

@@ -1,0 +1,196 @@
+"""Compare PyTorch with ONNX Runtime: python -m scripts.compare CHECKPOINT ENTRY.json TOLERANCE.json ONNX OUT.json
+
+Both get the same seeded input: PyTorch, the network as trained and not folded, one sample at a time; ONNX Runtime in
+batches. OUT, written only if they agree, also holds the answers that a server of this file must give.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+from scripts.sample import sample
+
+Array = NDArray[Any]
+
+NETWORKS = {"vit": "convertation.vit.ctvit", "head": "convertation.head.mlp", "bpr": "convertation.bpr.vgg"}
+INNER = {"vit": ("tokens", "codes")}  # values inside the graph that are compared too
+SEED = 0
+LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once: a full-size volume is 221 MB, two take long
+
+
+class Judge(NamedTuple):
+    """Ends the comparison with what is wrong, where, what it means and what to do."""
+
+    onnx: Path
+    family: str
+    tolerance: float
+
+    def fail(self, what: str, meaning: str) -> NoReturn:
+        raise SystemExit(
+            f"{self.onnx}: {what}\n{meaning}; nothing is written\n"
+            f"next: rm {self.onnx} && make onnx MODEL={self.family}; if it stays, suspect torch and onnxruntime"
+        )
+
+    def sane(self, name: str, reference: Array, answer: Array) -> None:
+        """Same shape and type, and every value finite."""
+        found, expected = (f"{values.dtype} {list(values.shape)}" for values in (answer, reference))
+        if found != expected:
+            self.fail(f"{name} is {found}, expected {expected}", "the file is no export of this model")
+        for side, values in ("PyTorch", reference), ("ONNX Runtime", answer):
+            if bad := values.size - int(np.isfinite(values).sum()):
+                self.fail(
+                    f"{bad} of {values.size} values of {name} by {side} are NaN or infinite, expected none",
+                    "it overflows",
+                )
+
+    def alive(self, name: str, reference: Array, answer: Array) -> None:
+        """The samples of a batch get different answers; else two sides agree by saying nothing."""
+        for side, values in ("PyTorch", reference), ("ONNX Runtime", answer):
+            largest = np.abs(values).max()
+            if not np.abs(values[1:] - values[0]).max() > 10 * self.tolerance * largest:
+                what = f"{name} by {side} does not depend on the input (largest value {largest:.3g})"
+                self.fail(f"{what}, expected one answer per sample", "the network answers the same for every input")
+
+    def same(self, name: str, reference: Array, answer: Array) -> float:
+        """The largest difference relative to the reference's largest absolute value, if within the tolerance."""
+        self.sane(name, reference, answer)
+        scale = np.abs(reference).max()
+        apart = np.abs(answer.astype(np.float64) - reference)
+        largest = float(apart.max() / scale) if scale else float(apart.max() > 0)
+        if largest > self.tolerance:
+            where = [int(index) for index in np.unravel_index(apart.argmax(), apart.shape)]
+            self.fail(
+                f"{name} differs from PyTorch's by {largest:.2e} of its scale {scale:.3g}, most at {where}; "
+                f"expected at most {self.tolerance:g}",
+                "the file does not compute what the checkpoint does",
+            )
+        return largest
+
+
+def compare(checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path) -> dict[str, Any]:
+    """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
+
+    `tolerance`: `output` for this comparison, `served` for a server's answers, both relative to the scale, which is the
+    largest absolute value of PyTorch's output. SystemExit if the sides differ by more, if either has NaN or infinite
+    values, or if the output does not depend on the input.
+    """
+    judge = Judge(onnx, entry["family"], tolerance["output"])
+    batches = sorted({1, max(2, entry["batch"][1])})
+    request = network_input(entry, batches[-1])
+    # First ONNX Runtime, and gone before PyTorch comes: of a ViT each of them holds the 604 MB of the projection
+    answers = ask(judge, request, batches, INNER.get(entry["family"], ()))
+    network = importlib.import_module(NETWORKS[entry["family"]]).load(checkpoint, entry)
+    report: dict[str, Any] = {}
+    ties: Array = np.zeros(1)
+    with torch.inference_mode():
+        if entry["family"] == "vit":
+            from convertation.vit import check_vit
+
+            references, expected, ties, report = check_vit.check(network, request, answers, judge)
+        else:
+            references = np.concatenate([network(torch.from_numpy(one[None])).numpy() for one in request])
+            expected = [references[:batch] for batch in batches]
+    del network
+
+    differences = []
+    for batch, right, answer in zip(batches, expected, answers, strict=True):
+        judge.sane(f"output at batch {batch}", right, answer["output"])
+        if batch > 1:
+            judge.alive(f"output at batch {batch}", right, answer["output"])
+        differences.append(judge.same(f"output at batch {batch}", right, answer["output"]))
+
+    scale = float(np.abs(references).max())
+    served = [
+        {
+            "seed": SEED,
+            "batch": batch,
+            "output": references[:batch].tolist(),
+            "allowed": (tolerance["served"] * scale + ties[:batch]).tolist()
+            if ties.any()
+            else tolerance["served"] * scale,
+        }
+        for batch in batches
+        if request[:batch].nbytes <= LARGEST_REQUEST
+    ]
+    result = {
+        "model": entry["name"],
+        "difference": max(differences),
+        "tolerance": tolerance["output"],
+        "batches": batches,
+        "scale": scale,
+        **report,
+        "served": served,
+    }
+    if entry["family"] == "bpr":
+        from convertation.bpr import check_bpr
+
+        result |= check_bpr.check(checkpoint, entry, onnx)
+    return result
+
+
+def network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
+    """`batch` seeded samples as the network takes them; of BPR's series slices from bottom to top."""
+    if entry["family"] != "bpr":
+        volumes: NDArray[np.float32] = sample(entry, SEED, batch)["input"]
+        return volumes
+    from convertation.bpr.bpreg import preprocess
+
+    request = sample(entry, SEED, 1)
+    slices: NDArray[np.float32] = preprocess(request["input"][0], request["metadata"][0])
+    return slices[np.linspace(0, len(slices) - 1, batch).astype(int)]
+
+
+def ask(
+    judge: Judge, request: NDArray[np.float32], batches: list[int], inner: tuple[str, ...]
+) -> list[dict[str, Array]]:
+    """ONNX Runtime's answer to the first samples of `request`, per batch: `output` and the values named in `inner`."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said below, in one line
+    names = ["output", *inner]
+    try:
+        # A protobuf message may come in pieces: with one more, the values inside the graph are outputs too. The copy
+        # lives in memory, and only until it is read.
+        with os.fdopen(os.memfd_create("model"), "wb") as copy:
+            with judge.onnx.open("rb") as file:
+                shutil.copyfileobj(file, copy, 1 << 24)
+            outputs = [ValueInfoProto(name=name) for name in inner]
+            copy.write(ModelProto(graph=GraphProto(output=outputs)).SerializeToString())
+            copy.flush()
+            session = onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
+        answers = []
+        for batch in batches:
+            answers.append(dict(zip(names, session.run(names, {"input": request[:batch]}), strict=True)))
+    except OSError as error:
+        raise SystemExit(
+            f"{judge.onnx}: cannot be read ({error.strerror}); next: make onnx MODEL={judge.family}"
+        ) from None
+    except Exception as error:  # ONNX Runtime's own have no common class
+        if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, ValueError):
+            raise
+        judge.fail(f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", "the file is no export of this model")
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in "checkpoint", "entry", "tolerance", "onnx", "out":
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
+    result = compare(given.checkpoint, entry, tolerance, given.onnx)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{given.out}: largest difference {result['difference']:.1e} of the scale, allowed {result['tolerance']:g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""Download an archive from Yandex.Disk, or take one fetched by hand, if it is what its lock says.
+
+    python -m scripts.fetch [--from FILE] NAME OUT
+
+NAME is an entry of training/archives.json; its lock, training/NAME.lock.json, is recorded by the first download, but
+not under CI=true.  What has come so far is OUT.part, and OUT.part.json says of what; the next run goes on from there.
+With --from, OUT becomes a symbolic link to FILE.  An OUT that is right already is left as it is.  Variables of the
+environment: scripts/yandex_disk.py.
+"""
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import requests
+
+from scripts.progress import Progress, amount
+from scripts.yandex_disk import (
+    Archive,
+    Pause,
+    Refused,
+    Source,
+    Trouble,
+    address,
+    ask,
+    busy,
+    difference,
+    locked,
+    persist,
+    record,
+    secure,
+    source,
+    timeouts,
+)
+
+CHUNK = 1 << 20
+
+
+def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
+    """Make `out` the archive `name`, from `given` or from Yandex.Disk; SystemExit if it is not what the lock says."""
+    origin = source(name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        lock = locked(origin)
+        if os.environ.get("CI", "").lower() in ("true", "1") and (lock is None or not lock.sha256):
+            lack = "is missing" if lock is None else "has no sha256"
+            raise SystemExit(f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it")
+        if given is not None:
+            take(origin, lock, given, out, pause)
+            return
+        if lock and out.exists() and not difference(lock, there := look(out, lock)):
+            settle(origin, lock, there)
+            print(f"{out} is what {origin.lock} says; nothing to download", flush=True)
+            return
+        there = persist(origin, lambda: ask(origin), pause=pause)
+        agree(origin, lock, there)
+        if not lock and out.exists() and not difference(there, here := look(out, there)):
+            settle(origin, lock, replace(here, md5=there.md5, modified=there.modified))
+            print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
+            return
+        download(origin, lock, out, pause)
+
+
+def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> None:
+    """Bring the archive to `out`, in as many tries as it takes."""
+    with Partial(out) as part:
+        try:
+            there = persist(
+                origin,
+                lambda: attempt(origin, lock, part),
+                reached=lambda: part.best,
+                pause=pause,
+                kept=lambda: f"; {amount(part.size)} of it wait in {part.path}" if part.size else "",
+            )
+        except KeyboardInterrupt:
+            print(f"\n{origin.name}: stopped; the next run goes on from {amount(part.size)}", file=sys.stderr)
+            sys.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SystemExit(f"{part.path}: {error.strerror}; free some, the next run goes on from there") from None
+        got = replace(there, sha256=part.sha256.hexdigest())
+        if wrong := difference(there, replace(got, md5=part.md5.hexdigest() if part.md5 else "")):
+            bad = part.set_aside()
+            raise SystemExit(
+                f"{origin.name}: what came is not what Yandex.Disk announced: {wrong}; it is set aside as {bad}, "
+                f"the next run starts anew\n{origin.way_out}"
+            )
+        if lock and (wrong := difference(lock, got)):  # the API gave no sha256 to compare beforehand
+            raise SystemExit(f"{part.set_aside()}: {changed(origin, wrong)}")
+        if out.exists() and not out.is_symlink():
+            print(f"{out} was another archive; it is kept as {(old := unused(out))}", flush=True)
+            out.rename(old)
+        part.finish(out)
+    settle(origin, lock, got)
+    print(f"{out}: {amount(got.size)}, sha256 {got.sha256}", flush=True)
+
+
+def attempt(origin: Source, lock: Archive | None, part: "Partial") -> Archive:
+    """Go on from where `part` is to its end; return what the API says the archive is."""
+    there = ask(origin)
+    agree(origin, lock, there)
+    part.belong(there)
+    if part.size == there.size:
+        return there
+    room(part.path, there.size - part.size, origin.name)
+    headers = {"Accept-Encoding": "identity"}
+    if part.size:
+        headers["Range"] = f"bytes={part.size}-"
+        if part.guard:
+            headers["If-Range"] = part.guard
+    with requests.get(address(origin), headers=headers, stream=True, timeout=timeouts()) as response:
+        secure(origin, response.url)
+        place(response, part, there.size)
+        part.guarded_by(response)
+        with closing(Progress(origin.name, there.size, part.size)) as progress:
+            while block := response.raw.read1(min(CHUNK, there.size + 1 - part.size)):
+                if part.size + len(block) > there.size:
+                    part.restart()
+                    raise Trouble(f"more came than the {amount(there.size)} announced")
+                part.write(block)
+                progress.add(len(block))
+    if part.size < there.size:
+        raise Trouble(f"the connection ended at {amount(part.size)} of {amount(there.size)}")
+    return there
+
+
+def place(response: requests.Response, part: "Partial", size: int) -> None:
+    """Put `part` to the byte at which the answer begins; raise Trouble if it is not an answer to go on with."""
+    status, kind = response.status_code, response.headers.get("Content-Type", "")
+    if status in (403, 404, 410):
+        raise Trouble(f"the download address has expired ({status})")
+    if status == 416:
+        part.restart()
+        raise Trouble("the server has no such range (416)")
+    if status == 429 or status >= 500:
+        raise busy(response, "")
+    if status not in (200, 206):
+        raise Refused(f"the storage host answered {status}")
+    if kind.startswith("text/html"):
+        raise Trouble("a web page came instead of the archive; a portal or a captcha?")
+    if status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != part.size or match[2] not in (str(size), "*"):
+            part.restart()
+            raise Trouble(f"another range came than the one asked for, of {size} bytes")
+        return
+    length = response.headers.get("Content-Length")
+    if length and int(length) != size:
+        raise Trouble(f"the file is being replaced: {length} bytes instead of {size}")
+    if part.size:
+        print("the server starts from the first byte again", file=sys.stderr, flush=True)
+        part.restart()
+
+
+def agree(origin: Source, lock: Archive | None, there: Archive) -> None:
+    """Raise SystemExit if the archive on Yandex.Disk is not the locked one."""
+    if lock and (wrong := difference(lock, there)):
+        raise SystemExit(changed(origin, wrong))
+
+
+def changed(origin: Source, wrong: str) -> str:
+    """Return the message about an archive that is not the locked one."""
+    return (
+        f"{origin.name} is not the one in {origin.lock}: {wrong}\n"
+        f"Look at it: make update; take it: make update ACCEPT=1; or go on with the old one: {origin.by_hand}"
+    )
+
+
+def settle(origin: Source, lock: Archive | None, got: Archive) -> None:
+    """Record the lock if there is none, or if there was no sha256 in it."""
+    if not (lock and lock.sha256):
+        record(origin, got)
+        print(f"{origin.lock}: recorded, as it was the first time; commit it", flush=True)
+
+
+def take(origin: Source, lock: Archive | None, given: Path, out: Path, pause: Pause) -> None:
+    """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
+    if not given.is_file():
+        raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
+    if not zipfile.is_zipfile(given):
+        raise SystemExit(f"{given}: no zip archive, or only the beginning of one; fetch it again from {origin.link}")
+    if lock:
+        here = look(given, lock)
+        if wrong := difference(lock, here):
+            raise SystemExit(f"{given}: {changed(origin, wrong)}")
+    else:
+        try:
+            there = persist(origin, lambda: ask(origin), pause=pause)
+        except SystemExit as unheard:
+            print(f"{unheard}\n{given}: taken without having been compared", file=sys.stderr, flush=True)
+            there = Archive(given.stat().st_size)
+        here = look(given, there)
+        if wrong := difference(there, here):
+            raise SystemExit(
+                f"{given}: not the {origin.name} that is on Yandex.Disk: {wrong}\n"
+                f"If it is the one you mean, describe it in {origin.lock}: size and sha256"
+            )
+        here = replace(here, md5=there.md5, modified=there.modified)
+    settle(origin, lock, here)
+    if out.exists() and out.samefile(given):
+        print(f"{out}: {amount(here.size)}, used where it is", flush=True)
+        return
+    if out.is_symlink():
+        out.unlink()
+    elif out.exists():
+        print(f"{out} makes room for a link; it is kept as {(old := unused(out))}", flush=True)
+        out.rename(old)
+    out.symlink_to(given.resolve())
+    print(f"{out}: a link to {given.resolve()}, {amount(here.size)}, sha256 {here.sha256}", flush=True)
+
+
+def look(path: Path, like: Archive) -> Archive:
+    """Return what the file is; its digests only if its size is the expected one, its MD5 only if there is no SHA-256."""
+    size = path.stat().st_size
+    if size != like.size:
+        return Archive(size)
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            sha256.update(block)
+            if like.md5 and not like.sha256:
+                md5.update(block)
+    return Archive(size, sha256.hexdigest(), md5.hexdigest() if like.md5 and not like.sha256 else "")
+
+
+def room(path: Path, needed: int, name: str) -> None:
+    """Raise SystemExit if the disk has not `needed` bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise SystemExit(f"{name} needs {amount(needed)} more in {path.parent.resolve()}, {amount(free)} are free")
+
+
+def unused(path: Path) -> Path:
+    """Return a free name for a file that `path` was."""
+    number = 0
+    while (old := path.with_name(f"{path.name}.old{number or ''}")).exists():
+        number += 1
+    return old
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait, and say so, until no other process works on `path`; whoever is killed has let go of it."""
+    guard = path.with_name(f"{path.name}.busy")
+    while True:
+        with guard.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{path}: waiting for another process that fetches it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                held = os.path.samestat(os.fstat(file.fileno()), guard.stat())
+            except FileNotFoundError:
+                held = False
+            if held:  # else the one before removed it between our opening and locking it
+                try:
+                    yield
+                finally:
+                    guard.unlink()
+                return
+
+
+class Partial:
+    """OUT.part, its digests, and in OUT.part.json what it is a part of and the guard for the next Range."""
+
+    def __init__(self, out: Path) -> None:
+        self.path, self.note = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
+        self.file = self.path.open("ab", buffering=0)
+        self.whole: Archive | None = None
+        self.guard, self.best, self.size = "", 0, self.path.stat().st_size
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        if self.path.exists() and self.path.stat().st_size == 0:
+            self.path.unlink()
+            self.note.unlink(missing_ok=True)
+
+    def belong(self, whole: Archive) -> None:
+        """Keep what is there if it is a part of `whole`, else start anew."""
+        if self.whole == whole:
+            return
+        try:
+            noted = json.loads(self.note.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            noted = {}
+        self.whole = whole
+        if noted.get("of") == asdict(whole) and self.size <= whole.size:
+            self.guard = str(noted.get("guard", ""))
+            self.digest()
+        else:
+            self.restart()
+
+    def digest(self) -> None:
+        """Read what came in an earlier run."""
+        self.sha256 = hashlib.sha256()
+        self.md5 = None
+        if self.whole and self.whole.md5 and not self.whole.sha256:
+            self.md5 = hashlib.md5(usedforsecurity=False)
+        with self.path.open("rb") as file:
+            while block := file.read(CHUNK):
+                self.sha256.update(block)
+                if self.md5:
+                    self.md5.update(block)
+        self.best = max(self.best, self.size)
+
+    def restart(self) -> None:
+        """Forget what came."""
+        self.file.truncate(0)
+        self.size, self.guard = 0, ""
+        self.write_note()
+        self.digest()
+
+    def guarded_by(self, response: requests.Response) -> None:
+        """Note what tells this file on the server from a later one: its entity tag if strong, else its date."""
+        tag = response.headers.get("ETag", "")
+        guard = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+        if guard != self.guard:
+            self.guard = guard
+            self.write_note()
+
+    def write_note(self) -> None:
+        """Write OUT.part.json."""
+        noted = {"of": asdict(self.whole) if self.whole else None, "guard": self.guard}
+        draft = self.note.with_name(f"{self.note.name}~")
+        draft.write_text(json.dumps(noted) + "\n", encoding="utf-8")
+        draft.replace(self.note)
+
+    def write(self, block: bytes) -> None:
+        """Append to the file."""
+        written = 0
+        while written < len(block):  # an unbuffered write may take less, on a disk that is full
+            written += self.file.write(memoryview(block)[written:])
+        self.sha256.update(block)
+        if self.md5:
+            self.md5.update(block)
+        self.size += len(block)
+        self.best = max(self.best, self.size)
+
+    def set_aside(self) -> Path:
+        """Keep a bad file under a name of its own, and return that."""
+        bad = self.path.with_name(f"{self.path.name.removesuffix('.part')}.bad")
+        self.path.replace(bad)
+        self.note.unlink(missing_ok=True)
+        return bad
+
+    def finish(self, out: Path) -> None:
+        """Make the file `out`."""
+        os.fsync(self.file.fileno())
+        self.path.replace(out)
+        self.note.unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="the archive, fetched by hand")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    fetch(options.name, options.out, options.given)
+
+
+if __name__ == "__main__":
+    main()

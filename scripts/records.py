@@ -1,0 +1,120 @@
+"""What is known about files: their digests, and how each artifact was made. Standard library only.
+
+    .make/seen/X   digest, size, mtime, ctime and inode of X; the digest alone once X is gone
+    .make/made/X   "X=digest command : input=digest ..." of the step that last made X
+    .make/took/X   when and why that step ran, its seconds and peak memory, as JSON
+
+In these names, / of the path X is written as %.  The Makefile reads the same records.
+"""
+
+import fcntl
+import os
+import time
+from typing import TextIO
+
+SETTLED = 20_000_000  # ns; a file younger than the clock's tick could change again under the same times
+
+
+def record(kind: str, path: str) -> str:
+    """Return the place of a record: record("made", "build/onnx/vit.onnx") is .make/made/build%onnx%vit.onnx."""
+    return f".make/{kind}/{path.replace('/', '%')}"
+
+
+def digest(path: str) -> str:
+    """Return the SHA-256 of `path`, "" if it is absent; read it only if it moved since the last look."""
+    note, stat = read(record("seen", path)).split(), look(path)
+    if note[1:] != stat or not note:
+        if stat:
+            note = [sha256(path), *stat]
+        if note:
+            write(record("seen", path), " ".join(note if stat else note[:1]))
+    return note[0] if stat else ""
+
+
+def known(path: str) -> str:
+    """Return the digest of `path`, or of what it was before it went away."""
+    return digest(path) or wrote(path) or (read(record("seen", path)).split() or [""])[0]
+
+
+def wrote(path: str) -> str:
+    """Return the digest of what the last step for `path` wrote, "" if there was none."""
+    return read(record("made", path)).split(" ")[0].rpartition("=")[2]
+
+
+def made_from(path: str) -> dict[str, str]:
+    """Return the digest of each input of the step that last made `path`."""
+    words = read(record("made", path)).rpartition(" : ")[2].split()
+    return {name: was for name, _, was in (word.rpartition("=") for word in words)}
+
+
+def holds(path: str) -> bool:
+    """Tell whether each record is true from `path` down to the sources and the user's own, be they absent or not."""
+    if digest(path) not in ("", wrote(path)):
+        return True  # no step wrote this; whether it is the right one, its consumer's record says
+    return all(known(name) == was and holds(name) for name, was in made_from(path).items())
+
+
+def found(wanted: str) -> str:
+    """Return a present file whose content has the digest `wanted`, "" if none is known."""
+    for name in sorted(os.listdir(".make/seen")):
+        if read(f".make/seen/{name}").startswith(f"{wanted} ") and digest(path := name.replace("%", "/")) == wanted:
+            return path
+    return ""
+
+
+def look(path: str) -> list[str]:
+    """Return size, mtime, ctime and inode of a file, nothing if it is absent."""
+    try:
+        stat = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if time.time_ns() - stat.st_ctime_ns < SETTLED:
+        time.sleep(SETTLED / 1e9)
+        return look(path)
+    return [str(field) for field in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)]
+
+
+def note(path: str, sha: str) -> None:
+    """Note the digest of a file that was just written, so that it need not be read for it."""
+    write(record("seen", path), " ".join([sha, *look(path)]))
+
+
+def sha256(path: str) -> str:
+    """Return the SHA-256 of a file."""
+    import hashlib  # 7 ms that a look at unmoved files does without
+
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def read(path: str) -> str:
+    """Return the text of a file, "" if it is absent."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def write(path: str, text: str) -> None:
+    """Write a file at one stroke."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(draft := f"{path}.{os.getpid()}~", "w") as file:
+        file.write(text)
+    os.replace(draft, path)
+
+
+def lock(path: str, kind: int = fcntl.LOCK_EX) -> TextIO:
+    """Return an open file that keeps `path` locked until it, and the copy a child may have of it, is closed."""
+    os.makedirs(".make/lock", exist_ok=True)
+    file = open(record("lock", path), "w")
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{path}: waiting for another make that is at it", flush=True)
+        fcntl.flock(file, kind)
+    os.set_inheritable(file.fileno(), True)  # a command that outlives its make still counts
+    return file

@@ -1,0 +1,120 @@
+"""The seeded request of a model: what both sides of every comparison are asked.
+
+    sample(entry, seed, batch)
+
+A ViT gets CT-like volumes, a head unit vectors, BPR one INT16 series. Sample i depends on (seed, i) alone, so a larger
+batch begins with the samples of a smaller one. Voxels are whole Hounsfield units made from integers of PCG64 by sums and
+products in float64: the same on every machine.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float64]
+
+AIR, LUNG, TISSUE, BONE = -1000, -850, 40, 600  # HU
+PATCHES = 48  # cells of the finest structure across a slice
+
+# A ramp that BPR's reference data calls CHEST, over 350 mm from bottom to top, with every other slice left out
+RAMP, SERIES, SPACING = (678.6, 1042.1), (36, 90, 100), (3.0, 3.2, 10.0)  # HU; z, y, x voxels; x, y, z mm
+
+
+def sample(entry: dict[str, Any], seed: int, batch: int) -> dict[str, NDArray[Any]]:
+    """Inputs by name, as a client sends them:
+
+    vit   `input` float32 (batch, 1, frames, height, width), HU / 1000 in [-1, 1]
+    head  `input` float32 (batch, features), each row of length 1
+    bpr   `input` int16 (1, z, y, x) HU and `metadata` float32 (1, 3), spacing x, y, z in mm; batch is 1
+    """
+    if entry["family"] == "bpr":
+        if batch != 1:
+            raise ValueError(f"{batch=}: BPR takes one series per request")
+        return {"input": series(_generator(seed, 0))[None], "metadata": np.array([SPACING], np.float32)}
+    shape: list[int] = entry["input"]
+    request = np.empty((batch, *shape), np.float32)
+    for index in range(batch):
+        generator = _generator(seed, index)
+        if entry["family"] == "head":
+            features = generator.standard_normal(shape)
+            request[index] = features / np.sqrt(np.square(features).sum())
+        else:
+            fill_volume(generator, request[index, 0])
+    return {"input": request}
+
+
+def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> None:
+    """Fill (frames, height, width) with a chest-like volume, HU / 1000 in [-1, 1].
+
+    Air around an uneven ellipse of soft tissue; in it two lungs with vessels, which widen and close along z, a spine and
+    ribs; noise; and at the edges the -1 that preprocessing pads with.
+    """
+    frames, height, width = volume.shape
+    first, last, top, bottom, left, right = generator.uniform(0.0, 0.07, 6)
+    centre_y, centre_x, lean = generator.uniform(-0.08, 0.08, 3)
+    girth, breath, rib = generator.uniform(0.75, 0.95), generator.uniform(0.8, 1.1), generator.integers(5, 9)
+    coarse = generator.uniform(-1, 1, (7, 6, 6))
+    fine = generator.uniform(-1, 1, (PATCHES // 2, PATCHES, PATCHES))
+    volume[:] = AIR / 1000
+    rows = slice(int(top * height), height - int(bottom * height))
+    columns = slice(int(left * width), width - int(right * width))
+    y, x = _axis(height)[rows, None] - centre_y, _axis(width)[None, columns] - centre_x
+    for frame in range(int(first * frames), frames - int(last * frames)):
+        z = frame / max(frames - 1, 1)
+        wave = _smooth(coarse, z, height, width)[rows, columns]
+        vessels = _smooth(fine, z, height, width)[rows, columns]
+        across = x + lean * (z - 0.5)
+        side = np.abs(across)
+        radius = (1.7 * (y * y) + across * across) / (girth * girth) + 0.15 * wave
+        open_lung = breath * (0.35 + 2.6 * z * (1 - z)) * (0.6 + 0.3 * wave)  # nearly closed at both ends
+        lungs = (9 * np.square(side - 0.42) + 5 * np.square(y + 0.03) < open_lung) & (radius < 0.78)
+        bones = 1.5 * np.square(across) + np.square(y - 0.42) < 0.016
+        bones |= (radius > 0.80) & (radius < 0.92) & ((rib * z + side) % 1 < 0.3)
+        hu = np.where(radius < 1, TISSUE + 25 * wave + 15 * vessels, AIR)
+        hu[lungs & (vessels <= 0.5)] = LUNG
+        hu[bones] = BONE + 300 * vessels[bones]
+        # two bytes per voxel: a triangular noise of 31 HU, the same everywhere because whole
+        noise = np.frombuffer(generator.bytes(2 * hu.size), np.uint8).reshape(2, *hu.shape)
+        hu += 0.3 * np.subtract(noise[0], noise[1], dtype=np.int16)
+        volume[frame, rows, columns] = np.clip(np.rint(hu, out=hu), -1000, 1000, out=hu) / 1000
+
+
+def series(generator: np.random.Generator) -> NDArray[np.int16]:
+    """int16 (z, y, x) HU: from bottom to top each slice is brighter, so that its score changes along the body."""
+    depth, height, width = SERIES
+    y, x = _axis(height)[:, None], _axis(width)[None]
+    coarse = generator.uniform(-1, 1, (7, 6, 6))
+    volume = np.empty(SERIES, np.int16)
+    for index in range(depth):
+        z = index / (depth - 1)
+        hu = 60 * _smooth(coarse, z, height, width) + 120 * ((y * y * 1.7 + x * x) < 0.6)
+        hu += generator.integers(-4, 5, hu.shape)
+        volume[index] = np.rint(RAMP[0] + (RAMP[1] - RAMP[0]) * z + hu - hu.mean())
+    return volume
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, index]))
+
+
+def _axis(size: int) -> Field:
+    """Pixel centres from -1 to 1."""
+    return (2 * np.arange(size) + 1) / size - 1
+
+
+def _smooth(grid: Field, z: float, height: int, width: int) -> Field:
+    """One slice (height, width), at 0 <= z <= 1, of a linear interpolation of a small grid (z, y, x)."""
+    position = z * (len(grid) - 1)
+    below = min(int(position), len(grid) - 2)
+    plane = grid[below] + (position - below) * (grid[below + 1] - grid[below])
+    result: Field = _weights(height, plane.shape[0]) @ plane @ _weights(width, plane.shape[1]).T
+    return result
+
+
+@cache
+def _weights(size: int, cells: int) -> Field:
+    """(size, cells): each row gives its pixel's two neighbours their shares."""
+    position = np.linspace(0, cells - 1, size)[:, None]
+    return np.maximum(0.0, 1 - np.abs(position - np.arange(cells)))

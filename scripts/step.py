@@ -1,0 +1,107 @@
+"""Make one artifact, unless its record is true by now.
+
+    python3 -sES scripts/step.py [--keep] TARGET COMMAND TOOLS INPUT...
+
+COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
+--keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
+"""
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from records import digest, found, lock, note, read, record, sha256, write, wrote
+
+
+def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> None:
+    """Run `command` if `target` is not what its record says, or was made from something else."""
+    out, made = f".make/out/{target}", record("made", target)
+    with lock(target):
+        with lock("publish", fcntl.LOCK_SH):
+            present, digests = digest(target), {name: digest(name) for name in inputs}
+        if missing := [name for name in inputs if not digests[name]]:
+            raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
+        recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
+        mine = wrote(target)  # now that no other make is at it
+        expected = mine if keep and present else present
+        if present and read(made) == f"{target}={expected} {recipe}":
+            return
+        reason, started = why(target, present, recipe), time.monotonic()
+        print(f"{target}: {reason}", flush=True)
+        os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+        if os.path.exists(out):
+            os.remove(out)
+        if not present and read(made) == f"{target}={mine} {recipe}" and (copy := found(mine)):
+            subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
+        else:
+            run(target, command, out)
+        new = sha256(out)
+        with lock("publish", fcntl.LOCK_SH):
+            present = digest(target)  # the user may have been here meanwhile
+            if keep and present and present not in (mine, new):
+                print(f"local: {target} is not what its archive holds; it is kept and used", flush=True)
+                os.remove(out)
+            elif new == present:
+                os.remove(out)
+            else:
+                os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+                os.replace(out, target)
+                note(target, new)
+            write(made, f"{target}={new} {recipe}")
+            took = {
+                "run": os.environ.get("MAKE_RUN", ""),
+                "reason": reason,
+                "seconds": round(time.monotonic() - started, 2),
+                "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+            }
+            write(record("took", target), json.dumps(took))
+
+
+def run(target: str, command: str, out: str) -> None:
+    """Run `command`; raise SystemExit if it fails or does not write `out`."""
+    status = subprocess.run(["bash", "-euo", "pipefail", "-c", command]).returncode
+    if status == 0 and os.path.exists(out):
+        return
+    if os.path.exists(out):
+        os.remove(out)
+    free = shutil.disk_usage(".").free // 1_000_000
+    full = f"only {free} MB are free on this disk; `make clean` frees some\n" if free < 200 else ""
+    happened = f"failed with status {status}" if status else f"wrote nothing to {out}"
+    raise SystemExit(f"{full}{target} was not made, what was there before stays; the command {happened}:\n  {command}")
+
+
+def why(target: str, present: str, recipe: str) -> str:
+    """Say in a few words what is no longer as the record has it."""
+    if not (then := read(record("made", target))):
+        return "new"
+    before, now = then.split()[1:], recipe.split()
+    inputs = {word.rpartition("=")[0] for word in before[before.index(":") + 1 :]} if ":" in before else set()
+    reasons = [] if present == wrote(target) else ["altered" if present else "absent"]
+    for word in now:
+        name = word.rpartition("=")[0]
+        if word not in before and name in inputs:
+            reasons.append(f"{os.path.basename(name)} changed")
+        elif word not in before and word in now[now.index(":") + 1 :]:
+            reasons.append(f"now made from {os.path.basename(name)}")
+        elif word not in before:
+            reasons.append(f"now {word}")
+    return ", ".join(
+        dict.fromkeys(reasons or [f"no longer {word}" for word in before if word not in now] or ["forced"])
+    )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    words = sys.argv[1:]
+    if keep := words[0] == "--keep":
+        words.pop(0)
+    try:
+        step(*words, keep=keep)
+    except OSError as error:
+        raise SystemExit(f"{words[0]} was not made, what was there before stays: {error}") from None

@@ -1,0 +1,270 @@
+"""A public file on Yandex.Disk: where it is (training/archives.json), what it was (its lock), what the API says it is.
+
+Variables: YANDEX_DISK_API and YANDEX_DISK_LINK replace the API's address and the public link; FETCH_TIMEOUT is the
+longest silence of a server and FETCH_BACKOFF the first pause between two tries, in seconds.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+SOURCES = Path("training/archives.json")
+TRIES = 6  # in a row that bring nothing
+GAIN = 16 << 20  # bytes that count as having brought something
+PATIENCE = 900.0  # s; a server that asks for a longer pause is not waited for
+FIELDS = "name,type,size,md5,sha256,modified"
+
+Result = TypeVar("Result")
+Pause = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a file is; "" is not known."""
+
+    size: int
+    sha256: str = ""
+    md5: str = ""
+    modified: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in asdict(self).items() if value != "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an archive is, and the command that goes on with one that was fetched by hand."""
+
+    name: str
+    api: str
+    link: str
+    path: str
+    by_hand: str
+
+    @property
+    def lock(self) -> Path:
+        return SOURCES.parent / f"{self.name}.lock.json"
+
+    @property
+    def way_out(self) -> str:
+        return f"Or fetch {self.name} by hand from {self.link} and run: {self.by_hand}"
+
+
+class Trouble(Exception):
+    """What may be better at the next try, after `pause` seconds if the server named a time."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Refused(Exception):
+    """What another try would not change."""
+
+
+def source(name: str) -> Source:
+    """Return where the archive `name` is, by training/archives.json and the environment."""
+    entries = load(SOURCES)
+    known = entries.get("archives")
+    if not isinstance(known, dict) or name not in known:
+        raise SystemExit(f"{SOURCES}: no archive {name}; it names {', '.join(known or []) or 'none'}")
+    try:
+        return Source(
+            name=name,
+            api=os.environ.get("YANDEX_DISK_API") or entries["api"],
+            link=os.environ.get("YANDEX_DISK_LINK") or known[name]["link"],
+            path=known[name]["path"],
+            by_hand=known[name]["by_hand"],
+        )
+    except KeyError as error:
+        raise SystemExit(f"{SOURCES}: {name} has no {error}; expected link, path, by_hand, and api on top") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: cannot be read: {error}; expected a JSON object, see git log {path}") from None
+    if not isinstance(entries, dict):
+        raise SystemExit(f"{path}: holds no JSON object; see git log {path}")
+    return entries
+
+
+def locked(origin: Source) -> Archive | None:
+    """Return what the lock says of the archive, None if it was never recorded."""
+    if not origin.lock.exists():
+        return None
+    if archive := archive_of(load(origin.lock)):
+        return archive
+    raise SystemExit(f"{origin.lock}: expected a size in bytes and sha256, md5, modified as text; see git log")
+
+
+def record(origin: Source, archive: Archive) -> None:
+    """Write the lock."""
+    known = {key: value for key, value in asdict(archive).items() if value != ""}
+    draft = origin.lock.with_name(f"{origin.lock.name}~")
+    draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    draft.replace(origin.lock)
+
+
+def archive_of(entries: Mapping[str, Any]) -> Archive | None:
+    """Return the archive that a JSON object describes, None if it does not."""
+    size = entries.get("size")
+    texts = {key: entries.get(key) or "" for key in ("sha256", "md5", "modified")}
+    if type(size) is not int or size < 0 or not all(isinstance(text, str) for text in texts.values()):
+        return None
+    return Archive(size, texts["sha256"].lower(), texts["md5"].lower(), texts["modified"])
+
+
+def difference(old: Archive, new: Archive) -> str:
+    """Return in words where the contents differ, "" if nothing known to both does; `modified` alone is no difference."""
+    pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("size", "sha256", "md5")]
+    return ", ".join(f"{key} {was} -> {now}" for key, was, now in pairs if was != now and was != "" and now != "")
+
+
+def ask(origin: Source) -> Archive:
+    """Return what the API says the archive is now; raise Trouble, Refused or a RequestException."""
+    entries = call(origin, "", fields=FIELDS)
+    if entries.get("type", "file") != "file":
+        raise Refused(f"{origin.path} in {origin.link} is a folder, not a file")
+    if archive := archive_of(entries):
+        return archive
+    raise Refused(f"{urlsplit(origin.api).netloc} names no size of {origin.path}; this API is not the one we know")
+
+
+def address(origin: Source) -> str:
+    """Return a fresh address of the archive's content; its life is short."""
+    href = call(origin, "/download").get("href")
+    if not isinstance(href, str) or not href.startswith(("https://", "http://")):
+        raise Refused(f"{urlsplit(origin.api).netloc} gave no address to download {origin.path} from")
+    return secure(origin, href)
+
+
+def secure(origin: Source, url: str) -> str:
+    """Return `url`, unless it would leave HTTPS."""
+    if origin.api.startswith("https:") and not url.startswith("https:"):
+        raise Refused(f"the download leads from HTTPS to {urlsplit(url).scheme}://{urlsplit(url).netloc}")
+    return url
+
+
+def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
+    """Return the API's answer about the archive."""
+    query |= {"public_key": origin.link, "path": origin.path}
+    url = origin.api.rstrip("/") + action
+    with requests.get(url, params=query, headers={"Accept": "application/json"}, timeout=timeouts()) as response:
+        host = urlsplit(response.url).netloc
+        try:
+            entries = response.json()
+        except ValueError:
+            entries = None
+        if not isinstance(entries, dict):
+            if response.status_code >= 500 or response.status_code == 429:
+                raise busy(response, "")
+            kind = response.headers.get("Content-Type", "something")
+            raise Refused(f"{host} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
+        if response.status_code == 200 and "error" not in entries:
+            return entries
+        said = " ".join(str(entries[key]) for key in ("error", "message") if entries.get(key))
+        if "DownloadLimitExceeded" in said and response.status_code != 429:
+            raise Refused(f"too many people download this file today ({response.status_code} {said})")
+        if response.status_code >= 500 or response.status_code == 429:
+            raise busy(response, said)
+        meaning = {403: "the owner forbids downloads", 404: f"there is no {origin.path} in {origin.link}"}
+        raise Refused(f"{meaning.get(response.status_code, f'{host} refuses')} ({response.status_code} {said})")
+
+
+def busy(response: requests.Response, said: str) -> Trouble:
+    """Return the trouble of a server that may answer later, with the pause it asks for."""
+    host, status = urlsplit(response.url).netloc, response.status_code
+    reason = f"{host} asks for fewer requests" if status == 429 else f"{host} has an error of its own"
+    return Trouble(f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", "")))
+
+
+def retry_after(header: str) -> float | None:
+    """Return the seconds that a Retry-After header asks for, a number or a date; None if it does not."""
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def timeouts() -> tuple[float, float]:
+    """Return the longest wait for a connection and for the next bytes, in seconds."""
+    silence = seconds("FETCH_TIMEOUT", 60.0)
+    return min(15.0, silence), silence
+
+
+def seconds(variable: str, default: float) -> float:
+    """Return a positive number of seconds from the environment."""
+    text = os.environ.get(variable) or str(default)
+    try:
+        if 0 < (value := float(text)) < 86400:
+            return value
+    except ValueError:
+        pass
+    raise SystemExit(f"{variable}={text}: expected a number of seconds, e.g. {variable}={default:g}")
+
+
+def persist(
+    origin: Source,
+    action: Callable[[], Result],
+    *,
+    reached: Callable[[], int] = lambda: 0,
+    pause: Pause = time.sleep,
+    kept: Callable[[], str] = lambda: "",
+) -> Result:
+    """Return what `action` returns, tried again after trouble: TRIES times in a row without GAIN more bytes `reached`.
+
+    Raise SystemExit with the last trouble, what is `kept` of the work, and the way out.
+    """
+    tries, best = 0, reached()
+    while True:
+        try:
+            return action()
+        except Refused as refusal:
+            raise SystemExit(f"{origin.name}: {refusal}{kept()}\n{origin.way_out}") from None
+        except requests.exceptions.SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                hint = "behind a proxy of your own, name its certificate: REQUESTS_CA_BUNDLE=/path/ca.pem"
+                raise SystemExit(f"{origin.name}: {innermost(error)}; {hint}\n{origin.way_out}") from None
+            trouble = Trouble(innermost(error))
+        except Trouble as error:
+            trouble = error
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            trouble = Trouble(innermost(error))
+        tries = 1 if reached() >= best + GAIN else tries + 1
+        best = max(best, reached())
+        wait = seconds("FETCH_BACKOFF", 1.0) * 2 ** (tries - 1) if trouble.pause is None else trouble.pause
+        if wait > PATIENCE:
+            raise SystemExit(f"{origin.name}: {trouble}; try again in {wait / 60:.0f} min{kept()}\n{origin.way_out}")
+        if tries >= TRIES:
+            raise SystemExit(f"{origin.name}: {trouble}; gave up after {tries} tries{kept()}\n{origin.way_out}")
+        print(
+            f"{origin.name}: {trouble}; again in {wait:.3g} s (try {tries + 1} of {TRIES})", file=sys.stderr, flush=True
+        )
+        pause(wait)
+
+
+def innermost(error: BaseException) -> str:
+    """Return the cause of a network error, which comes wrapped in several others, in a few words."""
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return f"the server was silent for {timeouts()[1]:g} s"
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, TimeoutError):
+        return f"the server was silent for {timeouts()[1]:g} s"
+    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    return f"connection failed: {text}"

@@ -1,0 +1,146 @@
+"""Copies of the project in temporary folders, where the real Makefile runs: with tiny networks, or with stand-in steps."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = "model_repository_running"
+SOURCES = ("Makefile", "requirements.txt", "requirements-triton.txt", "scripts", "convertation", "docker", "training", "tests")
+
+# Geometry of the tiny networks; everything else of models.yaml stays
+TINY: dict[str, dict[str, object]] = {
+    "vit": {
+        "network": {
+            "dim": 32, "heads": 2, "dim_head": 16, "spatial_depth": 1, "temporal_depth": 1, "patch": [10, 20, 20],
+            "codebook": 64,
+        },
+        "input": [1, 20, 40, 40],
+        "output": [24],
+    },
+    "binary": {"network": {"sizes": [24, 16, 2], "activation": "gelu"}, "input": [24]},
+    "multilabel": {"network": {"sizes": [24, 16, 20], "activation": "leaky_relu"}, "input": [24]},
+    "lipro": {"network": {"sizes": [24, 18]}, "input": [24]},
+    "bpr": {"network": {"channels": 2}},
+}  # fmt: skip
+
+
+class Project:
+    """A copy of the project; `make` runs the real Makefile in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, *args: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start make in a process group of its own; WEIGHTS=synthetic unless told otherwise."""
+        command = ["make", *args] if any(arg.startswith("WEIGHTS=") for arg in args) else ["make", "WEIGHTS=synthetic", *args]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.Popen(
+            command, cwd=self.path, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, env=clean | environment,
+        )  # fmt: skip
+
+    def make(self, *args: str, **environment: str) -> str:
+        """Run make, which must succeed; return what it said."""
+        run = self.start(*args, **environment)
+        said = run.communicate()[0]
+        assert run.returncode == 0, said
+        return said
+
+    def fail(self, *args: str, **environment: str) -> str:
+        """Run make, which must fail without a traceback; return what it said."""
+        run = self.start(*args, **environment)
+        said = run.communicate()[0]
+        assert run.returncode != 0, said
+        assert "Traceback" not in said, said
+        return said
+
+    def steps(self, *args: str, **environment: str) -> set[str]:
+        """Run make; return the artifacts it announced."""
+        return announced(self.make("repository", *args, **environment))
+
+    def published(self) -> dict[str, bytes]:
+        """Return name and content of each published file."""
+        top = self.path / REPOSITORY
+        return {
+            str(path.relative_to(top)): path.read_bytes()
+            for path in sorted(top.rglob("*"))
+            if path.is_file() and path.name != ".gitkeep"
+        }
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace text in a file, which must hold it."""
+        path = self.path / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def append(self, name: str, text: str) -> None:
+        """Add text at the end of a file."""
+        with (self.path / name).open("a") as file:
+            file.write(text)
+
+
+def announced(said: str) -> set[str]:
+    """Return the artifacts that make announced: lines such as `build/onnx/vit.onnx: models.yaml changed`."""
+    return set(re.findall(r"^((?:build|training|\.venv)[^ :]*): (?!waiting)", said, re.MULTILINE))
+
+
+def copy_of_the_project(path: Path) -> Project:
+    """Copy the sources, with tiny networks in models.yaml and the environments of this checkout."""
+    path.mkdir(parents=True, exist_ok=True)
+    ignore = shutil.ignore_patterns("__pycache__", "reference", "weights.zip*", "test_*")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, path / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, path)
+    (path / "training/weights").mkdir(exist_ok=True)
+    for stray in (path / "training/weights").iterdir():
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    models = yaml.safe_load((ROOT / "convertation/models.yaml").read_text())
+    for name, tiny in TINY.items():
+        models[name] |= tiny
+    (path / "convertation/models.yaml").write_text(yaml.safe_dump(models, sort_keys=False))
+    for config in path.glob("convertation/*/*.pbtxt"):
+        config.write_text(tiny_dims(config.read_text()))
+    (path / ".make/made").mkdir(parents=True)
+    for venv in (".venv", ".venv-triton"):
+        (path / venv).symlink_to(ROOT / venv)
+        shutil.copy(ROOT / f".make/made/{venv}%installed", path / ".make/made")
+    return Project(path)
+
+
+def tiny_dims(config: str) -> str:
+    """Return a config.pbtxt of the full-size models with the shapes of the tiny ones."""
+    config = re.sub(r"dims: *\[ *1, *240, *480, *480 *\]", "dims: [ 1, 20, 40, 40 ]", config)
+    return re.sub(r"dims: *\[ *512 *\]", "dims: [ 24 ]", config)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny project, built once and served by the real Triton; tests copy it."""
+    project = copy_of_the_project(tmp_path_factory.mktemp("built") / "project")
+    project.make("repository")
+    return project
+
+
+@pytest.fixture
+def project(built: Project, tmp_path: Path) -> Iterator[Project]:
+    """A copy of the built tiny project; every inode, mtime and ctime in it is new."""
+    copy = Project(tmp_path / "project")
+    shutil.copytree(built.path, copy.path, symlinks=True, copy_function=shutil.copy)
+    yield copy
+    shutil.rmtree(copy.path)
+
+
+def kill(run: "subprocess.Popen[str]") -> None:
+    """kill -9 the whole process group."""
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()

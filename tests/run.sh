@@ -1,0 +1,11 @@
+#!/bin/bash
+# Format, lint, types and every test; `tests/run.sh -k rebuild` hands options to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+
+ruff format --check .
+ruff check .
+mypy scripts convertation
+git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+python -m pytest -ra "$@"
