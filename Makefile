@@ -46,7 +46,7 @@ contents := \
   $(foreach head,$(heads),$(head)_onnx/config.pbtxt=convertation/head/$(head).pbtxt \
                           $(head)_onnx/1/model.onnx=build/onnx/$(head).onnx) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
-  bpr_model/1/requirements.txt=convertation/bpr/requirements.txt $(bpreg:convertation/bpr/%=bpr_model/1/%=convertation/bpr/%) \
+  bpr_model/1/requirements.txt=convertation/bpr/requirements.txt $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
   bpr_model/1/weights/model.onnx=build/onnx/bpr.onnx \
   bpr_model/1/weights/inference-settings.json=$(weights)/bpr/inference-settings.json
 
@@ -103,7 +103,7 @@ $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.jso
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py docker/backends/onnxruntime/model.py
 
-build/checks/verdict.json: $(sources) $(checks) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
+build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx)
 
 .PHONY: repository onnx verify serve rollback test bench clean distclean help
@@ -149,7 +149,8 @@ help:  ## Show this list
 #   .make/made/X   digest of X, its command, digests of its inputs: how X was made     (X with % for /)
 #
 # A step runs when .make/made/X is no longer true; Make compares the text itself and starts scripts/step.py only if
-# it differs.  A file that is absent counts as what its record says, until a step that runs has to read it.
+# it differs.  A file that is absent counts as what its record says, until a step that runs has to read it; an ONNX
+# file is moved when it is published, and read there from then on.
 
 artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) build/checks/verdict.json
 $(artifacts): FORCE
@@ -173,7 +174,8 @@ note  = $(file <.make/seen/$(key))
 made  = $(file <.make/made/$(key))
 here  = $(word 2,$(call note,$1))
 wrote = $(patsubst $1=%,%,$(firstword $(call made,$1)))
-known = $(or $(if $(call here,$1),$(firstword $(call note,$1))),$(call wrote,$1),$(firstword $(call note,$1)))
+sha   = $(if $(call here,$1),$(firstword $(call note,$1)))
+known = $(or $(call sha,$1),$(call wrote,$1),$(firstword $(call note,$1)))
 same  = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
 
 inputs = $(filter-out FORCE,$^)
@@ -182,8 +184,9 @@ self   = $(if $(keep),$(call wrote,$@),$(call known,$@))
 pins   = $(foreach tool,$1,$(or $(filter $(tool)==%,$(file <requirements.txt)),$(error $@: $(tool) is no package of requirements.txt; a comma in a command belongs into a variable)))
 now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(inputs),$(in)=$(call known,$(in))))
 wanted = $(filter $@,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
-ready  = $(and $(call here,$1),$(if $(filter %.zip,$1),$(findstring $(call known,$1),$(file <$1.lock.json)),here))
-absent = $(foreach in,$(filter $(artifacts) $(fetched),$(inputs) $|),$(if $(call ready,$(in)),,$(in)))
+ready  = $(if $(filter %.zip,$1),$(and $(call here,$1),$(findstring $(call known,$1),$(file <$1.lock.json))),$(or $(call here,$1),$(call twin,$1)))
+twin   = $(and $(filter build/onnx/%,$1),$(call same,$(call wrote,$1),$(call sha,$(REPOSITORY)/$(firstword $(subst =, ,$(filter %=$1,$(contents)))))))
+absent = $(strip $(foreach in,$(filter $(artifacts) $(fetched),$(inputs) $|),$(if $(call ready,$(in)),,$(in))))
 
 out   = .make/out/$@
 true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wanted),,vouched for)))
@@ -200,18 +203,18 @@ start = @$(system_python) scripts/step.py $(if $(keep),--keep) $@ $(call quote,$
 space   := $(subst ,, )
 comma   := ,
 ours    = $(file <.make/published/$(call key,$(REPOSITORY)))
-differs = $(if $(call same,$(call known,$(REPOSITORY)/$(word 1,$1)),$(call known,$(word 2,$1))),,$(call model,$(word 1,$1)))
+differs = $(if $(call same,$(call sha,$(REPOSITORY)/$(word 1,$1)),$(call known,$(word 2,$1))),,$(call model,$(word 1,$1)))
 model   = $(firstword $(subst /, ,$1))
 served  = $(sort $(foreach file,$(contents),$(call model,$(file))))
-dropped = $(foreach model,$(filter-out $(served),$(sort $(foreach file,$(wordlist 2,999,$(ours)),$(call model,$(file))))),$(if $(wildcard $(REPOSITORY)/$(model)),$(model)))
+dropped = $(strip $(foreach model,$(filter-out $(served),$(sort $(foreach file,$(wordlist 2,999,$(ours)),$(call model,$(file))))),$(if $(wildcard $(REPOSITORY)/$(model)),$(model))))
 changed = $(sort $(foreach file,$(contents),$(call differs,$(subst =, ,$(file)))) $(dropped))
-recent  = $(foreach file,$1,$(findstring "$(MAKE_RUN)",$(file <.make/took/$(call key,$(file)))))
+recent  = $(strip $(foreach file,$1,$(findstring "$(MAKE_RUN)",$(file <.make/took/$(call key,$(file))))))
 summary = $(system_python) scripts/summary.py
 publish = $(call replace,$(changed))
 replace = $(if $1,$(call bring,$(call lacking,$1),$1),$(if $(call recent,$(artifacts)),@$(summary) build/checks/verdict.json,$(info $(REPOSITORY) is up to date: $(words $(contents)) files, nothing rebuilt)@:))
-lacking = $(foreach file,$(filter $(1:%=%/%),$(contents)),$(filter $(artifacts),$(foreach source,$(lastword $(subst =, ,$(file))),$(if $(call here,$(source)),,$(source)))))
+lacking = $(strip $(foreach file,$(filter $(1:%=%/%),$(contents)),$(filter $(artifacts),$(foreach source,$(lastword $(subst =, ,$(file))),$(if $(call ready,$(source)),,$(source))))))
 bring   = $(if $1,$(if $(dry),,+)@$(MAKE) --no-print-directory $1 repository,@$(call exchange,$2))
-exchange = $(system_python) scripts/publish.py $(REPOSITORY) --weights $(kind) --verdict build/checks/verdict.json $(subst $(space),$(comma),$1) $(contents) && $(summary) build/checks/verdict.json
+exchange = $(system_python) scripts/publish.py $(REPOSITORY) --weights $(kind) --verdict build/checks/verdict.json --models $(subst $(space),$(comma),$1) $(contents) && $(summary) build/checks/verdict.json
 
 ifneq ($(filter repository,$(MAKECMDGOALS)),)
 $(foreach head,$(heads),$(if $(filter $(VIT),$($(head).trained_on)),,$(error \

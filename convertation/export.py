@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import json
+import logging
 import math
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import onnx_ir
+import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (Triton 24.06) reads
+ANY_SIZE = 2**40  # bytes; constants are folded however large they are
 LISTED = 8  # keys named in an error before "and n more"
 
 
@@ -45,7 +49,7 @@ def load_state_dict(checkpoint: Path, network: nn.Module) -> None:
         )
     broken = [key for key in needed if not _finite(found[key])]
     if broken:
-        raise SystemExit(f"{checkpoint}: NaN or infinite weights in {_listing(broken)}; train or fetch it again")
+        raise SystemExit(f"{checkpoint}: NaN or infinite weights in {_listing(broken)}; put a sound checkpoint there")
     network.load_state_dict({key: found[key] for key in needed}, assign=True)
     network.eval().requires_grad_(False)
 
@@ -53,19 +57,20 @@ def load_state_dict(checkpoint: Path, network: nn.Module) -> None:
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The dictionary in a file of `torch.save`, its tensors mapped from the file; nothing in it is ever executed."""
     if not checkpoint.is_file():
-        raise SystemExit(f"{checkpoint}: no such file; run `make weights`, or use WEIGHTS=synthetic")
+        raise SystemExit(f"{checkpoint}: no such file; put it there, or run make with WEIGHTS=synthetic")
     if checkpoint.stat().st_size == 0:
-        raise SystemExit(f"{checkpoint}: the file is empty; expected a checkpoint of torch.save; fetch it again")
+        raise SystemExit(f"{checkpoint}: the file is empty; expected a checkpoint of torch.save; put it there again")
+    zipped = checkpoint.open("rb").read(2) == b"PK"  # else the format before torch 1.6, which cannot be mapped
+    if zipped and not zipfile.is_zipfile(checkpoint):
+        raise _unreadable(checkpoint)
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(checkpoint))
-    except pickle.UnpicklingError as error:
-        if "global" in str(error) or "reduce" in str(error):
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # whatever a damaged file leads the reader to
+        if isinstance(error, pickle.UnpicklingError) and ("global" in str(error) or "reduce" in str(error)):
             raise SystemExit(
                 f"{checkpoint}: refused, reading it would run code; expected tensors only\n"
                 "save it with torch.save(module.state_dict(), path)"
             ) from None
-        raise _unreadable(checkpoint) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         raise _unreadable(checkpoint) from None
     if not isinstance(found, dict):
         raise SystemExit(
@@ -77,7 +82,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 def _unreadable(checkpoint: Path) -> SystemExit:
     size = checkpoint.stat().st_size
-    return SystemExit(f"{checkpoint}: truncated or no checkpoint ({size} bytes); expected a file of torch.save; fetch it again")
+    return SystemExit(
+        f"{checkpoint}: truncated or no checkpoint ({size} bytes); expected a file of torch.save; put it there again"
+    )
 
 
 def _describe(value: object) -> str:
@@ -114,19 +121,23 @@ def export(
     network returns (output, *inner) and the file has values of those names inside the graph.
     The same network gives the same bytes: no path, time or version is written.
     """
-    batch = torch.export.Dim("batch", min=1, max=batch_max)
-    program = torch.onnx.export(
-        network,
-        (sample_input,),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["input"],
-        output_names=["output", *inner],
-        dynamic_shapes=({0: batch},),
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # or it tells that torchvision is not installed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        program = torch.onnx.export(
+            network,
+            (sample_input,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["input"],
+            output_names=["output", *inner],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=max(2, batch_max))},),
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     model = program.model
+    onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
     model.graph.initializers.clear()
     skeleton = _skeleton(onnx_ir.to_proto(model), metadata)
@@ -198,15 +209,19 @@ def main(convert: Callable[..., None]) -> None:
     torch.set_num_threads(1)  # sums in float64 must not depend on the number of cores
     entry = json.loads(given.entry.read_text())
     try:
-        convert(given.checkpoint, entry, given.out, opset=given.opset, metadata=identity(given.checkpoint, given.weights))
+        convert(
+            given.checkpoint, entry, given.out, opset=given.opset, metadata=identity(given.checkpoint, given.weights)
+        )
     except OSError as error:
-        raise SystemExit(f"{given.out}: could not be written: {error.strerror}") from None
+        raise SystemExit(
+            f"{error.filename or given.out}: {error.strerror}; make room or access, then run make again"
+        ) from None
 
 
 def identity(checkpoint: Path, weights: str) -> dict[str, str]:
     """What a model file says about itself: the kind of weights, the model's name, the sha256 of its checkpoint."""
     if not checkpoint.is_file():
-        raise SystemExit(f"{checkpoint}: no such file; run `make weights`, or use WEIGHTS=synthetic")
+        raise SystemExit(f"{checkpoint}: no such file; put it there, or run make with WEIGHTS=synthetic")
     with checkpoint.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf import text_format
-from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2 as schema
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
 # Triton 24.06 has ONNX Runtime 1.18: https://onnxruntime.ai/docs/reference/compatibility.html
 LAST_OPSET = 21

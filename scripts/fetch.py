@@ -12,7 +12,6 @@ import argparse
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,22 +20,24 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import requests
 
+from scripts.partial import CHUNK, Partial
 from scripts.progress import Progress, amount
 from scripts.yandex_disk import (
     Archive,
     Pause,
-    Refused,
+    RefusedError,
     Source,
-    Trouble,
+    TroubleError,
     address,
     ask,
     busy,
     difference,
+    innermost,
     locked,
     persist,
     record,
@@ -44,8 +45,6 @@ from scripts.yandex_disk import (
     source,
     timeouts,
 )
-
-CHUNK = 1 << 20
 
 
 def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
@@ -58,18 +57,18 @@ def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.s
             lack = "is missing" if lock is None else "has no sha256"
             raise SystemExit(f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it")
         if given is not None:
-            take(origin, lock, given, out, pause)
+            take(origin, lock, given, out)
             return
-        if lock and out.exists() and not difference(lock, there := look(out, lock)):
-            settle(origin, lock, there)
+        if lock and out.exists() and not difference(lock, here := look(out, lock)):
+            settle(origin, lock, here)
             print(f"{out} is what {origin.lock} says; nothing to download", flush=True)
             return
-        there = persist(origin, lambda: ask(origin), pause=pause)
-        agree(origin, lock, there)
-        if not lock and out.exists() and not difference(there, here := look(out, there)):
-            settle(origin, lock, replace(here, md5=there.md5, modified=there.modified))
-            print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
-            return
+        if not lock and out.exists():
+            there = persist(origin, lambda: ask(origin), pause=pause)
+            if not difference(there, here := look(out, there)):
+                settle(origin, there, here)
+                print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
+                return
         download(origin, lock, out, pause)
 
 
@@ -104,11 +103,11 @@ def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> N
             print(f"{out} was another archive; it is kept as {(old := unused(out))}", flush=True)
             out.rename(old)
         part.finish(out)
-    settle(origin, lock, got)
+    settle(origin, there, got)
     print(f"{out}: {amount(got.size)}, sha256 {got.sha256}", flush=True)
 
 
-def attempt(origin: Source, lock: Archive | None, part: "Partial") -> Archive:
+def attempt(origin: Source, lock: Archive | None, part: Partial) -> Archive:
     """Go on from where `part` is to its end; return what the API says the archive is."""
     there = ask(origin)
     agree(origin, lock, there)
@@ -124,42 +123,42 @@ def attempt(origin: Source, lock: Archive | None, part: "Partial") -> Archive:
     with requests.get(address(origin), headers=headers, stream=True, timeout=timeouts()) as response:
         secure(origin, response.url)
         place(response, part, there.size)
-        part.guarded_by(response)
+        part.guarded_by(response.headers)
         with closing(Progress(origin.name, there.size, part.size)) as progress:
             while block := response.raw.read1(min(CHUNK, there.size + 1 - part.size)):
                 if part.size + len(block) > there.size:
                     part.restart()
-                    raise Trouble(f"more came than the {amount(there.size)} announced")
+                    raise TroubleError(f"more came than the {amount(there.size)} announced")
                 part.write(block)
                 progress.add(len(block))
     if part.size < there.size:
-        raise Trouble(f"the connection ended at {amount(part.size)} of {amount(there.size)}")
+        raise TroubleError(f"the connection ended at {amount(part.size)} of {amount(there.size)}")
     return there
 
 
-def place(response: requests.Response, part: "Partial", size: int) -> None:
-    """Put `part` to the byte at which the answer begins; raise Trouble if it is not an answer to go on with."""
+def place(response: requests.Response, part: Partial, size: int) -> None:
+    """Put `part` to the byte at which the answer begins; raise TroubleError if it is not an answer to go on with."""
     status, kind = response.status_code, response.headers.get("Content-Type", "")
     if status in (403, 404, 410):
-        raise Trouble(f"the download address has expired ({status})")
+        raise TroubleError(f"the download address has expired ({status})")
     if status == 416:
         part.restart()
-        raise Trouble("the server has no such range (416)")
+        raise TroubleError("the server has no such range (416)")
     if status == 429 or status >= 500:
         raise busy(response, "")
     if status not in (200, 206):
-        raise Refused(f"the storage host answered {status}")
+        raise RefusedError(f"the storage host answered {status}")
     if kind.startswith("text/html"):
-        raise Trouble("a web page came instead of the archive; a portal or a captcha?")
+        raise TroubleError("a web page came instead of the archive; a portal or a captcha?")
     if status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != part.size or match[2] not in (str(size), "*"):
             part.restart()
-            raise Trouble(f"another range came than the one asked for, of {size} bytes")
+            raise TroubleError(f"another range came than the one asked for, of {size} bytes")
         return
     length = response.headers.get("Content-Length")
-    if length and int(length) != size:
-        raise Trouble(f"the file is being replaced: {length} bytes instead of {size}")
+    if length and length != str(size):
+        raise TroubleError(f"the file is being replaced: {length} bytes instead of {size}")
     if part.size:
         print("the server starts from the first byte again", file=sys.stderr, flush=True)
         part.restart()
@@ -179,39 +178,34 @@ def changed(origin: Source, wrong: str) -> str:
     )
 
 
-def settle(origin: Source, lock: Archive | None, got: Archive) -> None:
-    """Record the lock if there is none, or if there was no sha256 in it."""
+def settle(origin: Source, told: Archive, got: Archive) -> None:
+    """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`."""
+    lock = locked(origin)
     if not (lock and lock.sha256):
-        record(origin, got)
+        record(origin, replace(told, sha256=got.sha256))
         print(f"{origin.lock}: recorded, as it was the first time; commit it", flush=True)
 
 
-def take(origin: Source, lock: Archive | None, given: Path, out: Path, pause: Pause) -> None:
+def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
     if not given.is_file():
         raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
     if not zipfile.is_zipfile(given):
         raise SystemExit(f"{given}: no zip archive, or only the beginning of one; fetch it again from {origin.link}")
-    if lock:
-        here = look(given, lock)
-        if wrong := difference(lock, here):
-            raise SystemExit(f"{given}: {changed(origin, wrong)}")
-    else:
+    told = lock
+    if not told:
         try:
-            there = persist(origin, lambda: ask(origin), pause=pause)
-        except SystemExit as unheard:
-            print(f"{unheard}\n{given}: taken without having been compared", file=sys.stderr, flush=True)
-            there = Archive(given.stat().st_size)
-        here = look(given, there)
-        if wrong := difference(there, here):
-            raise SystemExit(
-                f"{given}: not the {origin.name} that is on Yandex.Disk: {wrong}\n"
-                f"If it is the one you mean, describe it in {origin.lock}: size and sha256"
-            )
-        here = replace(here, md5=there.md5, modified=there.modified)
-    settle(origin, lock, here)
-    if out.exists() and out.samefile(given):
-        print(f"{out}: {amount(here.size)}, used where it is", flush=True)
+            told = ask(origin)
+        except (TroubleError, RefusedError, requests.RequestException) as error:
+            print(f"{given}: not compared with Yandex.Disk: {innermost(error)}", file=sys.stderr, flush=True)
+            told = Archive(given.stat().st_size)
+    here = look(given, told)
+    if wrong := difference(told, here):
+        other = f"not what Yandex.Disk has now: {wrong}; fetch it again from {origin.link}"
+        raise SystemExit(f"{given}: {changed(origin, wrong) if lock else other}")
+    settle(origin, told, here)
+    if out.exists() and (out.samefile(given) or not difference(here, look(out, here))):
+        print(f"{out}: {amount(here.size)}, used as it is", flush=True)
         return
     if out.is_symlink():
         out.unlink()
@@ -223,7 +217,7 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path, pause: Pa
 
 
 def look(path: Path, like: Archive) -> Archive:
-    """Return what the file is; its digests only if its size is the expected one, its MD5 only if there is no SHA-256."""
+    """Return what the file is: digests only if it has the size of `like`, MD5 only if `like` has no SHA-256."""
     size = path.stat().st_size
     if size != like.size:
         return Archive(size)
@@ -240,7 +234,9 @@ def room(path: Path, needed: int, name: str) -> None:
     """Raise SystemExit if the disk has not `needed` bytes free."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        raise SystemExit(f"{name} needs {amount(needed)} more in {path.parent.resolve()}, {amount(free)} are free")
+        raise SystemExit(
+            f"{name} needs {amount(needed)} more in {path.parent.resolve()}, {amount(free)} are free; make room first"
+        )
 
 
 def unused(path: Path) -> Path:
@@ -274,106 +270,18 @@ def alone(path: Path) -> Iterator[None]:
                 return
 
 
-class Partial:
-    """OUT.part, its digests, and in OUT.part.json what it is a part of and the guard for the next Range."""
-
-    def __init__(self, out: Path) -> None:
-        self.path, self.note = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
-        self.file = self.path.open("ab", buffering=0)
-        self.whole: Archive | None = None
-        self.guard, self.best, self.size = "", 0, self.path.stat().st_size
-
-    def __enter__(self) -> "Partial":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-        if self.path.exists() and self.path.stat().st_size == 0:
-            self.path.unlink()
-            self.note.unlink(missing_ok=True)
-
-    def belong(self, whole: Archive) -> None:
-        """Keep what is there if it is a part of `whole`, else start anew."""
-        if self.whole == whole:
-            return
-        try:
-            noted = json.loads(self.note.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            noted = {}
-        self.whole = whole
-        if noted.get("of") == asdict(whole) and self.size <= whole.size:
-            self.guard = str(noted.get("guard", ""))
-            self.digest()
-        else:
-            self.restart()
-
-    def digest(self) -> None:
-        """Read what came in an earlier run."""
-        self.sha256 = hashlib.sha256()
-        self.md5 = None
-        if self.whole and self.whole.md5 and not self.whole.sha256:
-            self.md5 = hashlib.md5(usedforsecurity=False)
-        with self.path.open("rb") as file:
-            while block := file.read(CHUNK):
-                self.sha256.update(block)
-                if self.md5:
-                    self.md5.update(block)
-        self.best = max(self.best, self.size)
-
-    def restart(self) -> None:
-        """Forget what came."""
-        self.file.truncate(0)
-        self.size, self.guard = 0, ""
-        self.write_note()
-        self.digest()
-
-    def guarded_by(self, response: requests.Response) -> None:
-        """Note what tells this file on the server from a later one: its entity tag if strong, else its date."""
-        tag = response.headers.get("ETag", "")
-        guard = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
-        if guard != self.guard:
-            self.guard = guard
-            self.write_note()
-
-    def write_note(self) -> None:
-        """Write OUT.part.json."""
-        noted = {"of": asdict(self.whole) if self.whole else None, "guard": self.guard}
-        draft = self.note.with_name(f"{self.note.name}~")
-        draft.write_text(json.dumps(noted) + "\n", encoding="utf-8")
-        draft.replace(self.note)
-
-    def write(self, block: bytes) -> None:
-        """Append to the file."""
-        written = 0
-        while written < len(block):  # an unbuffered write may take less, on a disk that is full
-            written += self.file.write(memoryview(block)[written:])
-        self.sha256.update(block)
-        if self.md5:
-            self.md5.update(block)
-        self.size += len(block)
-        self.best = max(self.best, self.size)
-
-    def set_aside(self) -> Path:
-        """Keep a bad file under a name of its own, and return that."""
-        bad = self.path.with_name(f"{self.path.name.removesuffix('.part')}.bad")
-        self.path.replace(bad)
-        self.note.unlink(missing_ok=True)
-        return bad
-
-    def finish(self, out: Path) -> None:
-        """Make the file `out`."""
-        os.fsync(self.file.fileno())
-        self.path.replace(out)
-        self.note.unlink(missing_ok=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="the archive, fetched by hand")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args()
-    fetch(options.name, options.out, options.given)
+    try:
+        fetch(options.name, options.out, options.given)
+    except OSError as error:
+        raise SystemExit(f"{options.name}: {error}") from None
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Put the models that were made anew into the published repository, each by one exchange of folders; or undo that.
 
-    python3 -sES scripts/publish.py REPOSITORY --weights KIND --verdict RECORDED MODEL,... FILE=SOURCE...
+    python3 -sES scripts/publish.py REPOSITORY --weights KIND --verdict RECORDED --models MODEL,... FILE=SOURCE...
     python3 -sES scripts/publish.py REPOSITORY --rollback
 
 Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published) and previous/ (what was replaced).
@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from records import digest, holds, known, lock, look, made_from, note, read, record, write
+from records import digest, found, holds, known, lock, made_from, note, read, record, write, wrote
 
 MOVED = "build/onnx/"  # large and not needed twice: a step that reads one of these later gets a copy of the published
 
@@ -41,7 +41,9 @@ def publish(repository: str, weights: str, verdict: str, models: list[str], sour
                     raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
                 notes[path] = wanted
         ours = sorted({*published(repository), *sources})
-        os.sync()
+        for path in notes:
+            with open(f"{following}/{path}") as file:
+                os.fsync(file.fileno())
         begin(repository, journal, models, "next", "\n".join([weights, *ours, ""]), notes)
         print(f"published: {' '.join(f'{repository}/{model}' for model in models)}")
 
@@ -82,6 +84,8 @@ def published(repository: str) -> set[str]:
 def place(source: str, path: str) -> None:
     """Move or copy a finished file to `path`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    if source.startswith(MOVED) and not os.path.exists(source):
+        source = found(wrote(source)) or source  # published already
     if source.startswith(MOVED):
         try:
             os.rename(source, path)
@@ -176,9 +180,9 @@ if __name__ == "__main__":
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--weights", help="kind of weights, synthetic or real")
     parser.add_argument("--verdict", help="artifact that was made from exactly these sources")
-    parser.add_argument("models", nargs="?", default="", help="comma-separated; one without a FILE is taken out")
+    parser.add_argument("--models", default="", help="comma-separated; one without a FILE is taken out")
     parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     try:
         if args.rollback:
             rollback(args.repository)

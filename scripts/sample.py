@@ -3,8 +3,8 @@
     sample(entry, seed, batch)
 
 A ViT gets CT-like volumes, a head unit vectors, BPR one INT16 series. Sample i depends on (seed, i) alone, so a larger
-batch begins with the samples of a smaller one. Voxels are whole Hounsfield units made from integers of PCG64 by sums and
-products in float64: the same on every machine.
+batch begins with the samples of a smaller one. Voxels are whole Hounsfield units, made from integers of PCG64 by sums
+and products in float64: the same on every machine.
 """
 
 from functools import cache
@@ -48,7 +48,7 @@ def sample(entry: dict[str, Any], seed: int, batch: int) -> dict[str, NDArray[An
 def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> None:
     """Fill (frames, height, width) with a chest-like volume, HU / 1000 in [-1, 1].
 
-    Air around an uneven ellipse of soft tissue; in it two lungs with vessels, which widen and close along z, a spine and
+    Air around an uneven ellipse of soft tissue; in it two lungs with vessels, widening and closing along z, a spine and
     ribs; noise; and at the edges the -1 that preprocessing pads with.
     """
     frames, height, width = volume.shape

@@ -25,6 +25,8 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
     with lock(target):
         with lock("publish", fcntl.LOCK_SH):
             present, digests = digest(target), {name: digest(name) for name in inputs}
+            moved = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
+        digests |= {name: wrote(name) for name in moved if moved[name]}
         if missing := [name for name in inputs if not digests[name]]:
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
@@ -37,9 +39,11 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
-        if not present and read(made) == f"{target}={mine} {recipe}" and (copy := found(mine)):
+        if read(made) == f"{target}={mine} {recipe}" and (copy := found(mine)):
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         else:
+            for name, place in moved.items():
+                command = command.replace(name, place)
             run(target, command, out)
         new = sha256(out)
         with lock("publish", fcntl.LOCK_SH):
@@ -82,7 +86,7 @@ def why(target: str, present: str, recipe: str) -> str:
         return "new"
     before, now = then.split()[1:], recipe.split()
     inputs = {word.rpartition("=")[0] for word in before[before.index(":") + 1 :]} if ":" in before else set()
-    reasons = [] if present == wrote(target) else ["altered" if present else "absent"]
+    reasons = ["altered"] if present not in ("", wrote(target)) else []
     for word in now:
         name = word.rpartition("=")[0]
         if word not in before and name in inputs:

@@ -3,7 +3,7 @@
     with triton_server(Path("model_repository_running"), Path("build/logs/triton.log")) as server: ...
 
 The server is Triton 24.06 (2.47.0): the one of the Python package index in the environment $TRITON_VENV
-(.venv-triton, made by `make .venv-triton`), or, given an image, the one of that image in Docker.
+(.venv-triton, made by `make .venv-triton/installed`), or, given an image, the one of that image in Docker.
 """
 
 import ctypes
@@ -38,6 +38,7 @@ NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
 SHM = Path("/dev/shm")
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class Server:
         finally:
             connection.close()
 
-    def died(self) -> SystemExit:
-        """What to say of a server that stopped answering."""
+    def trouble(self, otherwise: str) -> str:
+        """How the server ended and its last words; of one that still runs `otherwise`."""
         with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before the process is gone
             self.process.wait(2)
-        state = "does not answer" if self.process.poll() is None else ended(self.process)
-        return SystemExit(f"tritonserver {state}:\n{last_words(self.log)}")
+            otherwise = f"tritonserver {ended(self.process)}"
+        return f"{otherwise}\n{last_words(self.log)}"
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def triton_server(
             claim(address, port)
     else:
         ports = free_ports(address, 2)
-    with interrupts(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
+    with interrupts(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
         environment = dict(os.environ)
         if image:
@@ -137,25 +138,32 @@ def triton_server(
 
 
 def in_environment(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
-    """The command of the package index's server, with its backend directory made in `scratch`."""
+    """The command of the package index's server, with what it needs made in `scratch`; adds to `environment`."""
     binaries = sorted(venv.resolve().glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
     if not binaries:
-        raise SystemExit(f"{venv}: no tritonserver there; make it with: make .venv-triton")
-    home = binaries[0].parent.parent
-    packages = home.parent.parent
-    python = packages.parent.name.removeprefix("python")
+        raise SystemExit(f"{venv}: no tritonserver there; make it with: make .venv-triton/installed")
+    home = binaries[0].parents[1]
+    packages = home.parents[1]
+    python = packages.parent.name
     # Copies: the server refuses a backend library that is a link out of its directory.
-    shutil.copytree(home / "backends/python", scratch / "python", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(home / "python_backend_stubs" / python / "triton_python_backend_stub", scratch / "python")
-    # The stub's Python ignores its environment, and would write __pycache__ into the repository that it serves.
-    with (scratch / "python/triton_python_backend_utils.py").open("a") as file:
-        file.write("\nimport sys\n\nsys.dont_write_bytecode = True\n")
-    (scratch / "onnxruntime").mkdir()
-    shutil.copy(STAND_IN, scratch / "onnxruntime/model.py")
-    path = [str(venv.resolve() / "bin"), environment.get("PATH", os.defpath)]
+    backends = scratch / "backends"
+    shutil.copytree(home / "backends/python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    stub = home / "python_backend_stubs" / python.removeprefix("python") / "triton_python_backend_stub"
+    shutil.copy(stub, backends / "python")
+    (backends / "onnxruntime").mkdir()
+    shutil.copy(STAND_IN, backends / "onnxruntime/model.py")
+    # The stub runs the first python3 on PATH, and that would write __pycache__ into the repository that it serves:
+    # it takes no environment variable and no option, so it gets a virtual environment around ours that says no.
+    site = scratch / "lib" / python / "site-packages"
+    site.mkdir(parents=True)
+    (site / "triton.pth").write_text(f"{packages}\nimport sys; sys.dont_write_bytecode = True\n")
+    (scratch / "bin").mkdir()
+    (scratch / "bin/python3").symlink_to(venv.resolve() / "bin/python3")
+    shutil.copy(venv / "pyvenv.cfg", scratch)
+    path = [str(scratch / "bin"), str(venv.resolve() / "bin"), environment.get("PATH", os.defpath)]
     libraries = [str(packages / "nvidia_pytriton.libs"), environment.get("LD_LIBRARY_PATH", "")]
     environment |= {"PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
-    return [str(binaries[0]), f"--backend-directory={scratch}"]
+    return [str(binaries[0]), f"--backend-directory={backends}"]
 
 
 def in_docker(
@@ -236,19 +244,17 @@ def free_ports(address: str, count: int) -> list[int]:
 
 
 def shared_memory(repository: Path) -> int:
-    """Bytes of /dev/shm that the Python backend needs for a request of one sample to the repository's largest model.
+    """Bytes of /dev/shm that the Python backend needs when each model has got one sample.
 
-    An unknown dimension counts as 512: a CT series of 512 slices of 512 x 512 voxels.
+    A model's region grows to its largest request and stays. An unknown dimension counts as 512: a CT series of 512
+    slices of 512 x 512 voxels.
     """
-    largest = 0
+    needed = 64 << 20  # answers, and what several models need besides
     for path in repository.glob("*/config.pbtxt"):
         with suppress(ValueError):
-            inputs = read_config(path).input
-            sizes = [
-                BYTES.get(one.data_type, 8) * prod(512 if size < 0 else size for size in one.dims) for one in inputs
-            ]
-            largest = max(largest, sum(sizes))
-    return 2 * largest + (64 << 20)  # the region grows while the request lies in it
+            for tensor in read_config(path).input:
+                needed += BYTES.get(tensor.data_type, 8) * prod(512 if size < 0 else size for size in tensor.dims)
+    return needed
 
 
 def enough_shared_memory(needed: int) -> None:
@@ -303,6 +309,19 @@ def stop(process: subprocess.Popen[bytes], patience: float = 15) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        with suppress(ChildProcessError):  # its orphans are ours, see adopt_orphans
+            while True:
+                os.waitpid(-process.pid, 0)
+
+
+@contextmanager
+def adopt_orphans() -> Iterator[None]:
+    """The stubs of a server that dies become children of this process, so that it can wait until they are gone."""
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def die_with(parent: int) -> None:

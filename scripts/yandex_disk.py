@@ -60,7 +60,7 @@ class Source:
         return f"Or fetch {self.name} by hand from {self.link} and run: {self.by_hand}"
 
 
-class Trouble(Exception):
+class TroubleError(Exception):
     """What may be better at the next try, after `pause` seconds if the server named a time."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
@@ -68,7 +68,7 @@ class Trouble(Exception):
         self.pause = pause
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What another try would not change."""
 
 
@@ -128,33 +128,33 @@ def archive_of(entries: Mapping[str, Any]) -> Archive | None:
 
 
 def difference(old: Archive, new: Archive) -> str:
-    """Return in words where the contents differ, "" if nothing known to both does; `modified` alone is no difference."""
+    """Return in words where the contents differ, "" if nothing known to both does; `modified` is no content."""
     pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("size", "sha256", "md5")]
     return ", ".join(f"{key} {was} -> {now}" for key, was, now in pairs if was != now and was != "" and now != "")
 
 
 def ask(origin: Source) -> Archive:
-    """Return what the API says the archive is now; raise Trouble, Refused or a RequestException."""
+    """Return what the API says the archive is now; raise TroubleError, RefusedError or a RequestException."""
     entries = call(origin, "", fields=FIELDS)
     if entries.get("type", "file") != "file":
-        raise Refused(f"{origin.path} in {origin.link} is a folder, not a file")
+        raise RefusedError(f"{origin.path} in {origin.link} is a folder, not a file")
     if archive := archive_of(entries):
         return archive
-    raise Refused(f"{urlsplit(origin.api).netloc} names no size of {origin.path}; this API is not the one we know")
+    raise RefusedError(f"{urlsplit(origin.api).netloc} names no size of {origin.path}; this API is not the one we know")
 
 
 def address(origin: Source) -> str:
     """Return a fresh address of the archive's content; its life is short."""
     href = call(origin, "/download").get("href")
     if not isinstance(href, str) or not href.startswith(("https://", "http://")):
-        raise Refused(f"{urlsplit(origin.api).netloc} gave no address to download {origin.path} from")
+        raise RefusedError(f"{urlsplit(origin.api).netloc} gave no address to download {origin.path} from")
     return secure(origin, href)
 
 
 def secure(origin: Source, url: str) -> str:
     """Return `url`, unless it would leave HTTPS."""
     if origin.api.startswith("https:") and not url.startswith("https:"):
-        raise Refused(f"the download leads from HTTPS to {urlsplit(url).scheme}://{urlsplit(url).netloc}")
+        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{urlsplit(url).netloc}")
     return url
 
 
@@ -172,23 +172,25 @@ def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
             if response.status_code >= 500 or response.status_code == 429:
                 raise busy(response, "")
             kind = response.headers.get("Content-Type", "something")
-            raise Refused(f"{host} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
+            raise RefusedError(f"{host} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
         if response.status_code == 200 and "error" not in entries:
             return entries
         said = " ".join(str(entries[key]) for key in ("error", "message") if entries.get(key))
-        if "DownloadLimitExceeded" in said and response.status_code != 429:
-            raise Refused(f"too many people download this file today ({response.status_code} {said})")
         if response.status_code >= 500 or response.status_code == 429:
             raise busy(response, said)
+        if "DownloadLimitExceeded" in said:
+            raise RefusedError(f"too many people download this file today ({response.status_code} {said})")
         meaning = {403: "the owner forbids downloads", 404: f"there is no {origin.path} in {origin.link}"}
-        raise Refused(f"{meaning.get(response.status_code, f'{host} refuses')} ({response.status_code} {said})")
+        raise RefusedError(f"{meaning.get(response.status_code, f'{host} refuses')} ({response.status_code} {said})")
 
 
-def busy(response: requests.Response, said: str) -> Trouble:
+def busy(response: requests.Response, said: str) -> TroubleError:
     """Return the trouble of a server that may answer later, with the pause it asks for."""
     host, status = urlsplit(response.url).netloc, response.status_code
     reason = f"{host} asks for fewer requests" if status == 429 else f"{host} has an error of its own"
-    return Trouble(f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", "")))
+    return TroubleError(
+        f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", ""))
+    )
 
 
 def retry_after(header: str) -> float | None:
@@ -230,23 +232,26 @@ def persist(
 
     Raise SystemExit with the last trouble, what is `kept` of the work, and the way out.
     """
-    tries, best = 0, reached()
+    tries, mark = 0, reached()
     while True:
         try:
             return action()
-        except Refused as refusal:
+        except RefusedError as refusal:
             raise SystemExit(f"{origin.name}: {refusal}{kept()}\n{origin.way_out}") from None
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 hint = "behind a proxy of your own, name its certificate: REQUESTS_CA_BUNDLE=/path/ca.pem"
                 raise SystemExit(f"{origin.name}: {innermost(error)}; {hint}\n{origin.way_out}") from None
-            trouble = Trouble(innermost(error))
-        except Trouble as error:
+            trouble = TroubleError(innermost(error))
+        except TroubleError as error:
             trouble = error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            trouble = Trouble(innermost(error))
-        tries = 1 if reached() >= best + GAIN else tries + 1
-        best = max(best, reached())
+            if isinstance(error, ValueError):  # a URL that is none
+                raise SystemExit(f"{origin.name}: {error}; see {SOURCES} and YANDEX_DISK_API") from None
+            trouble = TroubleError(innermost(error))
+        tries += 1
+        if reached() >= mark + GAIN:
+            tries, mark = 1, reached()
         wait = seconds("FETCH_BACKOFF", 1.0) * 2 ** (tries - 1) if trouble.pause is None else trouble.pause
         if wait > PATIENCE:
             raise SystemExit(f"{origin.name}: {trouble}; try again in {wait / 60:.0f} min{kept()}\n{origin.way_out}")
@@ -260,11 +265,15 @@ def persist(
 
 def innermost(error: BaseException) -> str:
     """Return the cause of a network error, which comes wrapped in several others, in a few words."""
-    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
-        return f"the server was silent for {timeouts()[1]:g} s"
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    if isinstance(error, TimeoutError):
-        return f"the server was silent for {timeouts()[1]:g} s"
-    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    if isinstance(error, TroubleError | RefusedError):
+        return str(error)
+    causes = [error]
+    while inner := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(inner)
+    if any(isinstance(cause, requests.Timeout | TimeoutError) for cause in causes) or isinstance(
+        error, urllib3.exceptions.ReadTimeoutError
+    ):
+        return f"the server was silent for too long (FETCH_TIMEOUT={timeouts()[1]:g} s)"
+    last = causes[-1]
+    text = (last.strerror if isinstance(last, OSError) else "") or str(last) or type(last).__name__
     return f"connection failed: {text}"

@@ -140,6 +140,44 @@ def project(built: Project, tmp_path: Path) -> Iterator[Project]:
     shutil.rmtree(copy.path)
 
 
+# Stands in for every script that runs in .venv but the reader of models.yaml: what it writes tells the command and the content of the files it names
+PYTHON_STAND_IN = f"""#!/bin/bash
+if [[ $2 == pip ]]; then exit; fi
+if [[ $2 == scripts.model_entry ]]; then exec {ROOT}/.venv/bin/python "$@"; fi
+sleep "${{SLOW:-0}}"
+out=${{!#}}
+for word in "${{@:2:$#-2}}"; do
+  file=${{word#*=}}
+  if [[ -f $file ]]; then echo "${{word%%=*}} $(sha256sum < "$file")"; else echo "$word"; fi
+done > "$out"
+if [[ $2 == scripts.compare ]]; then echo '{{"difference": 0.0}}' > "$out"; fi
+"""
+
+
+@pytest.fixture(scope="session")
+def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The real Makefile's artifacts, made by a stand-in for Python within a second or two: for kills, races and rebuilds."""
+    project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
+    for venv in (".venv", ".venv-triton"):
+        (project.path / venv).unlink()
+        (project.path / venv / "bin").mkdir(parents=True)
+        shutil.copy(ROOT / venv / "installed", project.path / venv)
+        stand_in = project.path / venv / "bin" / next((ROOT / ".venv/bin").glob("python3.??")).name
+        stand_in.write_text(PYTHON_STAND_IN)
+        stand_in.chmod(0o755)
+    project.make("repository")
+    return project
+
+
+@pytest.fixture
+def stand_ins(built_by_stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
+    """A copy of what the stand-ins built; every inode, mtime and ctime in it is new."""
+    copy = Project(tmp_path / "stand-ins")
+    shutil.copytree(built_by_stand_ins.path, copy.path, copy_function=shutil.copy)
+    yield copy
+    shutil.rmtree(copy.path)
+
+
 def kill(run: "subprocess.Popen[str]") -> None:
     """kill -9 the whole process group."""
     os.killpg(run.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Convert BPR's network: python -m convertation.bpr.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx"""
+"""Convert BPR: python -m convertation.bpr.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx"""
 
 from pathlib import Path
 from typing import Any

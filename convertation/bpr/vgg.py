@@ -1,8 +1,8 @@
 """The network of body part regression: one score per CT slice, rising from pelvis to head.
 
-VGG-16's features (Simonyan & Zisserman 2014, arXiv 1409.1556) with one input channel, then a 1x1 convolution, the mean over
-the plane and one output: the network of MIC-DKFZ/BodyPartRegression (Schuhegger 2021, arXiv 2110.09148). Attribute names are
-the checkpoints' keys.
+VGG-16's features (Simonyan & Zisserman 2014, arXiv 1409.1556) with one input channel, then a 1x1 convolution, the mean
+over the plane and one output: the network of MIC-DKFZ/BodyPartRegression (Schuhegger 2021, arXiv 2110.09148). Attribute
+names are the checkpoints' keys.
 """
 
 import math
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from convertation.export import load_state_dict
 
-BLOCKS = (1, 2), (2, 2), (4, 3), (8, 3), (8, 3)  # width in multiples of `channels`, number of 3x3 convolutions; then a pool
+# Width in multiples of `channels`, number of 3x3 convolutions; a pool follows each block
+BLOCKS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
-# The synthetic network's score is this line in a slice's brightest parts, -9 at 430 HU to 9 at 1323 HU, plus a little
-GAIN, OFFSET, LITTLE = 25.2, -37.8, 0.3
+# The synthetic network's score: a line in the intensity (+ 1) of a slice's brightest parts, and a little
+GAIN, OFFSET, LITTLE = 25.2, -38.2, 0.1
 
 
 class VGG(nn.Module):
@@ -76,8 +77,8 @@ def multiply_adds(entry: dict[str, Any]) -> int:
 def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry` with which a series that brightens from slice to slice has a tag.
 
-    Channel 0 carries intensity + 1 from end to end, the others random features that add up to a little; so every weight
-    counts in a comparison, and the score still is, nearly, a line in the intensity of a slice.
+    Channel 0 carries intensity + 1 from end to end, the others random features that change the score a little; so every
+    weight counts in a comparison, and the score still is, nearly, a line in the intensity.
     """
     state = {key: _random(key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
     for key, tensor in state.items():
@@ -90,7 +91,7 @@ def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
     state["model.0.weight"][1] = -state["model.0.weight"][0]
     state["model.2.weight"][0, 1, 1, 1] = -1
     state["model.2.bias"][0] = 1
-    state["fc7.weight"] *= LITTLE / math.sqrt(state["fc7.weight"].numel())
+    state["fc7.weight"] *= LITTLE
     state["fc7.weight"][0, 0] = GAIN
     state["fc7.bias"][0] = OFFSET
     return state
@@ -103,7 +104,7 @@ def _random(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def synthetic_settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """An inference-settings.json for `synthetic`: landmarks evenly spaced over the scores -9 … 9, thresholds as published."""
+    """An inference-settings.json for `synthetic`: landmarks evenly spaced from -9 to 9, thresholds as published."""
     names = ["pelvis_start", "femur_end", "pelvis_end", *(f"L{i}" for i in range(5, 0, -1))]
     names += [*(f"Th{i}" for i in range(12, 0, -1)), *(f"C{i}" for i in range(7, 0, -1)), "eyes_end", "head_end"]
     last = names.index("eyes_end")

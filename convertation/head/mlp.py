@@ -53,7 +53,9 @@ class MLP(nn.Module):
                 linear.weight = nn.Parameter((linear.weight.double() * scale[:, None]).float(), requires_grad=False)
                 linear.bias = nn.Parameter(bias.float(), requires_grad=False)
         if layers:
-            self.layers = nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.Dropout)])
+            self.layers = nn.Sequential(
+                *[layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.Dropout)]
+            )
         return self
 
 
@@ -71,8 +73,9 @@ def load(checkpoint: Path, entry: dict[str, Any]) -> MLP:
 
 
 def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
-    """A seeded state dict of `entry`; every tensor depends on its own key and shape only."""
-    return {key: _random(key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
+    """A seeded state dict of `entry`; every tensor depends on the file's name, its own key and shape only."""
+    seed = str(entry.get("checkpoint"))
+    return {key: _random(seed + key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
 
 
 def _random(key: str, shape: tuple[int, ...]) -> Tensor:

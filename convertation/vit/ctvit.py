@@ -18,7 +18,8 @@ from torch.nn import functional
 from convertation.export import load_state_dict
 
 LOGIT_SCALE = 8.0  # of the attention between unit vectors
-FRAMES_AT_ONCE = 4  # of tokens, where all of them at once would take hundreds of megabytes
+CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
+PIECES = 4  # along t, where the whole would take hundreds of megabytes at once
 
 
 class Norm(nn.Module):
@@ -44,7 +45,7 @@ class Position(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d)"""
-        padded = functional.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
+        padded = functional.pad(x.permute(0, 4, 1, 2, 3), CAUSAL)
         moved: Tensor = self.dsconv(padded).permute(0, 2, 3, 4, 1)
         return moved
 
@@ -72,18 +73,24 @@ class Attention(nn.Module):
         self.scale = scale.float()
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(…, n, d), bias (heads, n, n) -> (…, n, d)"""
-        k, v = self.to_kv(x).chunk(2, dim=-1)
-        q, k, v = [split_heads(part, self.heads) for part in (self.to_q(self.norm(x)), k, v)]
-        q, k = unit(q), unit(k)
+        """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
+        q, (k, v) = split_heads(self.to_q(self.norm(x)), self.heads), self.keys_values(x)
+        q, k = unit(q), unit(k).transpose(-2, -1)
         if self.scale is not None:
             q = q * self.scale
         else:
-            q, k = q * self.q_scale * LOGIT_SCALE, k * self.k_scale
-        logits = q @ k.transpose(-2, -1)
-        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-        mixed: Tensor = self.to_out((weights @ v).transpose(-3, -2).flatten(-2))
-        return mixed
+            q, k = q * self.q_scale * LOGIT_SCALE, k * self.k_scale[:, None]
+        if bias is None:
+            mixed = (q @ k).softmax(dim=-1) @ v
+        else:
+            pieces = zip(*[part.chunk(PIECES, dim=1) for part in (q, k, v)], strict=True)
+            mixed = torch.cat([(q @ k + bias).softmax(dim=-1) @ v for q, k, v in pieces], dim=1)
+        moved: Tensor = self.to_out(mixed.transpose(-3, -2).flatten(-2))
+        return moved
+
+    def keys_values(self, x: Tensor) -> list[Tensor]:
+        """(…, n, d) -> two of (…, heads, n, dim_head)"""
+        return [split_heads(functional.linear(x, weight), self.heads) for weight in halves(self.to_kv.weight)]
 
 
 class FeedForward(nn.Sequential):
@@ -98,8 +105,8 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(…, d) -> (…, d)"""
         norm, up, _, _, down = self
-        value, gate = up(norm(x)).chunk(2, dim=-1)
-        moved: Tensor = down(value * functional.gelu(gate))
+        normed, (value, gate) = norm(x), halves(up.weight)  # cut the weights, not what passes through
+        moved: Tensor = down(functional.linear(normed, value) * functional.gelu(functional.linear(normed, gate)))
         return moved
 
 
@@ -128,12 +135,9 @@ class SpatialBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """-> (heads, h·w, h·w); the network sees each of the (2h-1)·(2w-1) distances once."""
-        weight = self.net[2].weight
-        y = torch.arange(1 - height, height, device=weight.device, dtype=weight.dtype)
-        x = torch.arange(1 - width, width, device=weight.device, dtype=weight.dtype)
-        distance = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+        distance = distances(height, width, like=self.net[2].weight)
         bias: Tensor = self.net(distance.sign() * distance.abs().log1p())
-        return bias.T[:, distance_index(height, width).to(weight.device)]
+        return bias.T[:, distance_index(height, width).to(bias.device)]
 
 
 class Codebook(nn.Module):
@@ -200,10 +204,11 @@ class CTViT(nn.Module):
 
     def patches(self, volume: Tensor) -> Tensor:
         """(b, c, frames, height, width) -> (b, t, h, w, d)"""
-        x: Tensor = cut(volume, self.patch)
-        for part in self.VIT.to_patch_emb[1:]:
-            x = part(x)
-        return x
+        embedded, end, step = [], volume.shape[2], math.ceil(self.grid[0] / PIECES) * self.patch[0]
+        for start in range(0, end, step):  # by index, for ONNX Runtime would merge slices into one copy of the volume
+            frames = torch.arange(start, min(start + step, end), device=volume.device)
+            embedded.append(self.VIT.to_patch_emb(cut(volume.index_select(2, frames), self.patch)))
+        return torch.cat(embedded, dim=1)
 
     def spatial(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
@@ -212,8 +217,8 @@ class CTViT(nn.Module):
         for position, attention, _, feed_forward in self.VIT.enc_spatial_transformer.layers:
             x = x + position(x)
             x = x.flatten(2, 3)
-            x = torch.cat([part + attention(part, bias) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
-            x = torch.cat([part + feed_forward(part) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+            x = x + attention(x, bias)
+            x = x + feed_forward(x)
             x = x.unflatten(2, grid[1:])
         normed: Tensor = self.VIT.enc_spatial_transformer.norm_out(x)
         return normed
@@ -235,11 +240,11 @@ class CTViT(nn.Module):
         The length of a token is a positive factor of all its cosines and changes no argmax.
         """
         rows = self.directions if self.directions is not None else self.codebook_directions()
-        return torch.cat([(part @ rows.T).argmax(dim=-1) for part in tokens.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+        return torch.cat([(piece @ rows.T).argmax(dim=-1) for piece in tokens.chunk(PIECES, dim=1)], dim=1)
 
     def project(self, codes: Tensor) -> Tensor:
         """codes (b, t, h, w) -> (b, output)"""
-        quantised = functional.embedding(codes, self.VIT.vq._codebook.embed.flatten(0, 1))
+        quantised = functional.embedding(codes, self.rows())
         embedding: Tensor = self.projection_layer(quantised.mean(dim=1).flatten(1))
         return embedding
 
@@ -251,9 +256,14 @@ class CTViT(nn.Module):
         )
         return bias
 
+    def rows(self) -> Tensor:
+        """-> (codebook, d), as stored"""
+        embed: Tensor = self.VIT.vq._codebook.embed
+        return embed.flatten(0, 1)
+
     def codebook_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """-> (codebook, d), rows of length 1"""
-        return unit(self.VIT.vq._codebook.embed[0].to(dtype))
+        return unit(self.rows().to(dtype))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -263,6 +273,11 @@ def unit(x: Tensor) -> Tensor:
 
 def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Identity(), nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
+
+
+def halves(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(2·n, d) -> two of (n, d)"""
+    return weight[: len(weight) // 2], weight[len(weight) // 2 :]
 
 
 def cut(volume: Tensor, patch: list[int]) -> Tensor:
@@ -288,6 +303,13 @@ def as_sequences(x: Tensor, grid: list[int]) -> Tensor:
     return x.reshape(-1, grid[1] * grid[2], grid[0], x.shape[-1])
 
 
+def distances(height: int, width: int, like: Tensor) -> Tensor:
+    """((2·h-1)·(2·w-1), 2): all (y, x) distances between two places, type and device of `like`."""
+    y = torch.arange(1 - height, height).to(like)
+    x = torch.arange(1 - width, width).to(like)
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+
+
 def distance_index(height: int, width: int) -> Tensor:
     """(h·w, h·w) int64: where the distance (yᵢ - yⱼ, xᵢ - xⱼ) stands in the list of all distances."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -311,15 +333,16 @@ def load(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
 def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry` with all the keys of real files, the decoder and the codebook's statistics too.
 
-    Every tensor depends on its own key and shape only. Weights keep the size of what passes through them.
+    Every tensor depends on the file's name, its own key and shape only. Weights keep the size of what passes through them.
     """
     network, (channels, *_), patch = build(entry), entry["input"], entry["network"]["patch"]
     dim, size = entry["network"]["dim"], entry["network"]["codebook"]
-    tensors = {key: _random(key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
+    seed = str(entry.get("checkpoint"))  # the variants of the network differ
+    tensors = {key: _random(seed + key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
     for decoder, pixels in (("to_pixels_first_frame", patch[1] * patch[2]), ("to_pixels", math.prod(patch))):
         for part, shape in (("weight", (channels * pixels, dim)), ("bias", (channels * pixels,))):
             key = f"VIT.{decoder}.0.{part}"
-            tensors[key] = _random(key, shape)
+            tensors[key] = _random(seed + key, shape)
     statistics = {"initted": torch.ones(1), "cluster_size": torch.ones(1, size), "embed_avg": torch.zeros(1, size, dim)}
     return tensors | {f"VIT.vq._codebook.{key}": tensor for key, tensor in statistics.items()}
 

@@ -29,7 +29,7 @@ def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int
 
     Inside, the values `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 bear these names.
     """
-    network = Visible(load(checkpoint, entry).fold())
+    network = Visible(load(checkpoint, entry).fold()).eval()
     sample = torch.empty(2, *entry["input"])
     batch_max, inner = entry["batch"][-1], ("tokens", "codes")
     export(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner)

@@ -1,6 +1,7 @@
 """From a CT series to the slices that the network scores."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,20 @@ SLAB = 1 << 22  # voxels worked on at a time, so that memory does not grow with 
 
 
 def preprocess(
-    volume: NDArray[np.int16], spacing: Sequence[float] | NDArray[np.floating], side: int = 128
+    volume: NDArray[np.int16], spacing: Sequence[float] | NDArray[np.floating[Any]], side: int = 128
 ) -> NDArray[np.float32]:
-    """int16 (z, y, x) Hounsfield units, spacing (x, y, z) mm -> float32 (kept z, 1, side along x, side along y) in [-1, 1].
+    """int16 (z, y, x) Hounsfield units, spacing (x, y, z) mm -> float32 (kept z, 1, side, side): z, 1, x, y; -1 to 1.
 
-    Blur, bilinear resampling to 3.5 mm and centre crop are linear in a slice, so they are two small matrices per volume;
-    what a smaller slice leaves free is -1. Slices whose sum is exactly 0 are dropped, as the network's training did.
+    Blur, bilinear resampling to 3.5 mm and centre crop are linear in a slice, so they are two small matrices per
+    volume; what a smaller slice leaves free is -1. Slices whose sum is exactly 0 are dropped, as the original does.
     ValueError: no such volume or spacing, or one that resamples to less than 2 pixels in x or y.
     """
     if volume.ndim != 3 or 0 in volume.shape or volume.dtype != np.int16:
         raise ValueError(f"volume is {volume.dtype} {list(volume.shape)}, expected int16 (z, y, x), none of them 0")
     if len(spacing) != 3 or not all(SPACING[0] <= size <= SPACING[1] for size in spacing):
-        raise ValueError(f"spacing {[float(size) for size in spacing]}, expected x, y, z in mm, {SPACING[0]} to {SPACING[1]:.0f}")
+        raise ValueError(
+            f"spacing {[float(size) for size in spacing]}, expected x, y, z in mm, {SPACING[0]} to {SPACING[1]:.0f}"
+        )
     depth, height, width = volume.shape
     across = axis_matrix(width, float(spacing[0]), side)
     down = axis_matrix(height, float(spacing[1]), side)

@@ -55,7 +55,9 @@ class Settings:
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file; expected the inference-settings.json of the network") from None
         except KeyError as error:
-            raise ValueError(f"{path}: lacks {error.args[0]!r}; expected the inference-settings.json of a network") from None
+            raise ValueError(
+                f"{path}: lacks {error.args[0]!r}; expected the inference-settings.json of a network"
+            ) from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; expected the inference-settings.json of a network") from None
 
@@ -103,9 +105,8 @@ def tag(scores: ArrayLike, z_spacing: float, settings: Settings) -> str:
     included = _included(reading.scores, settings)
     if not included or len(reading.scores) * z_spacing < SHORT:
         return _most_frequent(reading.scores, settings)
-    # The lowest part alone may be a gap's lower side: what lies between counts as shown, except below a lone HEAD-NECK
-    low, high = PARTS.index(included[0]), PARTS.index(included[-1])
-    return "-".join(reversed(PARTS[low : high + 1]))
+    lowest, highest = PARTS.index(included[0]), PARTS.index(included[-1])
+    return "-".join(reversed(PARTS[lowest : highest + 1]))  # what lies between counts as shown
 
 
 def read(scores: ArrayLike, z_spacing: float, settings: Settings) -> Reading:
