@@ -60,7 +60,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise SystemExit(f"{checkpoint}: no such file; put it there, or run make with WEIGHTS=synthetic")
     if checkpoint.stat().st_size == 0:
         raise SystemExit(f"{checkpoint}: the file is empty; expected a checkpoint of torch.save; put it there again")
-    zipped = checkpoint.open("rb").read(2) == b"PK"  # else the format before torch 1.6, which cannot be mapped
+    with checkpoint.open("rb") as file:
+        zipped = file.read(2) == b"PK"  # else the format before torch 1.6, which cannot be mapped
     if zipped and not zipfile.is_zipfile(checkpoint):
         raise _unreadable(checkpoint)
     try:
@@ -174,7 +175,7 @@ def _check(skeleton: onnx.ModelProto, weights: dict[str, Any]) -> None:
 
 
 def _append_initializer(file: BinaryIO, name: str, tensor: Any) -> None:
-    """Append `graph { initializer { … } }`: a message may come in pieces, and so no second copy of the weights is needed."""
+    """Append `graph { initializer { … } }`: a message may come in pieces, so weights are never copied."""
     header = onnx.TensorProto(name=name, dims=[int(size) for size in tensor.shape], data_type=int(tensor.dtype))
     data = np.ascontiguousarray(tensor.numpy())
     raw = _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, data.nbytes)

@@ -19,7 +19,7 @@ if ! [[ -x $folder/bin/python$version ]]; then
   }
 fi
 echo "installing $requirements into $folder (the first time this takes minutes)"
-"$folder/bin/python$version" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" || {
+"$folder/bin/python$version" -m pip install -qq --disable-pip-version-check --requirement "$requirements" || {
   echo "$requirements could not be installed; a mirror of the package index: export PIP_INDEX_URL=https://…" >&2
   exit 1
 }

@@ -1,4 +1,4 @@
-"""Checkpoints are read safely and with clear errors; ONNX files are complete, readable by Triton 24.06 and reproducible."""
+"""Checkpoints are read safely, with clear errors; ONNX files are whole, readable by Triton 24.06 and reproducible."""
 
 import hashlib
 import json

@@ -83,4 +83,5 @@ def test_synthetic_heads_tell_embeddings_apart(name: str) -> None:
 
     logits = network(embeddings)
 
-    assert 1e-3 < float(logits.std(dim=0).min()) and float(logits.abs().max()) < 30
+    assert float(logits.std(dim=0).min()) > 1e-3
+    assert float(logits.abs().max()) < 30

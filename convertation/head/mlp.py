@@ -5,6 +5,7 @@ Layers of one Sequential, so that the attribute names are the checkpoints' keys:
 own (Hamamci et al. 2024, arXiv 2403.17834): one Linear named `classifier`.
 """
 
+import itertools
 import math
 import zlib
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from convertation.export import load_state_dict
 
@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: list[int], activation: str | None = None) -> None:
         super().__init__()
-        *hidden, last = [nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)]
+        *hidden, last = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
         if not hidden:
             self.classifier = last
             return
@@ -45,7 +45,7 @@ class MLP(nn.Module):
     def fold(self) -> "MLP":
         """In place, for export: each normalisation goes into the Linear before it, in float64, rounded once."""
         layers = list(getattr(self, "layers", []))
-        for linear, norm in zip(layers, layers[1:], strict=False):
+        for linear, norm in itertools.pairwise(layers):
             if isinstance(norm, nn.BatchNorm1d):
                 assert norm.running_mean is not None and norm.running_var is not None
                 scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()

@@ -51,7 +51,7 @@ class Position(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention between unit vectors; queries come from the normed tokens, keys and values from the tokens as they are."""
+    """Attention between unit vectors; queries from normed tokens, keys and values from the tokens as they are."""
 
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -105,6 +105,7 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(…, d) -> (…, d)"""
         norm, up, _, _, down = self
+        assert isinstance(up, nn.Linear)
         normed, (value, gate) = norm(x), halves(up.weight)  # cut the weights, not what passes through
         moved: Tensor = down(functional.linear(normed, value) * functional.gelu(functional.linear(normed, gate)))
         return moved
@@ -135,7 +136,9 @@ class SpatialBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """-> (heads, h·w, h·w); the network sees each of the (2h-1)·(2w-1) distances once."""
-        distance = distances(height, width, like=self.net[2].weight)
+        last = self.net[2]
+        assert isinstance(last, nn.Linear)
+        distance = distances(height, width, like=last.weight)
         bias: Tensor = self.net(distance.sign() * distance.abs().log1p())
         return bias.T[:, distance_index(height, width).to(bias.device)]
 
@@ -147,8 +150,37 @@ class Codebook(nn.Module):
         self.register_buffer("embed", torch.zeros(1, size, dim))
 
 
+class Quantiser(nn.Module):
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self._codebook = Codebook(size, dim)
+
+
+class Encoder(nn.Module):
+    """The weights of the part named `VIT`; `frame` = pixels of a patch in one frame."""
+
+    def __init__(
+        self,
+        frame: int,
+        frames: int,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        spatial_depth: int,
+        temporal_depth: int,
+        codebook: int,
+    ) -> None:
+        super().__init__()
+        self.spatial_rel_pos_bias = SpatialBias(dim, heads)
+        self.to_patch_emb_first_frame = patch_embedding(frame, dim)
+        self.to_patch_emb = patch_embedding(frame * frames, dim)
+        self.enc_spatial_transformer = Transformer(dim, spatial_depth, heads, dim_head)
+        self.enc_temporal_transformer = Transformer(dim, temporal_depth, heads, dim_head)
+        self.vq = Quantiser(codebook, dim)
+
+
 class CTViT(nn.Module):
-    """The whole network; `input` = (channels, frames, height, width), `patch` = (frames, height, width), `output` = (size,)."""
+    """The whole network; `input` (channels, frames, height, width), `patch` (frames, height, width), `output` (n,)."""
 
     def __init__(
         self,
@@ -170,15 +202,7 @@ class CTViT(nn.Module):
         self.patch = patch
         self.grid = [size // part for size, part in zip(volume, patch, strict=True)]
         frame = channels * patch[1] * patch[2]
-        vit = nn.Module()
-        vit.spatial_rel_pos_bias = SpatialBias(dim, heads)
-        vit.to_patch_emb_first_frame = patch_embedding(frame, dim)
-        vit.to_patch_emb = patch_embedding(frame * patch[0], dim)
-        vit.enc_spatial_transformer = Transformer(dim, spatial_depth, heads, dim_head)
-        vit.enc_temporal_transformer = Transformer(dim, temporal_depth, heads, dim_head)
-        vit.vq = nn.Module()
-        vit.vq._codebook = Codebook(codebook, dim)
-        self.VIT = vit
+        self.VIT = Encoder(frame, patch[0], dim, heads, dim_head, spatial_depth, temporal_depth, codebook)
         self.projection_layer = nn.Linear(self.grid[1] * self.grid[2] * dim, output[0], bias=False)
         self.bias: Tensor | None
         self.register_buffer("bias", None, persistent=False)
@@ -214,25 +238,27 @@ class CTViT(nn.Module):
         """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
         grid = x.shape[1:4]
         bias = self.bias if self.bias is not None else self.attention_bias()
-        for position, attention, _, feed_forward in self.VIT.enc_spatial_transformer.layers:
+        for layer in self.VIT.enc_spatial_transformer.layers:
+            position, attention, _, feed_forward = layer.children()
             x = x + position(x)
             x = x.flatten(2, 3)
             x = x + attention(x, bias)
             x = x + feed_forward(x)
-            x = x.unflatten(2, grid[1:])
+            x = torch.unflatten(x, 2, grid[1:])
         normed: Tensor = self.VIT.enc_spatial_transformer.norm_out(x)
         return normed
 
     def temporal(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention along t at each place"""
-        t, h, w, d = self.grid + [x.shape[-1]]
+        t, h, w, d = *self.grid, x.shape[-1]
         x = x.permute(0, 2, 3, 1, 4).reshape(-1, h * w, t, d)
-        for position, attention, _, feed_forward in self.VIT.enc_temporal_transformer.layers:
+        for layer in self.VIT.enc_temporal_transformer.layers:
+            position, attention, _, feed_forward = layer.children()
             x = x + as_sequences(position(as_grid(x, self.grid)), self.grid)
             x = x + attention(x)
             x = x + feed_forward(x)
         x = self.VIT.enc_temporal_transformer.norm_out(x)
-        return x.unflatten(1, (h, w)).permute(0, 3, 1, 2, 4)
+        return torch.unflatten(x, 1, (h, w)).permute(0, 3, 1, 2, 4)
 
     def quantise(self, tokens: Tensor) -> Tensor:
         """tokens (b, t, h, w, d) -> codes (b, t, h, w) int64, the codebook row of the greatest cosine.
@@ -258,8 +284,7 @@ class CTViT(nn.Module):
 
     def rows(self) -> Tensor:
         """-> (codebook, d), as stored"""
-        embed: Tensor = self.VIT.vq._codebook.embed
-        return embed.flatten(0, 1)
+        return self.VIT.vq._codebook.embed.flatten(0, 1)
 
     def codebook_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """-> (codebook, d), rows of length 1"""
@@ -290,7 +315,7 @@ def cut(volume: Tensor, patch: list[int]) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(…, n, heads·dim_head) -> (…, heads, n, dim_head)"""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
 
 
 def as_grid(x: Tensor, grid: list[int]) -> Tensor:
@@ -333,7 +358,7 @@ def load(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
 def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry` with all the keys of real files, the decoder and the codebook's statistics too.
 
-    Every tensor depends on the file's name, its own key and shape only. Weights keep the size of what passes through them.
+    Every tensor depends on the file's name, its own key and shape only. Weights keep the size of what passes through.
     """
     network, (channels, *_), patch = build(entry), entry["input"], entry["network"]["patch"]
     dim, size = entry["network"]["dim"], entry["network"]["codebook"]
