@@ -148,10 +148,12 @@ help:  ## Show this list
 #   .make/seen/X   digest of X, its size, mtime, ctime, inode; the digest alone once X is gone
 #   .make/made/X   digest of X, its command, digests of its inputs: how X was made     (X with % for /)
 #
+# EXPLAIN=1 prints what each record would have to say, and runs nothing: what status, graph and provenance read.
 # A step runs when .make/made/X is no longer true; Make compares the text itself and starts scripts/step.py only if
 # it differs.  A file that is absent counts as what its record says, until a step that runs has to read it; an ONNX
 # file is moved when it is published, and read there from then on.
 
+EXPLAIN   :=
 artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) build/checks/verdict.json
 $(artifacts): FORCE
 .PHONY: FORCE
@@ -191,7 +193,7 @@ absent = $(strip $(foreach in,$(filter $(artifacts) $(fetched),$(inputs) $|),$(i
 out   = .make/out/$@
 true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wanted),,vouched for)))
 own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
-step  = $(if $(true),$(local),$(run))
+step  = $(if $(EXPLAIN),$(info $(now)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(info local: $@ is yours; it is used as it is))
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory $(absent) $@
@@ -210,7 +212,7 @@ dropped = $(strip $(foreach model,$(filter-out $(served),$(sort $(foreach file,$
 changed = $(sort $(foreach file,$(contents),$(call differs,$(subst =, ,$(file)))) $(dropped))
 recent  = $(strip $(foreach file,$1,$(findstring "$(MAKE_RUN)",$(file <.make/took/$(call key,$(file))))))
 summary = $(system_python) scripts/summary.py
-publish = $(call replace,$(changed))
+publish = $(if $(EXPLAIN),$(foreach file,$(contents),$(info $(REPOSITORY)/$(subst =,=$(call known,$(lastword $(subst =, ,$(file)))) publish : ,$(file))=$(call known,$(lastword $(subst =, ,$(file)))))),$(call replace,$(changed)))
 replace = $(if $1,$(call bring,$(call lacking,$1),$1),$(if $(call recent,$(artifacts)),@$(summary) build/checks/verdict.json,$(info $(REPOSITORY) is up to date: $(words $(contents)) files, nothing rebuilt)@:))
 lacking = $(strip $(foreach file,$(filter $(1:%=%/%),$(contents)),$(filter $(artifacts),$(foreach source,$(lastword $(subst =, ,$(file))),$(if $(call ready,$(source)),,$(source))))))
 bring   = $(if $1,$(if $(dry),,+)@$(MAKE) --no-print-directory $1 repository,@$(call exchange,$2))

@@ -68,7 +68,7 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
     try:
         client.load_model(name, client_timeout=timeout)
-        largest = relative = 0.0
+        largest, relative, flips = 0.0, 0.0, 0
         times: list[float] = []
         for answer in check["served"]:
             request = sample(entry, answer["seed"], answer["batch"])
@@ -79,8 +79,8 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
                 start = time.perf_counter()
                 result = client.infer(name, inputs, model_version="1", client_timeout=timeout)
                 times.append(time.perf_counter() - start)
-            difference = compare(name, answer, result.as_numpy("output"))
-            largest = max(largest, difference)
+            difference, turned = compare(name, answer, result.as_numpy("output"))
+            largest, flips = max(largest, difference), flips + turned
             relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
         client.unload_model(name, client_timeout=timeout)
     except InferenceServerException as error:
@@ -88,7 +88,13 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
     finally:
         client.close()
     milliseconds = round(1000 * statistics.median(times), 1)
-    return {"state": "READY", "difference": largest, "relative": relative, "latency_ms": milliseconds}
+    return {
+        "state": "READY",
+        "difference": largest,
+        "relative": relative,
+        "codes_flipped": flips,
+        "latency_ms": milliseconds,
+    }
 
 
 # What tritonclient sets itself, and no proxy: HTTP_PROXY must not come between us and our own server.
@@ -105,8 +111,11 @@ def as_input(name: str, array: NDArray[Any]) -> Any:
     return tensor
 
 
-def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> float:
-    """The largest absolute difference; SystemExit where an element differs by more than it may, or a tag at all."""
+def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
+    """The largest absolute difference, and the number of codes by whose flip an answer was explained first.
+
+    SystemExit where an element differs by more than it may, or a tag at all.
+    """
     next_step = "the server does not compute what PyTorch does; see its log, then build the model again"
     if served is None:
         raise SystemExit(f"{name}: the answer has no tensor named output")
@@ -114,13 +123,17 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> f
         found = [value.decode() for value in served.ravel()]
         if found != answer["output"]:
             raise SystemExit(f"{name}: expected {answer['output']}, answered {found}; {next_step}")
-        return 0.0
+        return 0.0, 0
     expected = np.asarray(answer["output"], np.float64)
     if served.shape != expected.shape:
         raise SystemExit(f"{name}: expected an answer of shape {expected.shape}, found {served.shape}; {next_step}")
-    difference = np.abs(served.astype(np.float64) - expected)
+    difference, allowed = served.astype(np.float64) - expected, answer["allowed"]
+    flips = 0
+    for sample, changes in enumerate(answer.get("flips", [])):
+        difference[sample], count = without_flips(difference[sample], np.asarray(changes), allowed)
+        flips += count
     # A NaN compares as no number does, so ask what is within, not what is beyond.
-    within = difference <= np.asarray(answer["allowed"], np.float64)
+    within = np.abs(difference) <= allowed
     if not within.all():
         bad = int(within.size - within.sum())
         where = tuple(int(index[0]) for index in np.nonzero(~within))
@@ -128,7 +141,23 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> f
             f"{name}: {bad} of {within.size} values beyond the tolerance, the first at {where}: "
             f"expected {expected[where]:.7g}, answered {served[where]:.7g}; {next_step}"
         )
-    return float(difference.max())
+    return float(np.abs(difference).max()), flips
+
+
+def without_flips(difference: NDArray[Any], changes: NDArray[Any], allowed: float) -> tuple[NDArray[Any], int]:
+    """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
+
+    `changes` (m, output): what each would add. The one that explains most is taken out, again and again; each has a
+    direction of its own, so that nothing else is explained by them.
+    """
+    flips = 0
+    while flips < len(changes) and not (np.abs(difference) <= allowed).all():
+        remains = np.linalg.norm(difference - changes, axis=1)
+        best = int(remains.argmin())
+        if not remains[best] < np.linalg.norm(difference):
+            break
+        difference, flips = difference - changes[best], flips + 1
+    return difference, flips
 
 
 def stage(contents: Sequence[str], staging: Path) -> None:
@@ -199,7 +228,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, model in result["models"].items():
-        print(f"{name}: {model['state']}, differs by {model['relative']:.1e} of its scale, {model['latency_ms']} ms")
+        flipped = f" after {model['codes_flipped']} near ties" if model["codes_flipped"] else ""
+        print(
+            f"{name}: {model['state']}, differs by {model['relative']:.1e} of its scale{flipped}, "
+            f"{model['latency_ms']} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import convertation.head.torch2onnx
 import convertation.vit.torch2onnx
 from convertation.vit import check_vit, ctvit
 from scripts import compare as program
+from scripts import verdict
 from scripts.compare import compare
 from scripts.sample import sample
 from scripts.synthesize import synthesize
@@ -224,7 +225,7 @@ def test_bpr_passes_and_its_tag_is_what_a_server_must_answer(bpr: Case) -> None:
 
 def test_a_wrong_weight_before_the_quantiser_is_found_in_the_tokens(vit: Case, tmp_path: Path) -> None:
     def fault(values: NDArray[Any]) -> None:
-        values[3] *= 1.01
+        values[3] *= 1.1
 
     faulty = vit.faulty(tmp_path, change_weight([POSITION], fault))
 
@@ -234,7 +235,7 @@ def test_a_wrong_weight_before_the_quantiser_is_found_in_the_tokens(vit: Case, t
 
 def test_a_wrong_weight_after_the_quantiser_is_found_in_the_output(vit: Case, tmp_path: Path) -> None:
     def fault(values: NDArray[Any]) -> None:
-        values[5] *= 1.01
+        values[5] *= 1.1
 
     faulty = vit.faulty(tmp_path, change_weight([PROJECTION], fault))
 
@@ -265,10 +266,9 @@ def test_a_code_that_flips_with_a_large_margin_is_a_failure(vit: Case, tmp_path:
 
 def test_an_output_may_be_off_by_half_the_tolerance_and_not_by_twice(vit: Case, head: Case, tmp_path: Path) -> None:
     for case in vit, head:
-        scale = case.compare()["scale"]
+        scale = np.abs(case.compare()["served"][0]["output"]).max()  # of the first sample, compared at batch 1
         half = case.faulty(tmp_path, change_output("Add", 0.5 * 1e-4 * scale)).compare()
         assert 0.4e-4 < half["difference"] < 0.6e-4
-
         twice = case.faulty(tmp_path, change_output("Add", 2 * 1e-4 * scale))
         with pytest.raises(SystemExit, match=r"output at batch 1, .* of its scale .*; expected at most 0\.0001"):
             twice.compare()
@@ -331,14 +331,15 @@ def test_a_wrong_score_is_found(bpr: Case, tmp_path: Path) -> None:
         bpr.faulty(tmp_path, change_weight([bias], fault)).compare()
 
 
-def test_near_ties_are_allowed_for_and_everything_else_stays_strict(tied: tuple[Case, int, int]) -> None:
+def test_near_ties_are_told_to_the_verdict_and_the_tolerance_stays_strict(tied: tuple[Case, int, int]) -> None:
     case, often, other = tied
 
     result = case.compare()
 
+    answer = result["served"][-1]
     assert result["codes"]["near_ties"] == int(np.isin(codes(case), [often, other]).sum())
-    allowed, strict = np.array(result["served"][-1]["allowed"]), 1e-4 * result["scale"]
-    assert (allowed >= strict * (1 - 1e-9)).all() and (allowed > 10 * strict).any()
+    assert sum(map(len, answer["flips"])) >= result["codes"]["near_ties"]
+    assert answer["allowed"] == pytest.approx(1e-4 * result["scale"])
 
 
 def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
@@ -355,12 +356,15 @@ def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
     report, (_, answer) = result["codes"], result["served"]
     ours = codes(case)
     expected = int((ours[:1] == often).sum() + (ours == often).sum())  # compared at batch 1 and at batch 2
-    assert report["flipped"] == expected >= 10 and report["share"] == expected / 108
+    assert report["flipped"] == expected >= 3 and report["share"] == expected / 108
     assert len(report["margins"]) == min(expected, 20) and max(report["margins"]) < 2 * report["cosine_error"] < 1e-5
     (served,) = onnxruntime.InferenceSession(turned.onnx).run(["output"], {"input": volumes(case).numpy()})
     apart = np.abs(served - np.array(answer["output"]))
-    assert (apart <= np.array(answer["allowed"])).all()
-    assert apart.max() > 100 * 1e-4 * result["scale"]
+    assert apart.max() > 100 * answer["allowed"]
+    difference, flips = verdict.compare("vit_onnx", answer, served)
+    assert difference < answer["allowed"] and flips == int((ours == often).sum())
+    assert report["output_difference"] == pytest.approx(apart.max() / result["scale"], rel=1e-3)
+    assert result["difference"] < 1e-5
 
 
 def test_what_a_flip_is_allowed_to_move_is_what_it_moves(tied: tuple[Case, int, int]) -> None:
@@ -376,11 +380,10 @@ def test_what_a_flip_is_allowed_to_move_is_what_it_moves(tied: tuple[Case, int, 
     cosines = check_vit.measure(both, tokens, [tokens])
     alone = check_vit.Cosines(torch.full_like(cosines.margins, 1.0), cosines.error)
     alone.margins[one] = 0.0
-    moved, count = check_vit.near_ties(both, tokens, ours, alone)
+    (first, *_) = check_vit.near_ties(both, tokens, ours, alone)
 
-    change = (both.project(flipped) - both.project(ours)).abs()[0].numpy()
-    assert count == 1
-    assert np.allclose(moved, change, rtol=1e-3, atol=1e-5 * change.max())
+    change = (both.project(flipped) - both.project(ours))[0].numpy()
+    assert np.allclose(first, change, rtol=1e-3, atol=1e-5 * np.abs(change).max())
 
 
 def test_the_message_says_what_where_how_much_and_what_to_do(head: Case, tmp_path: Path) -> None:

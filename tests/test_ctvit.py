@@ -158,13 +158,6 @@ def test_the_keys_are_those_of_the_full_checkpoint() -> None:
     assert keys == json.loads((REFERENCE / "ctvit_full_state_dict.json").read_text())
 
 
-def test_folding_adds_no_key() -> None:
-    network = ctvit.load(REFERENCE / "ProjectionVIT_small.pt", SMALL)
-    keys = set(network.state_dict())
-
-    assert set(network.fold().state_dict()) == keys
-
-
 def test_a_volume_must_be_made_of_whole_patches() -> None:
     with pytest.raises(ValueError, match=r"input=\[1, 40, 60, 50\] is not made of whole patches, patch=\[10, 20, 20\]"):
         ctvit.build(SMALL | {"input": [1, 40, 60, 50]})

@@ -7,6 +7,7 @@ Shapes: b batch, t h w the grid of tokens, d = dim, n = tokens of one sequence.
 
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from convertation.export import load_state_dict
 
 LOGIT_SCALE = 8.0  # of the attention between unit vectors
 CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
+PARTIAL_SUMS = 8  # of the projection
 PIECES = 4  # along t, where the whole would take hundreds of megabytes at once
 
 
@@ -179,6 +181,29 @@ class Encoder(nn.Module):
         self.vq = Quantiser(codebook, dim)
 
 
+class Projection(nn.Module):
+    """A Linear of very many inputs, added up in parts: one float32 sum of 294,912 products would lose a digit more."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.columns: nn.ParameterList | None = None
+
+    def fold(self) -> None:
+        """In place: the parts become weights of their own, still mapped from the file."""
+        self.columns = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in self.parts())
+
+    def parts(self) -> Sequence[Tensor]:
+        return self.weight.chunk(PARTIAL_SUMS, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs) -> (b, outputs)"""
+        weights = self.parts() if self.columns is None else list(self.columns)
+        parts = torch.split(x, [weight.shape[1] for weight in weights], dim=1)
+        first, *rest = map(functional.linear, parts, weights)
+        return sum(rest, start=first)
+
+
 class CTViT(nn.Module):
     """The whole network; `input` (channels, frames, height, width), `patch` (frames, height, width), `output` (n,)."""
 
@@ -203,7 +228,7 @@ class CTViT(nn.Module):
         self.grid = [size // part for size, part in zip(volume, patch, strict=True)]
         frame = channels * patch[1] * patch[2]
         self.VIT = Encoder(frame, patch[0], dim, heads, dim_head, spatial_depth, temporal_depth, codebook)
-        self.projection_layer = nn.Linear(self.grid[1] * self.grid[2] * dim, output[0], bias=False)
+        self.projection_layer = Projection(self.grid[1] * self.grid[2] * dim, output[0])
         self.bias: Tensor | None
         self.register_buffer("bias", None, persistent=False)
         self.directions: Tensor | None
@@ -214,7 +239,7 @@ class CTViT(nn.Module):
         self.bias = self.attention_bias(torch.float64).float()
         self.directions = self.codebook_directions(torch.float64).float()
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | Projection):
                 module.fold()
         return self
 
@@ -293,7 +318,8 @@ class CTViT(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """(…, d) -> (…, d) of length 1; zeros stay zeros."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12)
 
 
 def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
@@ -315,7 +341,8 @@ def cut(volume: Tensor, patch: list[int]) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(…, n, heads·dim_head) -> (…, heads, n, dim_head)"""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
+    parts: Tensor = torch.unflatten(x, -1, (heads, -1))
+    return parts.transpose(-3, -2)
 
 
 def as_grid(x: Tensor, grid: list[int]) -> Tensor:
@@ -376,6 +403,8 @@ def _random(key: str, shape: tuple[int, ...]) -> Tensor:
     """Uniform, around 1 for what multiplies (norms, scales), else around 0 and as wide as its fan-in allows."""
     draw = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
     tensor = torch.from_numpy(draw).mul_(2).sub_(1)
+    if key.endswith("embed"):
+        return tensor.mul_(torch.linspace(0.5, 1.5, shape[1])[:, None])  # rows of different length
     if len(shape) == 1:
         multiplies = key.endswith(("gamma", "_scale", ".weight"))
         return tensor.mul_(0.3).add_(1) if multiplies else tensor.mul_(0.1)
