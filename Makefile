@@ -10,6 +10,8 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
 WEIGHTS ?= yandex
+# weights.zip fetched by hand, used instead of downloading it
+WEIGHTS_ZIP ?=
 # Variant of the CT-ViT: LiPro, Base or VocabFine
 VIT ?= LiPro
 # Optional models to add, such as lipro
@@ -73,6 +75,12 @@ $(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml s
 $(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/model_entry.py | .venv/installed
 	$(call step,$(python) -m scripts.model_entry $< $* tolerance $(out))
 
+# The archive of checkpoints, downloaded only when a step that runs has to read it, and its lock (see scripts/fetch.py)
+fetched := training/weights.zip training/weights.zip.lock.json
+$(fetched): FORCE | .venv/installed
+	$(if $(or $(WEIGHTS_ZIP),$(filter $@,$(MAKECMDGOALS))),$(if $(absent),$(first),$(fetch)))
+fetch = @$(python) -m scripts.fetch $(if $(WEIGHTS_ZIP),--from '$(WEIGHTS_ZIP)') weights.zip training/weights.zip && $(system_python) scripts/look.py $(fetched) >/dev/null
+
 # Checkpoints: seeded ones of the real size, or members of weights.zip where you have put none of your own
 $(foreach model,$(models),$(eval model_of.$($(model).checkpoint) := $(model)))
 model_of.bpr/inference-settings.json := bpr
@@ -84,12 +92,6 @@ else
 $(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py | training/weights.zip .venv/installed
 	$(call step,$(python) -m scripts.unpack training/weights.zip $* $(out))
 endif
-
-# Downloaded only when a step that runs has to read it
-fetched := training/weights.zip training/weights.zip.lock.json
-$(fetched): FORCE | .venv/installed
-	$(if $(filter $@,$(MAKECMDGOALS)),$(if $(absent),$(first),$(fetch)))
-fetch = @$(python) -m scripts.fetch weights.zip training/weights.zip && $(system_python) scripts/look.py $(fetched) >/dev/null
 
 # PyTorch -> ONNX
 $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py | .venv/installed
@@ -106,7 +108,7 @@ verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.
 build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx)
 
-.PHONY: repository onnx verify serve rollback test bench clean distclean help
+.PHONY: repository onnx weights update verify serve rollback test bench clean distclean help
 repository: $(sources) build/checks/verdict.json  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
 
@@ -114,6 +116,14 @@ chosen     = $(or $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(mod
 needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
+
+weights: training/weights.zip.lock.json  ## The whole of weights.zip under training/weights/; your own files there stay
+	$(if $(call ready,training/weights.zip),@$(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*',+@$(MAKE) --no-print-directory training/weights.zip weights)
+
+update: .venv/installed  ## Ask Yandex.Disk whether weights.zip is still the locked one; ACCEPT=1 locks the new one
+	@$(python) -m scripts.update $(if $(ACCEPT),--accept) weights.zip || [[ $$? == 1 ]]
+needs.weights = .venv/installed training/weights.zip.lock.json
+needs.update  = .venv/installed
 
 needs.verify = .venv/installed .venv-triton/installed $(checks)
 verify: $$(needs.verify)  ## Check and serve the published repository once more
@@ -141,7 +151,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 	rm -rf .venv .venv-triton .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
-	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS VIT WITH REPOSITORY MODEL OPSET PYTHON,'$(knob)=$($(knob))')
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS WEIGHTS_ZIP VIT WITH REPOSITORY MODEL OPSET PYTHON,'$(knob)=$($(knob))')
 
 # --- Rebuild on content, never on time ----------------------------------------
 #

@@ -203,6 +203,27 @@ def test_a_file_that_a_step_of_make_wrote_is_replaced() -> None:
     assert (WEIGHTS / BINARY).read_bytes() == FILES[BINARY]
 
 
+def test_a_file_found_with_the_archives_content_counts_as_the_archives() -> None:
+    pack(FILES)
+    (WEIGHTS / "CT-RATE").mkdir(parents=True)
+    (WEIGHTS / BINARY).write_bytes(FILES[BINARY])
+    run_all()
+    pack(FILES | {BINARY: b"new"})
+    run_all()
+    assert (WEIGHTS / BINARY).read_bytes() == b"new"
+
+
+def test_a_link_of_the_users_is_kept_also_to_a_file_of_the_archive() -> None:
+    pack(FILES)
+    run_all()
+    (WEIGHTS / BINARY).rename("elsewhere.pth")
+    (WEIGHTS / BINARY).symlink_to(Path("elsewhere.pth").resolve())
+    pack(FILES | {BINARY: b"new"})
+    run_all()
+    assert (WEIGHTS / BINARY).is_symlink()
+    assert Path("elsewhere.pth").read_bytes() == FILES[BINARY]
+
+
 def test_a_file_named_to_be_kept_is_kept() -> None:
     pack(FILES)
     run_all()
@@ -420,6 +441,8 @@ def test_a_full_disk_is_said_with_both_numbers_before_anything_is_written(monkey
     assert "weights.zip needs 16.0 kB in " in message
     assert "1.0 kB are free" in message
     assert not list(WEIGHTS.iterdir())
+    assert "weights.zip needs 6.0 kB in " in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    assert not list(Path().glob("out*"))
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_the_tree_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
