@@ -61,7 +61,7 @@ EXPORTS = {
 }
 TOLERANCE = {"output": 1e-4, "served": 1e-4}
 POSITION = "network.VIT.enc_temporal_transformer.layers.0.0.dsconv.weight"
-PROJECTION = "network.projection_layer.weight"
+PROJECTION = "network.projection_layer.columns.0"
 
 
 class Case(SimpleNamespace):
