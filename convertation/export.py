@@ -139,6 +139,7 @@ def export(
     assert program is not None
     model = program.model
     onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
+    _share_equal_weights(model)
     weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
     model.graph.initializers.clear()
     skeleton = _skeleton(onnx_ir.to_proto(model), metadata)
@@ -147,6 +148,18 @@ def export(
         file.write(skeleton.SerializeToString(deterministic=True))
         for name, tensor in weights.items():
             _append_initializer(file, name, tensor)
+
+
+def _share_equal_weights(model: onnx_ir.Model) -> None:
+    """Keep one of equal initializers: folding gives each use of a transposed weight a copy of its own."""
+    kept: dict[tuple[object, ...], onnx_ir.Value] = {}
+    for name, value in sorted(model.graph.initializers.items()):
+        assert value.const_value is not None
+        array = np.ascontiguousarray(value.const_value.numpy())
+        first = kept.setdefault((value.dtype, array.shape, hashlib.sha256(array.tobytes()).digest()), value)
+        if first is not value:
+            onnx_ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
 
 
 def _skeleton(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:

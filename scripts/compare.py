@@ -199,7 +199,8 @@ def main() -> None:
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
     result = compare(given.checkpoint, entry, tolerance, given.onnx)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{given.out}: largest difference {result['difference']:.1e} of the scale, allowed {result['tolerance']:g}")
+    difference, allowed = result["difference"], result["tolerance"]
+    print(f"{entry['name']}: differs from PyTorch by {difference:.1e} of its scale, allowed {allowed:g}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 FAMILIES = ("vit", "head", "bpr")
-NETWORKS = {
+NETWORKS: dict[str, dict[str, type]] = {
     "vit": {
         "dim": int,
         "heads": int,
@@ -25,7 +25,7 @@ NETWORKS = {
     "head": {"sizes": list, "activation": str},
     "bpr": {"channels": int},
 }
-KEYS = {
+KEYS: dict[str, type] = {
     "family": str,
     "optional": bool,
     "checkpoint": str,

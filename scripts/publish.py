@@ -1,11 +1,11 @@
-"""Put the models that were made anew into the published repository, each by one exchange of folders; or undo that.
+"""Put models that were made anew into the published repository, each by one exchange of folders; or undo that.
 
-    python3 -sES scripts/publish.py REPOSITORY --weights KIND --verdict RECORDED --models MODEL,... FILE=SOURCE...
+    python3 -sES scripts/publish.py REPOSITORY --weights KIND --verdict FILE --models MODEL,... FILE=SOURCE...
     python3 -sES scripts/publish.py REPOSITORY --rollback
 
 Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published) and previous/ (what was replaced).
 .make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
-.make/published/REPOSITORY: kind of weights, then each file that was ever published there: those alone are ours to replace.
+.make/published/REPOSITORY: kind of weights, then each file ever published there: those alone are ours to replace.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def rollback(repository: str) -> None:
 
 
 def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
-    """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step of ours wrote."""
+    """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step wrote."""
     way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
     ours, kind = published(repository), (read(record("published", repository)).split("\n") or [""])[0]
     for model in models:

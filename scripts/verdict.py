@@ -129,8 +129,8 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
         raise SystemExit(f"{name}: expected an answer of shape {expected.shape}, found {served.shape}; {next_step}")
     difference, allowed = served.astype(np.float64) - expected, answer["allowed"]
     flips = 0
-    for sample, changes in enumerate(answer.get("flips", [])):
-        difference[sample], count = without_flips(difference[sample], np.asarray(changes), allowed)
+    for row, changes in enumerate(answer.get("flips", [])):
+        difference[row], count = without_flips(difference[row], np.asarray(changes), allowed)
         flips += count
     # A NaN compares as no number does, so ask what is within, not what is beyond.
     within = np.abs(difference) <= allowed

@@ -1,4 +1,4 @@
-"""Copies of the project in temporary folders, where the real Makefile runs: with tiny networks, or with stand-in steps."""
+"""Copies of the project in temporary folders, where the real Makefile runs: tiny networks, or stand-in steps."""
 
 import os
 import re
@@ -13,7 +13,16 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "model_repository_running"
-SOURCES = ("Makefile", "requirements.txt", "requirements-triton.txt", "scripts", "convertation", "docker", "training", "tests")
+SOURCES = (
+    "Makefile",
+    "requirements.txt",
+    "requirements-triton.txt",
+    "scripts",
+    "convertation",
+    "docker",
+    "training",
+    "tests",
+)
 
 # Geometry of the tiny networks; everything else of models.yaml stays
 TINY: dict[str, dict[str, object]] = {
@@ -40,7 +49,9 @@ class Project:
 
     def start(self, *args: str, **environment: str) -> "subprocess.Popen[str]":
         """Start make in a process group of its own; WEIGHTS=synthetic unless told otherwise."""
-        command = ["make", *args] if any(arg.startswith("WEIGHTS=") for arg in args) else ["make", "WEIGHTS=synthetic", *args]
+        command = (
+            ["make", *args] if any(arg.startswith("WEIGHTS=") for arg in args) else ["make", "WEIGHTS=synthetic", *args]
+        )
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         return subprocess.Popen(
             command, cwd=self.path, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -156,7 +167,7 @@ if [[ $2 == scripts.compare ]]; then echo '{{"difference": 0.0}}' > "$out"; fi
 
 @pytest.fixture(scope="session")
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The real Makefile's artifacts, made by a stand-in for Python within a second or two: for kills, races and rebuilds."""
+    """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
     project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
     for venv in (".venv", ".venv-triton"):
         (project.path / venv).unlink()

@@ -89,9 +89,7 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, 
         "distinct": len(distinct),
         "tokens_difference": apart,
     }
-    return Checked(
-        np.concatenate(outputs), [np.concatenate(part) for part in expected], changes, {"codes": report}
-    )
+    return Checked(np.concatenate(outputs), [np.concatenate(part) for part in expected], changes, {"codes": report})
 
 
 def rows(network: CTViT) -> Tensor:
@@ -147,8 +145,8 @@ def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -
     """
     book = rows(network).double()
     directions = normalize(book, dim=-1)
-    weight = network.projection_layer.weight
-    weight = weight.view(len(weight), -1, book.shape[1])  # (output, h·w, d)
+    projection: Tensor = network.projection_layer.weight
+    weight = projection.view(len(projection), -1, book.shape[1])  # (output, h·w, d)
     flat, chosen = tokens.flatten(0, -2), codes.flatten()
     limit = WIDER * cosines.limit
     near = [token for token in cosines.margins.argsort()[:MOST].tolist() if cosines.margins[token] <= limit]

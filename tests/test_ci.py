@@ -1,0 +1,100 @@
+"""The workflows, and what they rely on: a clone with the cached paths restored runs no step, or just the changed head's."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, ROOT, Project
+
+BINARY = {"build/onnx/binary.onnx", "build/checks/binary.json", "build/checks/verdict.json"}
+
+
+def github() -> Any:
+    return yaml.safe_load((ROOT / ".github/workflows/models.yml").read_text())
+
+
+def gitlab() -> Any:
+    return yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
+
+
+def cached() -> list[str]:
+    """Return the paths that GitHub's workflow caches besides pip's."""
+    caches = [step["with"] for step in github()["jobs"]["repository"]["steps"] if "cache" in step.get("uses", "")]
+    paths: str = next(cache["path"] for cache in caches if ".make" in cache["path"].split())
+    return paths.split()
+
+
+def git(folder: Path, *args: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True)
+
+
+def clone_with_cache(project: Project, folder: Path) -> Project:
+    """Commit the sources, clone them elsewhere, restore there what the workflows cache, and the environments."""
+    shutil.copy(ROOT / ".gitignore", project.path)
+    git(project.path, "init")
+    git(project.path, "add", ".")
+    git(project.path, "commit", "-m", "tiny")
+    git(folder, "clone", str(project.path), "clone")
+    clone = folder / "clone"
+    paths = [path for path in cached() if (project.path / path).exists()]
+    tar = subprocess.Popen(["tar", "c", *paths], cwd=project.path, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "xm", "--no-same-owner"], cwd=clone, stdin=tar.stdout, check=True)
+    assert tar.wait() == 0
+    for venv in (".venv", ".venv-triton"):
+        shutil.copytree(project.path / venv, clone / venv)
+    return Project(clone)
+
+
+def test_both_workflows_cache_the_same_and_build_the_same() -> None:
+    job = gitlab()["repository"]
+    assert next(cache["paths"] for cache in job["cache"] if ".make" in cache["paths"]) == cached()
+    commands = [step["run"] for step in github()["jobs"]["repository"]["steps"] if "run" in step]
+    assert commands == job["script"]
+    assert github()["env"]["WEIGHTS"] == job["variables"]["WEIGHTS"] == "synthetic"
+
+
+def test_a_clone_with_the_cache_runs_no_step(stand_ins: Project, tmp_path: Path) -> None:
+    clone = clone_with_cache(stand_ins, tmp_path)
+    assert not (clone.path / "build/onnx").exists()
+    assert "nothing to do" in clone.make("status")
+    assert clone.steps() == set()
+    assert clone.published() == stand_ins.published()
+
+
+def test_a_changed_head_runs_just_its_own_steps(stand_ins: Project, tmp_path: Path) -> None:
+    clone = clone_with_cache(stand_ins, tmp_path)
+    clone.edit("convertation/models.yaml", "gelu", "leaky_relu")
+    made = clone.steps()
+    assert {name for name in made if not name.startswith("build/models/")} == {
+        "build/synthetic/CT-RATE/model_binary.pth",
+        *BINARY,
+    }
+    assert clone.published()["vit_onnx/1/model.onnx"] == stand_ins.published()["vit_onnx/1/model.onnx"]
+    assert clone.steps() == set()
+
+
+def test_a_changed_head_of_the_teams_needs_neither_archive_nor_other_checkpoints(
+    stand_ins: Project, tmp_path: Path
+) -> None:
+    shutil.rmtree(stand_ins.path / REPOSITORY)
+    shutil.rmtree(stand_ins.path / ".make/published")
+    lock = "257a4c075a4c2721970ffc7ef0380d0bf7329185de8f34ff9a6ac8336561c34c"  # of "zip\n"
+    (stand_ins.path / "training/weights.zip").write_text("zip\n")
+    (stand_ins.path / "training/weights.zip.lock.json").write_text(f'{{"size": 4, "sha256": "{lock}"}}')
+    stand_ins.make("repository", "WEIGHTS=yandex")
+    clone = clone_with_cache(stand_ins, tmp_path)
+    own = clone.path / "training/weights/CT-RATE/model_binary.pth"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    assert clone.steps("WEIGHTS=yandex") == BINARY
+    assert not (clone.path / "training/weights.zip").exists()
+
+
+@pytest.mark.parametrize("words", ["the environments", "checkpoints", "build/checks"])
+def test_the_page_explains_what_is_cached(words: str) -> None:
+    page = (ROOT / "docs/ci.md").read_text()
+    assert words in page and all(f"`{path}`" in page for path in cached())
