@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
 
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
-WEIGHTS ?= yandex
+WEIGHTS ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
 # weights.zip fetched by hand, used instead of downloading it
 WEIGHTS_ZIP ?=
 # Variant of the CT-ViT: LiPro, Base or VocabFine
@@ -24,6 +24,17 @@ MODEL ?=
 OPSET ?= 20
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
+
+# Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
+IMAGE ?=
+
+$(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
+one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
+$(call one_of,WEIGHTS,yandex synthetic)
+$(call one_of,VIT,LiPro Base VocabFine)
+
+# The kind of weights that REPOSITORY was made from, and each file that was ever published there
+ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
 
 # --- What there is ------------------------------------------------------------
 
@@ -78,7 +89,7 @@ $(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: conver
 # The archive of checkpoints, downloaded only when a step that runs has to read it, and its lock (see scripts/fetch.py)
 fetched := training/weights.zip training/weights.zip.lock.json
 $(fetched): FORCE | .venv/installed
-	$(if $(or $(WEIGHTS_ZIP),$(filter $@,$(MAKECMDGOALS))),$(if $(absent),$(first),$(fetch)))
+	$(if $(EXPLAIN),,$(if $(or $(WEIGHTS_ZIP),$(filter $@,$(MAKECMDGOALS))),$(if $(absent),$(first),$(fetch))))
 fetch = @$(python) -m scripts.fetch $(if $(WEIGHTS_ZIP),--from '$(WEIGHTS_ZIP)') weights.zip training/weights.zip && $(system_python) scripts/look.py $(fetched) >/dev/null
 
 # Checkpoints: seeded ones of the real size, or members of weights.zip where you have put none of your own
@@ -108,7 +119,7 @@ verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.
 build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx)
 
-.PHONY: repository onnx weights update verify serve rollback test bench clean distclean help
+.PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
 repository: $(sources) build/checks/verdict.json  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
 
@@ -127,7 +138,7 @@ needs.update  = .venv/installed
 
 needs.verify = .venv/installed .venv-triton/installed $(checks)
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	@$(python) -m scripts.verdict --checks build/checks --repository $(REPOSITORY) build/verify.json
+	@$(python) -m scripts.verdict --checks build/checks $(if $(IMAGE),--image $(IMAGE)) --repository $(REPOSITORY) build/verify.json
 
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
@@ -144,6 +155,16 @@ needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench build/bench.json
 
+explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) repository) && printf '%s\n' "$$explained" | $(system_python)
+status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
+	$(explained) scripts/status.py $(REPOSITORY) $(FILE)
+
+graph:  ## Draw the pipeline and its state: build/graph.svg
+	$(explained) scripts/graph.py $(REPOSITORY) build/graph.svg
+
+provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
+	$(if $(CHECK),@$(system_python) scripts/provenance.py $(REPOSITORY) --check $(CHECK),$(explained) scripts/provenance.py $(REPOSITORY))
+
 clean:  ## Free what can be made again; records, checkpoints and the repository stay
 	rm -rf build .make/out
 
@@ -151,7 +172,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 	rm -rf .venv .venv-triton .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
-	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS WEIGHTS_ZIP VIT WITH REPOSITORY MODEL OPSET PYTHON,'$(knob)=$($(knob))')
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS WEIGHTS_ZIP VIT WITH REPOSITORY MODEL OPSET IMAGE PYTHON,'$(knob)=$($(knob))')
 
 # --- Rebuild on content, never on time ----------------------------------------
 #
@@ -203,7 +224,7 @@ absent = $(strip $(foreach in,$(filter $(artifacts) $(fetched),$(inputs) $|),$(i
 out   = .make/out/$@
 true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wanted),,vouched for)))
 own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
-step  = $(if $(EXPLAIN),$(info $(now)),$(if $(true),$(local),$(run)))
+step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(info local: $@ is yours; it is used as it is))
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory $(absent) $@
@@ -214,7 +235,6 @@ start = @$(system_python) scripts/step.py $(if $(keep),--keep) $@ $(call quote,$
 # Publishing compares each published file with what it is to be a copy of, and replaces the models that differ
 space   := $(subst ,, )
 comma   := ,
-ours    = $(file <.make/published/$(call key,$(REPOSITORY)))
 differs = $(if $(call same,$(call sha,$(REPOSITORY)/$(word 1,$1)),$(call known,$(word 2,$1))),,$(call model,$(word 1,$1)))
 model   = $(firstword $(subst /, ,$1))
 served  = $(sort $(foreach file,$(contents),$(call model,$(file))))

@@ -1,4 +1,6 @@
-"""What a hand-run export gives, for the benchmark alone: python -m convertation.straight_export CHECKPOINT ENTRY.json OUT.onnx
+"""What a hand-run export gives, kept as a benchmark only.
+
+    python -m convertation.straight_export CHECKPOINT ENTRY.json OUT.onnx
 
 The network as its authors wrote it down, the checkpoint read whole, the exporter's own optimisation, one file saved at
 one go. Nothing is folded: the spatial bias and the codebook's normalisation stay in the graph.

@@ -101,10 +101,10 @@ class Tree:
             if not (ROOT / made).exists():
                 raise SystemExit(f"{venv} is not installed; run make bench, which installs it")
             shutil.copy(ROOT / made, self.path / made)
-        said = self.make("EXPLAIN=1", "repository")[1].splitlines()
-        for venv in ENVIRONMENTS:  # or the copy would install into the environment that it only borrows
-            if (self.path / f".make/made/{venv}%installed").read_text().strip() not in said:
-                raise SystemExit(f"{venv} is not what {ROOT / 'Makefile'} asks for; run make {venv}/installed")
+            words = (ROOT / made).read_text().partition(" : ")[2].split()
+            inputs = (word.rpartition("=") for word in words)
+            if any(digest(self.path / name) != was for name, _, was in inputs):  # the copy only borrows it
+                raise SystemExit(f"{venv} is not what its requirements say; run make {venv}/installed")
 
     def make(self, *words: str, loud: bool = False) -> tuple[float, str]:
         """Run make, which must succeed; return its wall time and what it said."""

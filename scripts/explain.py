@@ -116,7 +116,8 @@ def judge(step: Step, steps: dict[str, Step]) -> None:
         elif not present and not published(step.target, steps):
             step.state = ABSENT
         if own:
-            step.state, step.reason = LOCAL, "yours, used as it is"
+            compared = ", once compared with the archive's" if step.state == STALE and archive_is_here() else ""
+            step.state, step.reason = LOCAL, f"yours, used as it is{compared}"
     if not step.state:
         step.state = MAY if behind else FRESH
         step.reason = f"behind {', '.join(Path(name).name for name in behind)}" if behind else ""
@@ -143,9 +144,11 @@ def archive_is_here() -> bool:
 
 
 def locked() -> dict[str, object]:
-    """Return what the lock of weights.zip says, nothing if there is none."""
-    lock: dict[str, object] = json.loads(read(f"{ARCHIVE}.lock.json") or "{}")
-    return lock
+    """Return what the lock of weights.zip says, nothing if there is none that can be read."""
+    try:
+        return dict(json.loads(read(f"{ARCHIVE}.lock.json")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def gone(repository: str, models: set[str]) -> list[str]:

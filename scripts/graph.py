@@ -48,8 +48,10 @@ def dot(steps: dict[str, Step], repository: str) -> str:
 
 
 def above(step: Step, steps: dict[str, Step]) -> list[str]:
-    """Return what a step is made from; a published model is made from the verdict too."""
-    if step.files or not (step.inputs or step.needs):
+    """Return what a step hangs on: nothing of ours if it is the user's own, on the verdict too if it is published."""
+    if step.state == LOCAL:
+        return []
+    if step.script == "scripts/publish.py":
         return [*step.inputs, *(name for name in steps if Path(name).name == "verdict.json")]
     return [*step.inputs, *step.needs]
 
@@ -73,10 +75,13 @@ def group(name: str, shown: dict[str, Step], repository: str) -> str:
 def node(step: Step) -> str:
     """Return a node: the artifact, the script that makes it, and why it is to run."""
     fill, line, style, _ = LOOK[step.state]
-    name = step.target.removeprefix("build/") if ".json" in step.target else Path(step.target).name
+    name = Path(step.target).name
+    if step.target.startswith(("build/checks/", "build/models/")):
+        name = step.target.removeprefix("build/")
     rows = [f"<b>{html.escape(name)}</b>"]
     small = '<font point-size="9" color="{}">{}</font>'
-    rows.append(small.format("#555555", html.escape(step.script)))
+    if step.state != LOCAL:
+        rows.append(small.format("#555555", html.escape(step.script)))
     if step.reason and step.state != MAY:  # of that one the arrows tell
         rows.append(small.format(line, html.escape(step.reason)))
     tip = html.escape(f"{step.target}: {step.state} {step.reason}".strip())

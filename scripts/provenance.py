@@ -42,7 +42,7 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     def trace(name: str, sha: str) -> None:
         if name in told["made"] or name in told["origin"]:
             if (told["made"].get(name) or told["origin"][name])["sha256"] != sha:
-                raise SystemExit(f"{name} was read with two contents: {again}")
+                raise SystemExit(f"{name} changed between two steps: {again}")
         elif wrote(name) == sha:
             text = read(record("made", name)).partition(" ")[2]
             command, _, _ = text.rpartition(" : ")

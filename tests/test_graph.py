@@ -39,7 +39,8 @@ def test_colours_tell_stale_from_may_and_absent(stand_ins: Project) -> None:
     shutil.rmtree(stand_ins.path / "build/synthetic/bpr")
     stand_ins.append("convertation/head/torch2onnx.py", "# a remark\n")
     drawn = nodes(stand_ins)
-    assert drawn["build/onnx/binary.onnx"] == (STALE, ["binary.onnx", "convertation/head/torch2onnx.py", "torch2onnx.py changed"])  # fmt: skip
+    colour, lines = drawn["build/onnx/binary.onnx"]
+    assert colour == STALE and lines == ["binary.onnx", "convertation/head/torch2onnx.py", "torch2onnx.py changed"]
     assert drawn["build/checks/binary.json"][0] == drawn[f"{REPOSITORY}/binary_onnx"][0] == MAY
     assert drawn["build/synthetic/bpr/model.pt"][0] == ABSENT
     assert drawn["build/checks/vit.json"][0] == drawn["build/synthetic/CT-RATE/model_binary.pth"][0] == FRESH
@@ -57,7 +58,10 @@ def test_the_users_own_checkpoint_has_its_colour(stand_ins: Project) -> None:
     own.parent.mkdir()
     own.write_text("mine")
     drawn = nodes(stand_ins, "WEIGHTS=yandex", "REPOSITORY=other")
-    assert drawn[str(own.relative_to(stand_ins.path))][0] == "#c9dcf7"
+    assert drawn["training/weights/CT-RATE/model_binary.pth"] == (
+        "#c9dcf7",
+        ["model_binary.pth", "yours, used as it is"],
+    )
     assert drawn["training/weights.zip"][0] == STALE
 
 

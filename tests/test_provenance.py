@@ -102,7 +102,8 @@ def test_each_difference_is_named(told: Project) -> None:
     (top / "binary_onnx/1/model.onnx").unlink()
     (top / "binary_onnx/1/extra").touch()
     said = told.fail("provenance", "CHECK=told.json")
-    assert "binary_onnx/1/extra: not among those told of\nbinary_onnx/1/model.onnx: not there\nvit_onnx/config.pbtxt: sha256 is " in said  # fmt: skip
+    assert "binary_onnx/1/extra: not among those told of\nbinary_onnx/1/model.onnx: not there\n" in said
+    assert "vit_onnx/config.pbtxt: sha256 is " in said
     assert "bpr_model" not in said
 
 

@@ -110,6 +110,17 @@ def test_the_set_is_published_the_dropped_model_leaves_and_rollback_brings_it_ba
     assert present() == NEW
 
 
+def test_a_model_that_is_dropped_while_all_others_stay_leaves_and_comes_back(place: Path) -> None:
+    publish_set(OLD, [*OLD])
+    smaller = {"changed": "old", "same": "old"}
+    publish_set(smaller, ["dropped"])
+    assert present() == smaller
+    publish.rollback(REPOSITORY)
+    assert present() == OLD
+    publish.rollback(REPOSITORY)
+    assert present() == smaller
+
+
 def test_where_folders_cannot_be_exchanged_it_ends_the_same(ready: Path, no_exchange: None) -> None:
     publish_set(NEW, FORWARD)
     assert present() == NEW
@@ -210,7 +221,7 @@ def is_whole(marks: dict[str, str], before: dict[str, str], after: dict[str, str
 def at_every_change(
     ready: Path, act: Callable[[], None], before: dict[str, str], after: dict[str, str], exchange: bool
 ) -> int:
-    """Kill `act` before each of its changes in a fresh copy; check what is there then, and what the next run ends in."""
+    """Kill `act` before each of its changes, in a fresh copy; check what is there then, and what the next run makes."""
     number, killed = 0, True
     while killed:
         number += 1

@@ -1,5 +1,6 @@
 """What `make status` says: exactly what `make repository` then runs, and that it runs nothing itself."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from conftest import REPOSITORY, Project, announced
 
 def told(said: str, state: str) -> set[str]:
     """Return the files that a status gives this state."""
-    return {line.split("  ")[1].strip() for line in said.splitlines() if line.startswith(f"{state}  ")}
+    return set(re.findall(rf"^{state} +(\S+)", said, re.MULTILINE))
 
 
 def everything(project: Project) -> dict[str, tuple[int, bytes]]:
@@ -129,20 +130,34 @@ def test_a_model_no_longer_built_will_be_taken_out(stand_ins: Project) -> None:
 # --- The archive and the user's own files -------------------------------------
 
 
-@pytest.fixture
-def archive(stand_ins: Project) -> Project:
-    """A build from a stand-in archive and a head of the user's own; the archive is gone by now."""
-    shutil.rmtree(stand_ins.path / REPOSITORY)
-    shutil.rmtree(stand_ins.path / ".make/published")
+def with_archive(project: Project) -> Project:
+    """Put a stand-in archive and a head of the user's own into place."""
+    shutil.rmtree(project.path / REPOSITORY)
+    shutil.rmtree(project.path / ".make/published")
     lock = "257a4c075a4c2721970ffc7ef0380d0bf7329185de8f34ff9a6ac8336561c34c"  # of "zip\n"
-    (stand_ins.path / "training/weights.zip").write_text("zip\n")
-    (stand_ins.path / "training/weights.zip.lock.json").write_text(f'{{"size": 4, "sha256": "{lock}"}}')
-    own = stand_ins.path / "training/weights/CT-RATE/model_binary.pth"
+    (project.path / "training/weights.zip").write_text("zip\n")
+    (project.path / "training/weights.zip.lock.json").write_text(f'{{"size": 4, "sha256": "{lock}"}}')
+    own = project.path / "training/weights/CT-RATE/model_binary.pth"
     own.parent.mkdir()
     own.write_text("mine")
-    stand_ins.make("repository", "WEIGHTS=yandex")
+    return project
+
+
+@pytest.fixture
+def archive(stand_ins: Project) -> Project:
+    """A build from them; the archive is gone by now."""
+    with_archive(stand_ins).make("repository", "WEIGHTS=yandex")
     (stand_ins.path / "training/weights.zip").unlink()
     return stand_ins
+
+
+def test_the_first_build_from_the_archive_is_told(stand_ins: Project) -> None:
+    said = with_archive(stand_ins).make("status", "WEIGHTS=yandex")
+    assert told(said, "local") == {"training/weights/CT-RATE/model_binary.pth"}
+    assert "yours, used as it is, once compared with the archive's" in said
+    will, may = told(said, "will run"), told(said, "may run")
+    steps = stand_ins.steps("WEIGHTS=yandex")
+    assert {name for name in will if REPOSITORY not in name} <= steps <= will | may | told(said, "local")
 
 
 def test_the_users_own_checkpoint_is_shown_as_local(archive: Project) -> None:
@@ -161,9 +176,6 @@ def test_the_archive_is_to_be_fetched_only_when_a_step_reads_it(archive: Project
     said = archive.make("status", "WEIGHTS=yandex")
     assert "training/weights.zip" in told(said, "will run")
     assert "absent, needed for model_multilabel.pth" in said
-
-
-# --- Time ---------------------------------------------------------------------
 
 
 def test_the_viewers_need_no_environment(stand_ins: Project) -> None:
