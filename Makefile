@@ -43,6 +43,15 @@ $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
   /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
   $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
 
+optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
+$(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))
+
+# One spelling for one folder, links resolved, since records go by it; and none that other targets empty
+$(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))
+override REPOSITORY := $(patsubst $(CURDIR)/%,%,$(or $(realpath $(REPOSITORY)),$(abspath $(REPOSITORY))))
+$(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(error \
+  REPOSITORY=$(REPOSITORY): expected a folder for published models alone, such as model_repository_running))
+
 models      := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
 heads       := $(foreach model,$(models),$(if $(filter head,$($(model).family)),$(model)))
 weights     := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights)
@@ -100,7 +109,7 @@ ifeq ($(WEIGHTS),synthetic)
 $(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py $$(network.$$($$(model_of.$$*).family)) convertation/export.py | .venv/installed
 	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
 else
-$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py | training/weights.zip .venv/installed
+$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py scripts/progress.py scripts/records.py | training/weights.zip .venv/installed
 	$(call step,$(python) -m scripts.unpack training/weights.zip $* $(out))
 endif
 
@@ -110,20 +119,20 @@ $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json co
 
 # ONNX against PyTorch, on the same input
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py | .venv/installed
-	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu numpy)
+	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # The whole set, checked offline and served once by a real Triton
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx)
+	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx numpy)
 
 .PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
 repository: $(sources) build/checks/verdict.json  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
 
-chosen     = $(or $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model))),$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(models)))
+chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
 needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
@@ -198,8 +207,9 @@ system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sES
 python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
 python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
 
-looked        := $(shell $(system_python) scripts/look.py $(artifacts) $(fetched) $(sources) $(foreach file,$(contents),$(REPOSITORY)/$(firstword $(subst =, ,$(file)))))
+looked        := $(if $(filter-out clean distclean help,$(or $(MAKECMDGOALS),help)),$(shell $(system_python) scripts/look.py $(artifacts) $(fetched) $(sources) $(foreach file,$(contents),$(REPOSITORY)/$(firstword $(subst =, ,$(file))))),nothing to look at)
 $(if $(looked),,$(error scripts/look.py could not look at the files))
+nested        := $(MAKE_RUN)
 export MAKE_RUN := $(or $(MAKE_RUN),$(looked))
 
 key   = $(subst /,%,$1)
@@ -225,7 +235,7 @@ out   = .make/out/$@
 true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wanted),,vouched for)))
 own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
-local = $(if $(own),$(info local: $@ is yours; it is used as it is))
+local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
@@ -249,8 +259,8 @@ bring   = $(if $1,$(if $(dry),,+)@$(MAKE) --no-print-directory $1 repository,@$(
 exchange = $(system_python) scripts/publish.py $(REPOSITORY) --weights $(kind) --verdict build/checks/verdict.json --models $(subst $(space),$(comma),$1) $(contents) && $(summary) build/checks/verdict.json
 
 ifneq ($(filter repository,$(MAKECMDGOALS)),)
-$(foreach head,$(heads),$(if $(filter $(VIT),$($(head).trained_on)),,$(error \
+$(foreach head,$(heads),$(if $(filter $(VIT),$(or $($(head).trained_on),$(VIT))),,$(error \
   $(head) was trained on the $($(head).trained_on) ViT (convertation/models.yaml) and is never paired with VIT=$(VIT); train a head on it and say so there, or make onnx MODEL=vit VIT=$(VIT))))
-$(if $(wildcard $(REPOSITORY)/*/config.pbtxt),$(if $(filter $(kind),$(firstword $(ours))),,$(error \
+$(if $(wildcard $(REPOSITORY)/*/config.pbtxt $(served:%=$(REPOSITORY)/%)),$(if $(filter $(kind),$(firstword $(ours))),,$(error \
   $(REPOSITORY) $(if $(ours),is made from $(firstword $(ours)) weights and these are $(kind),was not made by this build); move it away (mv $(REPOSITORY) $(REPOSITORY).old) or publish elsewhere (make repository REPOSITORY=dir))))
 endif

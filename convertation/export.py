@@ -67,7 +67,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     try:
         found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever a damaged file leads the reader to
-        if isinstance(error, pickle.UnpicklingError) and ("global" in str(error) or "reduce" in str(error)):
+        said = str(error).lower()  # "unsupported GLOBAL posix.mkdir" as well as "Unsupported global"
+        if isinstance(error, pickle.UnpicklingError) and ("global" in said or "reduce" in said):
             raise SystemExit(
                 f"{checkpoint}: refused, reading it would run code; expected tensors only\n"
                 "save it with torch.save(module.state_dict(), path)"

@@ -44,12 +44,12 @@ DISTURBED = 0.25  # cores that other programs kept busy; times measured meanwhil
 def bench(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
     """Run the groups in turn, print each one's rows, and write all of them to `out`; return those that miss."""
     machine = {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()}
-    rows: list[Row] = []
+    tree, rows = Tree(), list[Row]()
     busy: dict[str, float] = {}
     for name, group in groups.items():
         print(f"{name}:", flush=True)
         with others() as found:
-            rows_here = group(Tree(), rounds)
+            rows_here = group(tree, rounds)
         busy[name] = round(found[0], 2)
         for row in rows_here:
             row.group = name

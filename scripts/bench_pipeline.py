@@ -27,7 +27,9 @@ def cold(tree: Tree, rounds: int) -> list[Row]:
     shutil.rmtree(tree.path, ignore_errors=True)
     say(f"make repository WEIGHTS=synthetic in a new {tree.path.relative_to(ROOT)}")
     tree.sync()
+    before = sum(os.times()[2:4])
     seconds, _ = tree.make("repository", loud=True)
+    cpu = sum(os.times()[2:4]) - before
     tree.current.add("repository")
     took = {path.name.replace("%", "/"): json.loads(path.read_text()) for path in (tree.path / ".make/took").iterdir()}
     largest = max(took, key=lambda name: float(took[name]["peak_mb"]))
@@ -35,7 +37,7 @@ def cold(tree: Tree, rounds: int) -> list[Row]:
     note = ", ".join(f"{name.removeprefix('build/')} {took[name]['seconds']:.0f} s" for name in slowest)
     return [
         Row("make repository, cold", seconds, "≤", 300, "s", f"slowest: {note}"),
-        Row("make repository, cold, lean", seconds, "≤", 180, "s", "the same run against issue 6's goal"),
+        Row("make repository, cold, lean", seconds, "≤", 180, "s", f"the same run; {cpu:.0f} s of CPU"),
         Row("most memory of a step", took[largest]["peak_mb"] * 1024**2 / 1e9, "≤", 4, "GB", largest),
     ]
 
@@ -103,7 +105,8 @@ def clone(tree: Tree) -> Iterator[Row]:
     finally:
         archive.unlink(missing_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
-    yield Row("clone + restored cache", made, "≤", 2.5, "s", f"make alone; copying and tar before it {restored:.1f} s")
+    note = f"copying and tar {restored:.2f} s, make {made:.2f} s"
+    yield Row("clone + restored cache", restored + made, "≤", 2.5, "s", note)
     yield Row("clone + restored cache: steps run", len(announced(said)), "≤", 0)
 
 

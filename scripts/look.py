@@ -24,13 +24,24 @@ def take_notes(files: list[str]) -> None:
         list(ThreadPoolExecutor().map(digest, moved))
 
 
-if __name__ == "__main__":
-    if os.path.isdir(".make/journal") and (journals := os.listdir(".make/journal")):
-        from publish import finish
+def finish_what_was_cut_short() -> None:
+    """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
+    from publish import finish
 
-        with lock("publish"):
-            for journal in journals:
-                finish(f".make/journal/{journal}")
-    with lock("publish", fcntl.LOCK_SH):
-        take_notes(sys.argv[1:])
+    with lock("publish"):
+        for journal in os.listdir(".make/journal"):
+            if journal.endswith("~"):
+                os.remove(f".make/journal/{journal}")
+                continue
+            finish(f".make/journal/{journal}")
+
+
+if __name__ == "__main__":
+    try:
+        if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
+            finish_what_was_cut_short()
+        with lock("publish", fcntl.LOCK_SH):
+            take_notes(sys.argv[1:])
+    except OSError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays") from None
     print(time.time_ns())

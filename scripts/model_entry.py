@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 FAMILIES = ("vit", "head", "bpr")
+ACTIVATIONS = ("gelu", "leaky_relu")
 NETWORKS: dict[str, dict[str, type]] = {
     "vit": {
         "dim": int,
@@ -39,13 +40,25 @@ KEYS: dict[str, type] = {
 MAY_MISS = {"optional", "trained_on", "activation"}
 
 
+class Reader(yaml.SafeLoader):
+    """Refuses a key that is there twice, where YAML's own reader takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def model_entry(path: Path, name: str) -> dict[str, Any]:
     """Return the entry `name` of models.yaml, with its name in it.
 
     Raises SystemExit if any entry of the file has an unknown key, lacks one, or has a value of another type.
     """
     try:
-        models = yaml.safe_load(path.read_text())
+        models = yaml.load(path.read_text(), Reader)
+    except OSError as error:
+        raise SystemExit(f"{path}: {error.strerror}; it describes the models, git checkout {path}") from None
     except yaml.YAMLError as error:
         raise SystemExit(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(models, dict):
@@ -66,6 +79,16 @@ def check_entry(where: str, entry: Any) -> None:
     check_keys(f"{where}: tolerance", entry["tolerance"], {"output": float, "served": float})
     if entry["family"] == "head" and "trained_on" not in entry:
         raise SystemExit(f"{where}: trained_on is missing; name the ViT variant that this head was trained on")
+    network, tolerance, checkpoint = entry["network"], entry["tolerance"], Path(entry["checkpoint"])
+    if checkpoint.is_absolute() or ".." in checkpoint.parts or " " in entry["checkpoint"]:
+        raise SystemExit(f"{where}: checkpoint is {checkpoint}; expected a path in training/weights, without spaces")
+    for key in {"sizes", "patch"} & set(network):
+        if not all(type(size) is int and size > 0 for size in network[key]):
+            raise SystemExit(f"{where}: network: {key} holds whole numbers above 0; found {network[key]}")
+    if (activation := network.get("activation", ACTIVATIONS[0])) not in ACTIVATIONS:
+        raise SystemExit(f"{where}: network: activation {activation}; expected one of {', '.join(ACTIVATIONS)}")
+    if not all(0 <= value < 1 for value in tolerance.values()):
+        raise SystemExit(f"{where}: tolerance: expected shares of the scale, from 0 to below 1; found {tolerance}")
     shapes = [*entry["input"], *entry["output"], *entry["batch"]]
     if not all(type(size) is int and size > 0 for size in shapes):
         raise SystemExit(f"{where}: input, output and batch hold whole numbers above 0; found {shapes}")

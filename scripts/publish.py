@@ -32,6 +32,7 @@ def publish(repository: str, weights: str, verdict: str, models: list[str], sour
             if judged.get(path) != known(path) or not holds(verdict):
                 raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
         shutil.rmtree(following := beside(repository, "next"), ignore_errors=True)
+        os.makedirs(following)  # stays empty where models are only dropped
         notes = {}
         for path, source in sources.items():
             if path.partition("/")[0] in models:
@@ -54,7 +55,8 @@ def rollback(repository: str) -> None:
         finish(journal := record("journal", repository))
         previous = beside(repository, "previous")
         models = sorted(os.listdir(previous)) if os.path.isdir(previous) else []
-        if not models:
+        earlier = any(os.listdir(f"{previous}/{model}") for model in models)
+        if not earlier and {path.name for path in Path(repository).glob("*/")} <= set(models):
             raise SystemExit(f"{repository}: nothing to roll back to, {previous} holds no earlier models")
         begin(repository, journal, models, "previous", read(record("published", repository)), {})
         print(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
@@ -101,6 +103,13 @@ def begin(
 ) -> None:
     """Write down which folders change places, then let them."""
     folder = beside(repository, source)
+    os.makedirs(repository, exist_ok=True)
+    for path in [repository, *(f"{repository}/{model}" for model in models)]:
+        if os.path.isdir(path) and os.stat(path).st_dev != os.stat(folder).st_dev:
+            raise SystemExit(
+                f"nothing published: {path} lies on another file system than {folder}, so that models cannot be\n"
+                "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
+            )
     inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
     write(journal, json.dumps(job))
@@ -190,4 +199,6 @@ if __name__ == "__main__":
             pairs = dict(pair.split("=", 1) for pair in args.files)
             publish(args.repository, args.weights, args.verdict, sorted(args.models.split(",")), pairs)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"{args.repository}: nothing was published ({error})") from None
+        cut_short = os.path.exists(record("journal", args.repository))
+        what = "publishing was cut short, the next make ends it" if cut_short else "nothing was published"
+        raise SystemExit(f"{args.repository}: {what} ({error})") from None

@@ -408,6 +408,7 @@ def test_a_full_disk_leaves_the_published_set(stand_ins: Project, tmp_path: Path
         with room.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # until it is full to the last page
             while file.write(bytes(4096)):
                 pass
+        assert "make repository" in project.make("help")
         for free in (0, 4096, 20480, 61440):
             os.truncate(room, room.stat().st_size - free)
             said = project.start("repository").communicate()[0]
@@ -533,7 +534,12 @@ def test_the_trace_would_be_left_by_a_careless_reader(tmp_path: Path) -> None:
 @pytest.fixture
 def nothing_there() -> Iterator[str]:
     """The address of a server that has nothing."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -545,7 +551,7 @@ def test_missing_checkpoints_say_how_to_get_them(real: Project, tmp_path: Path, 
     checkpoint.rename(tmp_path / "away")
     try:
         said = real.fail("repository", REAL, YANDEX_DISK_API=nothing_there)
-        assert "make repository WEIGHTS_ZIP=" in said and "WEIGHTS=synthetic" in said
+        assert "make repository WEIGHTS_ZIP=" in said and "make repository WEIGHTS=synthetic" in said
         assert real.published() == good
     finally:
         (tmp_path / "away").rename(checkpoint)

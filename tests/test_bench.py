@@ -1,0 +1,138 @@
+"""The benchmark itself: what it prints and writes, when it fails, and that it measures what it says."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+from convertation.straight_export import straight_export
+from convertation.vit.ctvit import synthetic
+from convertation.vit.torch2onnx import torch2onnx
+from scripts import bench, bench_fetch, bench_measure, bench_models, bench_pipeline
+from scripts.bench_measure import Row, Tree, ratio
+from scripts.sample import sample
+
+ROOT = Path(__file__).parents[1]
+HIT, MISS = Row("fast enough", 2.0, "≤", 2.5, "s", "of 3"), Row("small enough", 0.5, "≤", 0.3, "x")
+UNKNOWN, SHOWN = Row("unzip", None, "≥", 0.8, "x", "no unzip on this machine"), Row("share of the peak", 0.9)
+TINY: dict[str, Any] = {
+    "family": "vit",
+    "checkpoint": "tiny.pt",
+    "network": {
+        "dim": 32, "heads": 2, "dim_head": 16, "spatial_depth": 2, "temporal_depth": 2, "patch": [10, 20, 20],
+        "codebook": 64,
+    },
+    "input": [1, 20, 40, 60],
+    "output": [24],
+    "batch": [1, 2, 4],
+}  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, groups: dict[str, list[Row]], *words: str) -> dict[str, Any]:
+    """Run the program with groups that measure nothing; return what it wrote."""
+    monkeypatch.setattr(bench, "GROUPS", {name: lambda tree, rounds, rows=rows: rows for name, rows in groups.items()})
+    monkeypatch.setattr(bench, "BENCH", out.parent / "bench")
+    words = words or ("--only", ",".join(groups))
+    monkeypatch.setattr(sys, "argv", ["bench", *words, str(out)])
+    bench.main()
+    written: dict[str, Any] = json.loads(out.read_text())
+    return written
+
+
+def test_goal_stands_beside_value(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = run(monkeypatch, tmp_path / "bench.json", {"one": [HIT, UNKNOWN, SHOWN]})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "disturbed" not in line]
+    assert lines == [
+        "one:",
+        "  fast enough        2 s  ≤ 2.5 s  pass          of 3",
+        "  unzip              -    ≥ 0.8 x  not measured  no unzip on this machine",
+        "  share of the peak  0.9",
+    ]
+    assert [(row["group"], row["what"], row["value"], row["goal"], row["verdict"]) for row in written["rows"]] == [
+        ("one", "fast enough", 2.0, 2.5, "pass"),
+        ("one", "unzip", None, 0.8, "not measured"),
+        ("one", "share of the peak", 0.9, None, ""),
+    ]
+    assert written["machine"]["cores"] >= 1 and set(written["others_cores"]) == {"one"}
+
+
+def test_a_miss_is_named_at_the_end_and_in_the_exit_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, out, {"one": [HIT], "two": [MISS]})
+    assert stop.value.code == f"1 figures miss their goals ({out} has all):\n  two: small enough"
+    assert [row["verdict"] for row in json.loads(out.read_text())["rows"]] == ["pass", "MISS"]
+
+
+def test_a_group_runs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = run(monkeypatch, tmp_path / "bench.json", {"one": [HIT], "two": [MISS]}, "--only", "one")
+    assert {row["group"] for row in written["rows"]} == {"one"}
+    with pytest.raises(SystemExit, match="--only three: expected some of one,two"):
+        run(monkeypatch, tmp_path / "bench.json", {"one": [HIT], "two": [MISS]}, "--only", "one,three")
+
+
+def test_a_ratio_is_that_of_medians() -> None:
+    row = ratio("load", [1.0, 2.0, 9.0], [8.0, 7.0, 90.0], 0.25, "s")
+    assert (row.value, row.verdict, row.note, row.samples) == (0.25, "pass", "2 s, straight 8 s", [0.125, 0.25, 1.125])
+
+
+def test_a_probe_measures_a_process_of_its_own() -> None:
+    found = bench_measure.probe("nothing", cwd=ROOT)
+    assert 5e6 < found["peak"] < 5e7 and 0 < found["cpu"] < 5
+    with pytest.raises(SystemExit, match=r"bench: module no\.such failed"):
+        bench_measure.probe("module", "no.such", cwd=ROOT)
+
+
+def test_an_artifact_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    for name in ("once", "copy"):
+        (tmp_path / name).write_bytes(b"weights " * 20_000)
+    (tmp_path / "other").write_bytes(b"numbers " * 20_000)
+    row = bench_pipeline.disk(Tree(tmp_path))
+    assert row.value == 1.5 and row.verdict == "MISS" and row.note in ("copy", "once")
+
+
+def test_what_make_announced_is_read() -> None:
+    said = "build/onnx/vit.onnx: new\nbuild/lock: waiting for another make\nvit: differs\npublished: vit_onnx\n"
+    assert bench_pipeline.announced(said) == {"build/onnx/vit.onnx"}
+
+
+def test_a_small_archive_is_fetched_killed_and_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_fetch, "SIZE", 1 << 22)
+    monkeypatch.setattr(bench_fetch, "FOLDER", tmp_path)
+    monkeypatch.setattr(bench_fetch, "ROOT", ROOT)
+    cpu, above, beyond = bench_fetch.fetch(Tree(tmp_path), 1)
+    assert (tmp_path / "weights.zip").stat().st_size == 1 << 22
+    assert cpu.value and above.value and 0 < above.value < 100
+    assert beyond.value is not None and 0 <= beyond.value < 100
+    if shutil.which("unzip"):
+        (speed,) = bench_fetch.unpack(Tree(tmp_path), 1)
+        assert speed.value and speed.value > 0
+
+
+def test_the_work_of_a_volume_is_the_known_395_billion_multiply_adds() -> None:
+    entry = yaml.safe_load((ROOT / "convertation/models.yaml").read_text())["vit"]
+    assert bench_models.multiply_adds(entry) == pytest.approx(395e9, rel=0.005)
+
+
+def test_the_straight_export_computes_the_same(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tiny.pt"
+    torch.save(synthetic(TINY), checkpoint)
+    straight_export(checkpoint, TINY, tmp_path / "straight.onnx")
+    torch2onnx(checkpoint, TINY, tmp_path / "ours.onnx", opset=20, metadata={})
+    straight, ours = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"]).run(
+            ["output"], sample(TINY, 0, 3)
+        )[0]
+        for name in ("straight", "ours")
+    )
+    assert straight.shape == (3, 24)
+    np.testing.assert_allclose(straight, ours, atol=1e-5 * np.abs(ours).max())
