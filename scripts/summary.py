@@ -63,7 +63,7 @@ def size(path: str) -> str:
     sha = known(path)
     for name in () if stat else os.listdir(".make/seen"):
         words = read(f".make/seen/{name}").split()
-        if words[0] == sha and len(words) > 1:
+        if words[:1] == [sha] and len(words) > 1:
             stat = words[1:]
     number = int(stat[0]) if stat else 0
     return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
