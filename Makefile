@@ -203,7 +203,9 @@ $(artifacts): FORCE
 	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
 # Needs the standard library only; a pyenv shim in front of python3 would cost 0.1 s
-system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sES
+system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sESB
+# -B and this: on a full disk half a .pyc would be left, over which every later make would stumble
+export PYTHONDONTWRITEBYTECODE := 1
 python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
 python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
 
