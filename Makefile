@@ -8,10 +8,14 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
 
+# Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
+FROM ?= weights
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
 WEIGHTS ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
 # weights.zip fetched by hand, used instead of downloading it
 WEIGHTS_ZIP ?=
+# model_repository_running.zip fetched by hand, used instead of downloading it
+REPOSITORY_ZIP ?=
 # Variant of the CT-ViT: LiPro, Base or VocabFine
 VIT ?= LiPro
 # Optional models to add, such as lipro
@@ -24,12 +28,14 @@ MODEL ?=
 OPSET ?= 20
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
-
+# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here
+ACCEPT ?=
 # Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
 IMAGE ?=
 
 $(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
 one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
+$(call one_of,FROM,weights prebuilt)
 $(call one_of,WEIGHTS,yandex synthetic)
 $(call one_of,VIT,LiPro Base VocabFine)
 
@@ -95,11 +101,15 @@ $(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml s
 $(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/model_entry.py | .venv/installed
 	$(call step,$(python) -m scripts.model_entry $< $* tolerance $(out))
 
-# The archive of checkpoints, downloaded only when a step that runs has to read it, and its lock (see scripts/fetch.py)
-fetched := training/weights.zip training/weights.zip.lock.json
+# The two archives, each downloaded only when a step that runs has to read it, and their locks (see scripts/fetch.py)
+archives := training/weights.zip training/model_repository_running.zip
+fetched  := $(archives) $(archives:=.lock.json)
+archive   = $(@:.lock.json=)
+by_hand   = $(if $(filter %/weights.zip,$(archive)),$(WEIGHTS_ZIP),$(REPOSITORY_ZIP))
+linked    = $(and $(call ready,$(archive)),$(call same,$(realpath $(by_hand)),$(realpath $(archive))))
 $(fetched): FORCE | .venv/installed
-	$(if $(EXPLAIN),,$(if $(or $(WEIGHTS_ZIP),$(filter $@,$(MAKECMDGOALS))),$(if $(absent),$(first),$(fetch))))
-fetch = @$(python) -m scripts.fetch $(if $(WEIGHTS_ZIP),--from '$(WEIGHTS_ZIP)') weights.zip training/weights.zip && $(system_python) scripts/look.py $(fetched) >/dev/null
+	$(if $(EXPLAIN),,$(if $(or $(filter $@,$(MAKECMDGOALS)),$(if $(by_hand),$(if $(linked),,absent))),$(if $(absent),$(first),$(if $(fetched.$(archive)),,$(fetch)))))
+fetch = $(eval fetched.$(archive) := once)@$(python) -m scripts.fetch $(if $(by_hand),--from $(call quote,$(by_hand))) $(notdir $(archive)) $(archive) && $(system_python) scripts/look.py $(archive) $(archive).lock.json >/dev/null
 
 # Checkpoints: seeded ones of the real size, or members of weights.zip where you have put none of your own
 $(foreach model,$(models),$(eval model_of.$($(model).checkpoint) := $(model)))
@@ -128,20 +138,35 @@ verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.
 build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx numpy)
 
+# An archive of finished models, checked offline and served once by a real Triton
+prebuilt := training/model_repository_running.zip
+judged   := $(prebuilt).verdict.json
+$(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuilt.py scripts/unpack.py scripts/progress.py scripts/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh | $(prebuilt) .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
+
 .PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
+ifeq ($(FROM),prebuilt)
+needs.repository = $(judged)
+repository: $(judged)
+	$(if $(EXPLAIN),,$(if $(dry),,+)@$(publish_prebuilt) || { [[ $$? == 3 ]] && $(unpack_again) && $(publish_prebuilt); })
+publish_prebuilt = $(system_python) scripts/publish.py $(REPOSITORY) --prebuilt $(judged) build/prebuilt
+unpack_again     = $(MAKE) --no-print-directory $(prebuilt) && rm -rf build/prebuilt && $(python) -m scripts.unpack --all $(prebuilt) build/prebuilt --tree '*/config.pbtxt'
+else
 repository: $(sources) build/checks/verdict.json  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
+endif
 
 chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
 needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-weights: training/weights.zip.lock.json  ## The whole of weights.zip under training/weights/; your own files there stay
+weights: training/weights.zip.lock.json | training/weights.zip  ## The whole of weights.zip under training/weights/; your own files there stay
 	$(if $(call ready,training/weights.zip),@$(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*',+@$(MAKE) --no-print-directory training/weights.zip weights)
 
-update: .venv/installed  ## Ask Yandex.Disk whether weights.zip is still the locked one; ACCEPT=1 locks the new one
-	@$(python) -m scripts.update $(if $(ACCEPT),--accept) weights.zip || [[ $$? == 1 ]]
+update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
+	@$(foreach name,$(locked),$(python) -m scripts.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
+locked        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lock.json))),weights.zip)
 needs.weights = .venv/installed training/weights.zip.lock.json
 needs.update  = .venv/installed
 
@@ -151,7 +176,7 @@ verify: $$(needs.verify)  ## Check and serve the published repository once more
 
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
-	@$(python) -m scripts.serve $(REPOSITORY)
+	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY)
 
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
@@ -178,10 +203,10 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .make/seen .make/made .make/took .make/lock
+	rm -rf .venv .venv-triton .venv-prebuilt .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
-	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,WEIGHTS WEIGHTS_ZIP VIT WITH REPOSITORY MODEL OPSET IMAGE PYTHON,'$(knob)=$($(knob))')
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ACCEPT IMAGE PYTHON,'$(knob)=$($(knob))')
 
 # --- Rebuild on content, never on time ----------------------------------------
 #
@@ -194,7 +219,7 @@ help:  ## Show this list
 # file is moved when it is published, and read there from then on.
 
 EXPLAIN   :=
-artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) build/checks/verdict.json
+artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) build/checks/verdict.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE
 .PRECIOUS: $(artifacts)
@@ -261,8 +286,9 @@ bring   = $(if $1,$(if $(dry),,+)@$(MAKE) --no-print-directory $1 repository,@$(
 exchange = $(system_python) scripts/publish.py $(REPOSITORY) --weights $(kind) --verdict build/checks/verdict.json --models $(subst $(space),$(comma),$1) $(contents) && $(summary) build/checks/verdict.json
 
 ifneq ($(filter repository,$(MAKECMDGOALS)),)
+publishes := $(if $(filter prebuilt,$(FROM)),prebuilt,$(kind))
 $(foreach head,$(heads),$(if $(filter $(VIT),$(or $($(head).trained_on),$(VIT))),,$(error \
   $(head) was trained on the $($(head).trained_on) ViT (convertation/models.yaml) and is never paired with VIT=$(VIT); train a head on it and say so there, or make onnx MODEL=vit VIT=$(VIT))))
-$(if $(wildcard $(REPOSITORY)/*/config.pbtxt $(served:%=$(REPOSITORY)/%)),$(if $(filter $(kind),$(firstword $(ours))),,$(error \
-  $(REPOSITORY) $(if $(ours),is made from $(firstword $(ours)) weights and these are $(kind),was not made by this build); move it away (mv $(REPOSITORY) $(REPOSITORY).old) or publish elsewhere (make repository REPOSITORY=dir))))
+$(if $(wildcard $(REPOSITORY)/*/config.pbtxt $(served:%=$(REPOSITORY)/%)),$(if $(filter $(publishes),$(firstword $(ours))),,$(error \
+  $(REPOSITORY) $(if $(ours),is made from $(firstword $(ours)) weights and these are $(publishes),was not made by this build); move it away (mv $(REPOSITORY) $(REPOSITORY).old) or publish elsewhere (make repository REPOSITORY=dir))))
 endif

@@ -1,8 +1,10 @@
 """Put models that were made anew into the published repository, each by one exchange of folders; or undo that.
 
     python3 -sES scripts/publish.py REPOSITORY --weights KIND --verdict FILE --models MODEL,... FILE=SOURCE...
+    python3 -sES scripts/publish.py REPOSITORY --prebuilt FILE FOLDER
     python3 -sES scripts/publish.py REPOSITORY --rollback
 
+--prebuilt: what scripts/prebuilt.py judged and wrote to FILE, from FOLDER; exit status 3 where that is lacking.
 Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published) and previous/ (what was replaced).
 .make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
 .make/published/REPOSITORY: kind of weights, then each file ever published there: those alone are ours to replace.
@@ -19,34 +21,63 @@ from typing import Any
 
 from records import digest, found, holds, known, lock, made_from, note, read, record, write, wrote
 
-MOVED = "build/onnx/"  # large and not needed twice: a step that reads one of these later gets a copy of the published
+# Large and not needed twice: a step that reads one of these later gets a copy of the published
+MOVED = ("build/onnx/", "build/prebuilt/")
+LACKING = 3
 
 
 def publish(repository: str, weights: str, verdict: str, models: list[str], sources: dict[str, str]) -> None:
     """Publish `models`, provided that the whole set is what its records say and what the verdict was passed on."""
     with lock("publish"):
-        finish(journal := record("journal", repository))
+        finish(record("journal", repository))
         refuse_what_is_not_ours(repository, weights, models)
         judged = made_from(verdict)
         for path in sources.values():
             if judged.get(path) != known(path) or not holds(verdict):
                 raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
-        shutil.rmtree(following := beside(repository, "next"), ignore_errors=True)
-        os.makedirs(following)  # stays empty where models are only dropped
-        notes = {}
-        for path, source in sources.items():
-            if path.partition("/")[0] in models:
-                wanted = known(source)
-                place(source, f"{following}/{path}")
-                if wanted != digest(f"{following}/{path}"):
-                    raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
-                notes[path] = wanted
-        ours = sorted({*published(repository), *sources})
-        for path in notes:
-            with open(f"{following}/{path}") as file:
-                os.fsync(file.fileno())
-        begin(repository, journal, models, "next", "\n".join([weights, *ours, ""]), notes)
-        print(f"published: {' '.join(f'{repository}/{model}' for model in models)}")
+        replace(repository, weights, models, {path: (source, known(source)) for path, source in sources.items()})
+
+
+def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
+    """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
+    with lock("publish"):
+        finish(record("journal", repository))
+        judged: dict[str, str] = json.loads(read(verdict))["files"]
+        ours = {path for path in published(repository) if os.path.exists(f"{repository}/{path}")}
+        old = {path: digest(f"{repository}/{path}") for path in ours | set(judged)}
+        models = sorted({path.partition("/")[0] for path, sha in old.items() if sha != judged.get(path)})
+        if not models:
+            print(f"{repository} is up to date: {len(judged)} files, nothing published")
+        else:
+            refuse_what_is_not_ours(repository, "prebuilt", models)
+            sources = {path: (f"{folder}/{path}", sha) for path, sha in judged.items()}
+            for path, (source, sha) in sources.items():
+                if path.partition("/")[0] in models and digest(source) != sha:
+                    if not (there := found(sha)) or there.startswith((f"{folder}/", beside(repository, "next"))):
+                        print(f"{source} is to be published and is there no more", flush=True)
+                        raise SystemExit(LACKING)
+                    sources[path] = there, sha
+            replace(repository, "prebuilt", models, sources)
+        shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
+
+
+def replace(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
+    """Let `models` in the repository be what the sources are, each with its digest."""
+    shutil.rmtree(following := beside(repository, "next"), ignore_errors=True)
+    os.makedirs(following)  # stays empty where models are only dropped
+    notes = {}
+    for path, (source, wanted) in sources.items():
+        if path.partition("/")[0] in models:
+            place(source, f"{following}/{path}")
+            if wanted != digest(f"{following}/{path}"):
+                raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
+            notes[path] = wanted
+    ours = sorted({*published(repository), *sources})
+    for path in notes:
+        with open(f"{following}/{path}") as file:
+            os.fsync(file.fileno())
+    begin(repository, record("journal", repository), models, "next", "\n".join([weights, *ours, ""]), notes)
+    print(f"published: {' '.join(f'{repository}/{model}' for model in models)}")
 
 
 def rollback(repository: str) -> None:
@@ -187,6 +218,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository")
     parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--prebuilt", nargs=2, metavar=("FILE", "FOLDER"))
     parser.add_argument("--weights", help="kind of weights, synthetic or real")
     parser.add_argument("--verdict", help="artifact that was made from exactly these sources")
     parser.add_argument("--models", default="", help="comma-separated; one without a FILE is taken out")
@@ -195,6 +227,8 @@ if __name__ == "__main__":
     try:
         if args.rollback:
             rollback(args.repository)
+        elif args.prebuilt:
+            publish_prebuilt(args.repository, *args.prebuilt)
         else:
             pairs = dict(pair.split("=", 1) for pair in args.files)
             publish(args.repository, args.weights, args.verdict, sorted(args.models.split(",")), pairs)

@@ -43,13 +43,14 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive is, and the command that goes on with one that was fetched by hand."""
+    """Where an archive is, and the commands that go on with one that was fetched by hand, or without any."""
 
     name: str
     api: str
     link: str
     path: str
     by_hand: str
+    without: str = ""
 
     @property
     def lock(self) -> Path:
@@ -57,7 +58,8 @@ class Source:
 
     @property
     def way_out(self) -> str:
-        return f"Or fetch {self.name} by hand from {self.link} and run: {self.by_hand}"
+        without = f"\nOr do without it: {self.without}" if self.without else ""
+        return f"Or fetch {self.name} by hand from {self.link} and run: {self.by_hand}{without}"
 
 
 class TroubleError(Exception):
@@ -85,6 +87,7 @@ def source(name: str) -> Source:
             link=os.environ.get("YANDEX_DISK_LINK") or known[name]["link"],
             path=known[name]["path"],
             by_hand=known[name]["by_hand"],
+            without=known[name].get("without", ""),
         )
     except KeyError as error:
         raise SystemExit(f"{SOURCES}: {name} has no {error}; expected link, path, by_hand, and api on top") from None

@@ -54,8 +54,8 @@ class Project:
         )
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         return subprocess.Popen(
-            command, cwd=self.path, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, env=clean | environment,
+            command, cwd=self.path, text=True, start_new_session=True, env=clean | environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def make(self, *args: str, **environment: str) -> str:
@@ -151,7 +151,8 @@ def project(built: Project, tmp_path: Path) -> Iterator[Project]:
     shutil.rmtree(copy.path)
 
 
-# Stands in for every script that runs in .venv but the reader of models.yaml: what it writes tells the command and the content of the files it names
+# Stands in for every script that runs in .venv but the reader of models.yaml: what it writes tells the command and the
+# content of the files it names
 PYTHON_STAND_IN = f"""#!/bin/bash
 if [[ $2 == pip ]]; then exit; fi
 if [[ $2 == scripts.model_entry ]]; then exec {ROOT}/.venv/bin/python "$@"; fi
