@@ -1,0 +1,24 @@
+# What the knobs may be, and what models.yaml says; included by the Makefile
+
+$(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
+one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
+$(call one_of,FROM,weights prebuilt)
+$(call one_of,WEIGHTS,yandex synthetic)
+$(call one_of,VIT,LiPro Base VocabFine)
+
+# One spelling for one folder, links resolved, since records go by it; and none that other targets empty
+$(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))
+override REPOSITORY := $(patsubst $(CURDIR)/%,%,$(or $(realpath $(REPOSITORY)),$(shell realpath -m -- '$(REPOSITORY)')))
+$(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(error \
+  REPOSITORY=$(REPOSITORY): expected a folder for published models alone, such as model_repository_running))
+
+# The kind of weights that REPOSITORY was made from, and each file that was ever published there
+ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
+
+# Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional
+$(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
+  /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
+  $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
+
+optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
+$(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))
