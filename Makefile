@@ -146,9 +146,9 @@ onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family
 
 needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
-	$(if $(call ready,training/weights.zip),\
-	  @$(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*',\
-	  $(if $(dry),,+)@$(MAKE) --no-print-directory training/weights.zip weights)
+	$(if $(call ready,training/weights.zip),@$(unpack_all),$(fetch_first))
+unpack_all  = $(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*'
+fetch_first = $(if $(dry),,+)@$(MAKE) --no-print-directory training/weights.zip weights
 
 needs.update = .venv/installed
 there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lock.json))),weights.zip)
