@@ -19,7 +19,7 @@ BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
 SOURCES = "Makefile", "requirements.txt", "requirements-triton.txt", "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
-KNOBS = "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "OPSET", "PYTHON", "EXPLAIN", "PYTHONPATH"
+KNOBS = "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "OPSET", "PYTHON", "EXPLAIN", "PYTHONPATH"
 
 
 @dataclass

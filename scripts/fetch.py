@@ -55,7 +55,10 @@ def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.s
         lock = locked(origin)
         if os.environ.get("CI", "").lower() in ("true", "1") and (lock is None or not lock.sha256):
             lack = "is missing" if lock is None else "has no sha256"
-            raise SystemExit(f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it")
+            raise SystemExit(
+                f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it"
+                + (f"\nOr do without it: {origin.without}" if origin.without else "")
+            )
         if given is not None:
             take(origin, lock, given, out)
             return

@@ -34,12 +34,13 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
         expected = mine if keep and present else present
         if present and read(made) == f"{target}={expected} {recipe}":
             return
-        reason, started = why(target, present, recipe), time.monotonic()
+        copy = found(mine) if read(made) == f"{target}={mine} {recipe}" else ""  # published, or replaced there
+        reason, started = f"copied from {copy}" if copy else why(target, present, recipe), time.monotonic()
         print(f"{target}: {reason}", flush=True)
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
-        if read(made) == f"{target}={mine} {recipe}" and (copy := found(mine)):
+        if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         else:
             for name, place in moved.items():

@@ -52,7 +52,7 @@ class Project:
         command = (
             ["make", *args] if any(arg.startswith("WEIGHTS=") for arg in args) else ["make", "WEIGHTS=synthetic", *args]
         )
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "CI"}
         return subprocess.Popen(
             command, cwd=self.path, text=True, start_new_session=True, env=clean | environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
