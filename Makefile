@@ -28,6 +28,10 @@ MODEL ?=
 OPSET ?= 20
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
+# Where `make serve` listens; 0.0.0.0 lets other machines ask
+ADDRESS ?= 127.0.0.1
+# Its ports for HTTP, gRPC and metrics
+PORTS ?= 8000 8001 8002
 # Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here
 ACCEPT ?=
 # Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
@@ -161,7 +165,8 @@ verify: $$(needs.verify)  ## Check and serve the published repository once more
 
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
-	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY)
+	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY) \
+	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
@@ -195,6 +200,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ACCEPT IMAGE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
 
 include scripts/content.mk

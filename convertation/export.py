@@ -123,6 +123,7 @@ def export(
     network returns (output, *inner) and the file has values of those names inside the graph.
     The same network gives the same bytes: no path, time or version is written.
     """
+    print("  tracing the network", flush=True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # or it tells that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
@@ -139,12 +140,14 @@ def export(
         )
     assert program is not None
     model = program.model
+    print("  folding what depends on weights alone", flush=True)
     onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     _share_equal_weights(model)
     weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
     model.graph.initializers.clear()
     skeleton = _skeleton(onnx_ir.to_proto(model), metadata)
     _check(skeleton, weights)
+    print("  writing", flush=True)
     with out.open("wb") as file:
         file.write(skeleton.SerializeToString(deterministic=True))
         for name, tensor in weights.items():

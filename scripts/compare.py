@@ -179,6 +179,7 @@ def ask(
             session = onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
         answers = []
         for batch in batches:
+            print(f"  ONNX Runtime, batch {batch}", flush=True)
             answers.append(dict(zip(names, session.run(names, {"input": request[:batch]}), strict=True)))
     except OSError as error:
         raise SystemExit(

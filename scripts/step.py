@@ -18,6 +18,8 @@ import time
 
 from records import digest, found, lock, note, read, record, sha256, write, wrote
 
+SHOWN = 200  # characters of a command that failed
+
 
 def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
@@ -78,7 +80,8 @@ def run(target: str, command: str, out: str) -> None:
     free = shutil.disk_usage(".").free // 1_000_000
     full = f"only {free} MB are free on this disk; `make clean` frees some\n" if free < 200 else ""
     happened = f"failed with status {status}" if status else f"wrote nothing to {out}"
-    raise SystemExit(f"{full}{target} was not made, what was there before stays; the command {happened}:\n  {command}")
+    shown = command if len(command) <= SHOWN else f"{command[:SHOWN]} …"
+    raise SystemExit(f"{full}{target} was not made, what was there before stays; the command {happened}:\n  {shown}")
 
 
 def why(target: str, present: str, recipe: str) -> str:
@@ -97,7 +100,7 @@ def why(target: str, present: str, recipe: str) -> str:
         elif word not in before:
             reasons.append(f"now {word}")
     return ", ".join(
-        dict.fromkeys(reasons or [f"no longer {word}" for word in before if word not in now] or ["forced"])
+        dict.fromkeys(reasons or [f"no longer {word}" for word in before if word not in now] or ["absent"])
     )
 
 

@@ -44,6 +44,7 @@ def verdict(
     asked = {name: (read(models, name), read(checks, name)) for name in names}
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
+    print(f"  starting Triton on {len(names)} models", flush=True)
     with triton_server(repository, log, image=image, timeout=timeout) as server:
         try:
             version = server.ask("/v2")["version"]
@@ -66,6 +67,7 @@ def verdict(
 def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Loads, asks and unloads one model as the client does."""
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+    print(f"  asking {name}", flush=True)
     try:
         client.load_model(name, client_timeout=timeout)
         largest, relative, flips = 0.0, 0.0, 0

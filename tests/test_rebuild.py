@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -250,3 +251,23 @@ def test_a_dry_run_makes_nothing(stand_ins: Project) -> None:
     before = stand_ins.published()
     said = stand_ins.make("-n", "repository")
     assert announced(said) == set() and stand_ins.published() == before
+
+
+def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None:
+    """With tiny networks and the real Triton: the server goes on with what it has loaded."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = " ".join(str(each.getsockname()[1]) for each in sockets)
+    for each in sockets:
+        each.close()
+    server = project.start("serve", f"PORTS={ports}")
+    try:
+        assert server.stdout
+        said = ""
+        while not said.startswith("READY"):
+            said = server.stdout.readline()
+            assert said
+        project.append("convertation/head/binary.pbtxt", "# newer\n")
+        assert f"published: {REPOSITORY}/binary_onnx" in project.make("repository")
+        assert server.poll() is None
+    finally:
+        kill(server)

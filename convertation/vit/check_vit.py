@@ -60,6 +60,7 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, 
     near = compared = 0
     distinct: set[int] = set()
     for index in range(len(volumes)):
+        print(f"  PyTorch, volume {index + 1} of {len(volumes)}", flush=True)
         tokens = network.encode(torch.from_numpy(volumes[index : index + 1]))
         codes = network.quantise(tokens)
         outputs.append(network.project(codes).numpy())
