@@ -61,7 +61,7 @@ own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
-first = $(if $(dry),,+)@$(MAKE) --no-print-directory $(absent) $@
+first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
 start = @$(system_python) scripts/step.py $(if $(keep),--keep) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
@@ -80,7 +80,7 @@ space   := $(subst ,, )
 comma   := ,
 model    = $(firstword $(subst /, ,$1))
 served   = $(sort $(foreach pair,$(contents),$(call model,$(pair))))
-recorded = $(sort $(foreach path,$(wordlist 2,999,$(ours)),$(call model,$(path))))
+recorded = $(sort $(foreach path,$(filter-out $(firstword $(ours)),$(ours)),$(call model,$(path))))
 dropped  = $(strip $(foreach model,$(filter-out $(served),$(recorded)),$(if $(wildcard $(REPOSITORY)/$(model)),$(model))))
 current  = $(call same,$(call sha,$(REPOSITORY)/$(call place,$1)),$(call known,$(call source,$1)))
 changed  = $(sort $(foreach pair,$(contents),$(if $(call current,$(pair)),,$(call model,$(pair)))) $(dropped))

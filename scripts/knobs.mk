@@ -4,6 +4,8 @@ $(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Mak
 one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
 $(call one_of,FROM,weights prebuilt)
 $(call one_of,WEIGHTS,yandex synthetic)
+$(if $(and $(REPOSITORY_ZIP),$(filter weights,$(FROM))),$(error REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out))
+$(if $(and $(WEIGHTS_ZIP),$(filter synthetic,$(WEIGHTS))),$(error WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out))
 $(call one_of,VIT,LiPro Base VocabFine)
 
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
@@ -14,6 +16,8 @@ $(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(er
 
 # The kind of weights that REPOSITORY was made from, and each file that was ever published there
 ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
+$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph provenance,$(MAKECMDGOALS))),$(error \
+  $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
 # Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional
 $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \

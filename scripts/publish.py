@@ -5,9 +5,11 @@
     python3 -sES scripts/publish.py REPOSITORY --rollback
 
 --prebuilt: what scripts/prebuilt.py judged and wrote to FILE, from FOLDER; exit status 3 where that is lacking.
-Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published) and previous/ (what was replaced).
+Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published), previous/ (what was replaced, to roll back
+to) and harmed/ (what was replaced because it was no longer what had been published).
 .make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
-.make/published/REPOSITORY: kind of weights, then each file ever published there: those alone are ours to replace.
+.make/published/REPOSITORY: kind of weights, then a line for all that a model was ever published as: those alone are
+ours to replace.
 """
 
 import argparse
@@ -33,30 +35,42 @@ def publish(repository: str, weights: str, verdict: str, models: list[str], sour
         refuse_what_is_not_ours(repository, weights, models)
         judged = made_from(verdict)
         for path in sources.values():
-            if judged.get(path) != known(path) or not holds(verdict):
+            if judged.get(path) != known(path):
                 raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
-        replace(repository, weights, models, {path: (source, known(source)) for path, source in sources.items()})
+        if not holds(verdict):
+            raise SystemExit(f"nothing published: an input of {verdict} changed since; run make again")
+        files = {path: (source, known(source)) for path, source in sources.items()}
+        right = {path: sha for path, (_, sha) in files.items()}
+        # Another make may have published them while this one waited; once more would cost what rollback goes back to
+        if models := [model for model in models if content(repository, model) != of(model, right)]:
+            replace(repository, weights, models, files)
 
 
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
     """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
     with lock("publish"):
         finish(record("journal", repository))
-        judged: dict[str, str] = json.loads(read(verdict))["files"]
-        ours = {path for path in published(repository) if os.path.exists(f"{repository}/{path}")}
-        old = {path: digest(f"{repository}/{path}") for path in ours | set(judged)}
-        models = sorted({path.partition("/")[0] for path, sha in old.items() if sha != judged.get(path)})
+        told = json.loads(read(verdict))
+        judged: dict[str, str] = told["files"]
+        there = {path.partition("/")[0] for version in versions(repository) for path in version}
+        wanted = there | {path.partition("/")[0] for path in judged}
+        models = sorted(model for model in wanted if content(repository, model) != of(model, judged))
         if not models:
             print(f"{repository} is up to date: {len(judged)} files, nothing published")
         else:
             refuse_what_is_not_ours(repository, "prebuilt", models)
+            if (unserved := told.get("unserved")) and os.environ.get("ACCEPT") != "unserved":
+                raise SystemExit(
+                    "\n".join([f"{name}: not served here: {reason}" for name, reason in unserved.items()])
+                    + "\nnothing was published; to publish it untried: make repository FROM=prebuilt ACCEPT=unserved"
+                )
             sources = {path: (f"{folder}/{path}", sha) for path, sha in judged.items()}
             for path, (source, sha) in sources.items():
                 if path.partition("/")[0] in models and digest(source) != sha:
-                    if not (there := found(sha)) or there.startswith((f"{folder}/", beside(repository, "next"))):
+                    if not (copy := found(sha)) or copy.startswith((f"{folder}/", beside(repository, "next"))):
                         print(f"{source} is to be published and is there no more", flush=True)
                         raise SystemExit(LACKING)
-                    sources[path] = there, sha
+                    sources[path] = copy, sha
             replace(repository, "prebuilt", models, sources)
         shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
 
@@ -72,24 +86,35 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
             if wanted != digest(f"{following}/{path}"):
                 raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
             notes[path] = wanted
-    ours = sorted({*published(repository), *sources})
     for path in notes:
         with open(f"{following}/{path}") as file:
             os.fsync(file.fileno())
-    begin(repository, record("journal", repository), models, "next", "\n".join([weights, *ours, ""]), notes)
+    before = versions(repository)
+    after = [*before, *(version for model in models if (version := of(model, notes)) and version not in before)]
+    lines = [" ".join(f"{path}={sha}" for path, sha in sorted(version.items())) for version in after]
+    harmed = [model for model in models if (there := content(repository, model)) and there not in before]
+    begin(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
     print(f"published: {' '.join(f'{repository}/{model}' for model in models)}")
 
 
 def rollback(repository: str) -> None:
     """Let the published models and those that they replaced change places."""
     with lock("publish"):
-        finish(journal := record("journal", repository))
+        finish(record("journal", repository))
         previous = beside(repository, "previous")
         models = sorted(os.listdir(previous)) if os.path.isdir(previous) else []
         earlier = any(os.listdir(f"{previous}/{model}") for model in models)
-        if not earlier and {path.name for path in Path(repository).glob("*/")} <= set(models):
+        if not earlier and {path.parent.name for path in Path(repository).glob("*/config.pbtxt")} <= set(models):
             raise SystemExit(f"{repository}: nothing to roll back to, {previous} holds no earlier models")
-        begin(repository, journal, models, "previous", read(record("published", repository)), {})
+        ours = {path for version in versions(repository) for path in version}
+        for model in models:
+            if (there := content(previous, model)) and there not in versions(repository):
+                raise SystemExit(
+                    f"{previous}/{model} is not as it was published, altered or not whole; nothing rolled back"
+                )
+            if yours := sorted(content(repository, model).keys() - ours):
+                raise SystemExit(f"{repository}/{yours[0]} was not made by this build and would be lost; move it away")
+        begin(repository, models, "previous", read(record("published", repository)), {}, [])
         print(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
         print("`make repository` publishes what the present inputs make")
 
@@ -97,21 +122,35 @@ def rollback(repository: str) -> None:
 def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
     """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step wrote."""
     way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
-    ours, kind = published(repository), (read(record("published", repository)).split("\n") or [""])[0]
+    before, kind = versions(repository), read(record("published", repository)).partition("\n")[0]
+    ours = {path for version in before for path in version}
     for model in models:
-        for folder, folders, names in os.walk(f"{repository}/{model}"):
-            folders[:] = [name for name in folders if name != "__pycache__"]
-            for name in names:
-                path = os.path.relpath(f"{folder}/{name}", repository)
-                if path not in ours:
-                    raise SystemExit(f"{repository}/{path} was not made by this build and is not replaced: {way_out}")
-                if kind != weights:
-                    raise SystemExit(f"{repository} is made from {kind} weights, these are {weights}: {way_out}")
+        there = content(repository, model)
+        if foreign := sorted(there.keys() - ours):
+            raise SystemExit(f"{repository}/{foreign[0]} was not made by this build and is not replaced: {way_out}")
+        if there and not any(there.items() & version.items() for version in before):
+            raise SystemExit(f"{repository}/{model} was not made by this build and is not replaced: {way_out}")
+        if there and kind != weights:
+            raise SystemExit(f"{repository} is made from {kind} weights, these are {weights}: {way_out}")
 
 
-def published(repository: str) -> set[str]:
-    """Return the files that this build has ever published in `repository`, relative to it."""
-    return {path for path in read(record("published", repository)).split("\n")[1:] if path}
+def versions(repository: str) -> list[dict[str, str]]:
+    """Return what each model was ever published as in `repository`: its files, relative to it, and their digests."""
+    lines = read(record("published", repository)).split("\n")[1:]
+    return [{path: sha for path, _, sha in (word.rpartition("=") for word in line.split())} for line in lines if line]
+
+
+def content(folder: str, model: str) -> dict[str, str]:
+    """Return the files of `model` in `folder`, relative to it, and their digests; what Python caches does not count."""
+    there = (
+        path for path in sorted(Path(folder, model).rglob("*")) if path.is_file() and "__pycache__" not in path.parts
+    )
+    return {str(path.relative_to(folder)): digest(str(path)) for path in there}
+
+
+def of(model: str, files: dict[str, str]) -> dict[str, str]:
+    """Return those of `files` that belong to `model`."""
+    return {path: sha for path, sha in files.items() if path.partition("/")[0] == model}
 
 
 def place(source: str, path: str) -> None:
@@ -130,7 +169,7 @@ def place(source: str, path: str) -> None:
 
 
 def begin(
-    repository: str, journal: str, models: list[str], source: str, record_after: str, notes: dict[str, str]
+    repository: str, models: list[str], source: str, record_after: str, notes: dict[str, str], harmed: list[str]
 ) -> None:
     """Write down which folders change places, then let them."""
     folder = beside(repository, source)
@@ -143,7 +182,7 @@ def begin(
             )
     inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
-    write(journal, json.dumps(job))
+    write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
     finish(journal)
 
 
@@ -157,10 +196,19 @@ def finish(journal: str) -> None:
     if os.path.isdir(source):
         os.makedirs(repository, exist_ok=True)
         for model, inode in job["inodes"].items():
-            swap(f"{source}/{model}", f"{repository}/{model}", inode)
-        if source != previous:
+            new = f"{source}/{model}"
+            if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
+                continue  # it has gone aside already
+            swap(new, f"{repository}/{model}", inode)
+            if model in job["harmed"]:  # nothing to roll back to
+                shutil.rmtree(beside(repository, f"harmed/{model}"), ignore_errors=True)
+                os.makedirs(beside(repository, "harmed"), exist_ok=True)
+                os.rename(new, beside(repository, f"harmed/{model}"))
+        if source != previous and os.listdir(source):
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(source, previous)
+        elif source != previous:
+            os.rmdir(source)
     for path, sha in job["notes"].items():
         note(f"{repository}/{path}", sha)
         Path(record("seen", f"{source}/{path}")).unlink(missing_ok=True)

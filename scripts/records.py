@@ -68,7 +68,7 @@ def look(path: str) -> list[str]:
         stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    if time.time_ns() - stat.st_ctime_ns < SETTLED:
+    if 0 <= time.time_ns() - stat.st_ctime_ns < SETTLED:  # a time to come is another clock's: waiting would not help
         time.sleep(SETTLED / 1e9)
         return look(path)
     return [str(field) for field in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)]

@@ -6,6 +6,7 @@ COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs. 
 --keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -58,7 +59,13 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
                 os.remove(out)
             else:
                 os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-                os.replace(out, target)
+                try:
+                    os.replace(out, target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:  # training/weights or build may be a link to another disk
+                        raise
+                    os.replace(shutil.copyfile(out, f"{target}.part"), target)
+                    os.remove(out)
                 note(target, new)
             write(made, f"{target}={new} {recipe}")
             took = {

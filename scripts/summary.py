@@ -21,8 +21,8 @@ def summary(roots: list[str]) -> list[str]:
     for path in artifacts:
         if path.startswith("build/onnx/"):
             name = os.path.basename(path).removesuffix(".onnx")
-            checkpoint = next(source for source in made_from(path) if source.endswith((".pt", ".pth")))
-            own = " (yours)" if checkpoint not in artifacts or known(checkpoint) != wrote(checkpoint) else ""
+            checkpoint = next(iter(made_from(path)))  # the first input, whatever its suffix
+            own = " (local)" if checkpoint not in artifacts or known(checkpoint) != wrote(checkpoint) else ""
             check = json.loads(read(f"build/checks/{name}.json") or "{}")
             rows.append(
                 (

@@ -375,3 +375,47 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
     os.chdir(ready)
     publish_set(NEW, FORWARD)
     assert present() == NEW
+
+
+# --- What rollback goes back to -----------------------------------------------
+
+
+def test_a_second_make_with_the_same_set_leaves_what_rollback_goes_back_to(ready: Path) -> None:
+    publish_set(NEW, FORWARD)
+    publish_set(NEW, FORWARD)  # it has waited for the first
+    publish.rollback(REPOSITORY)
+    assert present() == OLD
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("config of changed: harm\n")])
+def test_a_repair_leaves_what_rollback_goes_back_to(ready: Path, harm: Callable[[Path], None]) -> None:
+    publish_set(NEW, FORWARD)
+    harm(Path(REPOSITORY, "changed/config.pbtxt"))
+    publish_set(NEW, ["changed"])
+    assert present() == NEW and (BESIDE / "harmed/changed").is_dir()
+    publish.rollback(REPOSITORY)
+    assert present() == OLD
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("model of changed: harm\n")])
+def test_earlier_models_that_are_no_longer_what_was_published_stay_where_they_are(
+    ready: Path, harm: Callable[[Path], None]
+) -> None:
+    publish_set(NEW, FORWARD)
+    harm(BESIDE / "previous/changed/1/model.onnx")
+    refused("previous/changed is not as it was published", act=lambda: publish.rollback(REPOSITORY))
+    assert present() == NEW
+
+
+def test_a_rollback_takes_no_file_of_the_users_own_along(ready: Path) -> None:
+    publish_set(NEW, FORWARD)
+    Path(REPOSITORY, "changed/notes.txt").write_text("mine\n")
+    refused("repository/changed/notes.txt", "move it away", act=lambda: publish.rollback(REPOSITORY))
+    assert Path(REPOSITORY, "changed/notes.txt").read_text() == "mine\n"
+
+
+def test_another_repository_with_the_same_names_is_not_replaced(ready: Path) -> None:
+    for path in [path for path in Path(REPOSITORY).rglob("*") if path.is_file()]:
+        path.write_text("made by hand\n")
+    refused("repository/changed was not made by this build", act=lambda: publish_set(NEW, FORWARD))
+    assert Path(REPOSITORY, "changed/1/model.onnx").read_text() == "made by hand\n"
