@@ -118,7 +118,7 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
 
     SystemExit where an element differs by more than it may, or a tag at all.
     """
-    next_step = "not what PyTorch makes of the present checkpoint: rolled back, not published yet, or wrong; make repository"
+    next_step = "not what PyTorch makes of this checkpoint: rolled back, not published yet, or wrong; make repository"
     if served is None:
         raise SystemExit(f"{name}: the answer has no tensor named output")
     if served.dtype == object:
