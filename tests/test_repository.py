@@ -165,7 +165,7 @@ def test_own_checkpoints_are_used_shown_and_kept_by_every_target(stand_ins: Proj
     said = stand_ins.make("repository", REAL, "REPOSITORY=real")
     for name in CHECKPOINTS:
         assert said.count(f"local: training/weights/{name} is yours") == 1
-    assert "model_binary.pth (yours)" in said
+    assert "model_binary.pth (local)" in said
     record = (stand_ins.path / ".make/made/build%onnx%binary.onnx").read_text()
     assert f" {BINARY}=" in record
 
@@ -447,7 +447,7 @@ def real(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         shutil.rmtree(project.path / name)
     shutil.copytree(project.path / "build/synthetic", project.path / "training/weights", dirs_exist_ok=True)
     said = project.make("repository", REAL)
-    assert "model_binary.pth (yours)" in said
+    assert "model_binary.pth (local)" in said
     yield project
 
 
