@@ -129,6 +129,14 @@ def test_an_edit_while_its_step_runs_is_not_lost(stand_ins: Project) -> None:
     assert stand_ins.published()["binary_onnx/config.pbtxt"] == config.read_bytes()
 
 
+def test_verify_takes_the_kind_of_weights_from_the_repository(stand_ins: Project) -> None:
+    stand_ins.make("clean")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    run = subprocess.run(["make", "verify"], cwd=stand_ins.path, env=clean, text=True, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    assert "build/synthetic/CT-RATE/model_binary.pth: absent" in run.stdout
+
+
 # --- Harm ---------------------------------------------------------------------
 
 
