@@ -194,3 +194,13 @@ def kill(run: "subprocess.Popen[str]") -> None:
     """kill -9 the whole process group."""
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI=true, a test may be skipped for want of a GPU and for nothing else."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])] if reporter else []
+    if os.environ.get("CI") == "true" and (others := [reason for reason in skipped if "no GPU" not in reason]):
+        print("\nskipped, which CI does not accept:", *others, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
