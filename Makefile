@@ -150,8 +150,10 @@ onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family
 
 needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
-	$(if $(call ready,training/weights.zip),@$(unpack_all),$(fetch_first))
-unpack_all  = $(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*'
+	$(if $(call ready,training/weights.zip),$(if $(dry),,+)@$(unpack_all),$(fetch_first))
+# Then the steps of the checkpoints, which find the same bytes and record them: the archive may go, a newer one be noticed
+unpack_all  = $(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*' && \
+              $(MAKE) --no-print-directory WEIGHTS=yandex $(checkpoints:$(weights)/%=training/weights/%)
 fetch_first = $(if $(dry),,+)@$(MAKE) --no-print-directory training/weights.zip weights
 
 needs.update = .venv/installed
