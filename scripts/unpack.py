@@ -1,12 +1,11 @@
 """Unpack one member of a zip archive, or the whole tree in it; nothing is written unless the archive is harmless.
 
     python -m scripts.unpack ARCHIVE MEMBER OUT
-    python -m scripts.unpack --all ARCHIVE FOLDER [--tree PATTERN] [--keep FILE...]
+    python -m scripts.unpack --all ARCHIVE FOLDER [--tree PATTERN]
 
 The archive may hold its tree in one more folder: that is found by MEMBER, or by PATTERN ("CT-RATE/*"), which some
 member matches.  A file whose content is the member's is left untouched.  With --all, a file that differs is replaced
-only if a step wrote it (FOLDER/.unpacked lists them, as sha256sum does, and so do the records of make) and --keep does
-not name it.
+only if a step wrote it (FOLDER/.unpacked lists them, as sha256sum does, and so do the records of make).
 """
 
 import argparse
@@ -59,7 +58,6 @@ def unpack_all(
     folder: Path,
     *,
     tree: str = "",
-    keep: frozenset[Path] = frozenset(),
     ours: Callable[[str, str], bool],
     wrote: Callable[[str, str], None],
     progress: Callable[[int], None] = lambda count: None,
@@ -76,7 +74,7 @@ def unpack_all(
             if target.is_file() and (digest := same(content, info, target)):
                 wrote(str(target), digest)
                 progress(info.file_size)
-            elif target in keep or not replaceable(target, folder, ours):
+            elif not replaceable(target, folder, ours):
                 kept.append(target)
                 progress(info.file_size)
             else:
@@ -281,19 +279,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="unpack the whole tree")
     parser.add_argument("--tree", default="", metavar="PATTERN", help="what the tree's top folder holds")
-    parser.add_argument("--keep", nargs="*", default=[], type=Path, metavar="FILE", help="files never to replace")
     parser.add_argument("archive", type=Path, metavar="ARCHIVE")
     parser.add_argument("names", nargs="+", metavar="MEMBER OUT | FOLDER")
     options = parser.parse_args()
     if len(options.names) != (1 if options.all else 2):
         parser.error("expected ARCHIVE MEMBER OUT, or --all ARCHIVE FOLDER")
     if options.all:
-        unpack_tree(options.archive, Path(options.names[0]), options.tree, frozenset(options.keep))
+        unpack_tree(options.archive, Path(options.names[0]), options.tree)
     else:
         unpack(options.archive, options.names[0], Path(options.names[1]))
 
 
-def unpack_tree(archive: Path, folder: Path, tree: str, keep: frozenset[Path]) -> None:
+def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
     """Unpack all, keep account of it in `folder`/.unpacked, and say what was kept and what the archive takes."""
     account = listed(folder)
     total = 0
@@ -312,7 +309,7 @@ def unpack_tree(archive: Path, folder: Path, tree: str, keep: frozenset[Path]) -
                 file.write(f"{digest}  {name}\n")
 
     try:
-        kept = unpack_all(archive, folder, tree=tree, keep=keep, ours=ours, wrote=wrote, progress=meter.add)
+        kept = unpack_all(archive, folder, tree=tree, ours=ours, wrote=wrote, progress=meter.add)
     finally:
         meter.close()
     for path in kept:

@@ -51,8 +51,8 @@ def failure(action: Callable[[], object]) -> str:
     return stop.value.code
 
 
-def run_all(tree: str = "", keep: frozenset[Path] = frozenset()) -> None:
-    unpack_tree(ZIP, WEIGHTS, tree, keep)
+def run_all(tree: str = "") -> None:
+    unpack_tree(ZIP, WEIGHTS, tree)
 
 
 # --- one member -------------------------------------------------------------------------------------------------------
@@ -222,14 +222,6 @@ def test_a_link_of_the_users_is_kept_also_to_a_file_of_the_archive() -> None:
     run_all()
     assert (WEIGHTS / BINARY).is_symlink()
     assert Path("elsewhere.pth").read_bytes() == FILES[BINARY]
-
-
-def test_a_file_named_to_be_kept_is_kept() -> None:
-    pack(FILES)
-    run_all()
-    pack(FILES | {BINARY: b"new"})
-    run_all(keep=frozenset([WEIGHTS / BINARY]))
-    assert (WEIGHTS / BINARY).read_bytes() == FILES[BINARY]
 
 
 def test_ownership_is_asked_for_and_reported() -> None:
@@ -506,7 +498,7 @@ def test_the_program_takes_both_command_lines(
     assert Path("out").read_bytes() == FILES[BINARY]
     (WEIGHTS / "bpr").mkdir(parents=True)
     (WEIGHTS / "bpr/config.json").write_bytes(b"mine")
-    words = ["unpack", "--all", "weights.zip", str(WEIGHTS), "--tree", "CT-RATE/*", "--keep", "training/weights/x"]
+    words = ["unpack", "--all", "weights.zip", str(WEIGHTS), "--tree", "CT-RATE/*"]
     monkeypatch.setattr(sys, "argv", words)
     main()
     assert (WEIGHTS / BINARY).read_bytes() == FILES[BINARY]
