@@ -64,7 +64,7 @@ run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
-start = @$(system_python) scripts/step.py $(if $(keep),--keep) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
+start = @$(system_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
 
 # An archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
 archive = $(@:.lock.json=)

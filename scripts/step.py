@@ -1,9 +1,10 @@
 """Make one artifact, unless its record is true by now.
 
-    python3 -sES scripts/step.py [--keep] TARGET COMMAND TOOLS INPUT...
+    python3 -sES scripts/step.py [--keep] [--moved] TARGET COMMAND TOOLS INPUT...
 
 COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
 --keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
+--moved: TARGET went where it is published; the same bytes once more are not left here.
 """
 
 import errno
@@ -22,14 +23,14 @@ from records import digest, found, lock, note, read, record, sha256, write, wrot
 SHOWN = 200  # characters of a command that failed
 
 
-def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> None:
+def step(target: str, command: str, tools: str, *inputs: str, keep: bool, moved: bool) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
     out, made = f".make/out/{target}", record("made", target)
     with lock(target):
         with lock("publish", fcntl.LOCK_SH):
             present, digests = digest(target), {name: digest(name) for name in inputs}
-            moved = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
-        digests |= {name: wrote(name) for name in moved if moved[name]}
+            away = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
+        digests |= {name: wrote(name) for name in away if away[name]}
         if missing := [name for name in inputs if not digests[name]]:
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
@@ -46,7 +47,7 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
         if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         else:
-            for name, place in moved.items():
+            for name, place in away.items():
                 command = command.replace(name, place)
             run(target, command, out)
         new = sha256(out)
@@ -55,7 +56,7 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool) -> Non
             if keep and present and present not in (mine, new):
                 print(f"local: {target} is not what its archive holds; it is kept and used", flush=True)
                 os.remove(out)
-            elif new == present:
+            elif new == (mine if moved else present):
                 os.remove(out)
             else:
                 os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
@@ -114,9 +115,8 @@ def why(target: str, present: str, recipe: str) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:]
-    if keep := words[0] == "--keep":
-        words.pop(0)
+    flags = [words.pop(0) for word in words[:2] if word in ("--keep", "--moved")]
     try:
-        step(*words, keep=keep)
+        step(*words, keep="--keep" in flags, moved="--moved" in flags)
     except OSError as error:
         raise SystemExit(f"{words[0]} was not made, what was there before stays: {error}") from None

@@ -110,6 +110,7 @@ def test_a_comment_in_an_export_script_stops_at_the_identical_file(stand_ins: Pr
     before = {path: path.stat().st_mtime_ns for path in (stand_ins.path / REPOSITORY).rglob("*")}
     stand_ins.append("convertation/head/torch2onnx.py", "# a remark\n")
     assert stand_ins.steps() >= {"build/onnx/binary.onnx", "build/onnx/multilabel.onnx"}
+    assert not (stand_ins.path / "build/onnx/binary.onnx").exists()  # it is published, and exists once
     assert {path: path.stat().st_mtime_ns for path in (stand_ins.path / REPOSITORY).rglob("*")} == before
 
 
