@@ -22,7 +22,7 @@ VIT ?= LiPro
 WITH ?=
 # Where the finished models are published
 REPOSITORY ?= model_repository_running
-# What `make onnx` makes: vit, head or bpr (nothing: all)
+# What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
 MODEL ?=
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
@@ -36,6 +36,18 @@ PORTS ?= 8000 8001 8002
 ACCEPT ?=
 # Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
 IMAGE ?=
+# What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
+FORMAT ?= onnx
+# NVIDIA's release that the images of TensorRT and Triton come from
+NGC_RELEASE ?= 24.06
+# Prefix of a mirror of nvcr.io, such as registry.example.org/
+REGISTRY ?=
+# Folders with plans built on other machines, like build/plan here
+PLANS ?=
+# Further options for trtexec, such as --builderOptimizationLevel=4
+TRTEXEC_FLAGS ?=
+# 1: `make trt` prints its commands, ready to paste, and runs none
+DRY ?=
 
 include scripts/knobs.mk
 
@@ -51,11 +63,18 @@ checks      := $(models:%=build/checks/%.json)
 entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
 bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 
+# TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans.mk
+planned     := $(filter vit $(heads),$(models))
+config.vit  := convertation/vit/config.pbtxt
+$(foreach head,$(heads),$(eval config.$(head) := convertation/head/$(head).pbtxt))
+include scripts/plans.mk
+
 # Each file of the published repository, and the file it is a copy of
 contents := \
-  vit_onnx/config.pbtxt=convertation/vit/config.pbtxt vit_onnx/1/model.onnx=build/onnx/vit.onnx \
-  $(foreach head,$(heads),$(head)_onnx/config.pbtxt=convertation/head/$(head).pbtxt \
-                          $(head)_onnx/1/model.onnx=build/onnx/$(head).onnx) \
+  $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
+    $(model)_onnx/config.pbtxt=$(config.$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(model).onnx) \
+  $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
+    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(model).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
   bpr_model/1/requirements.txt=convertation/bpr/requirements.txt \
   $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
@@ -120,14 +139,38 @@ $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.jso
   scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py | .venv/installed
 	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
+# ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
+# our own scripts are inputs
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json scripts/plan_request.py scripts/check_repository.py \
+  | .venv/installed
+	$(call step,$(python) -m scripts.plan_request $(flags) $(wordlist 1,2,$^) $(out),onnx)
+
+$(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).onnx
+	$(call step,$(system_python) -m scripts.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
+
+# or one that was built elsewhere
+$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(*F).tolerance.json \
+  $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
+	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
+
+# Plan against ONNX Runtime, on the same input; of a ViT the heads' probabilities too
+$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx build/models/$$(*F).json \
+  build/models/$$(*F).tolerance.json $$(if $$(filter vit,$$(*F)),$$(head_onnx)) scripts/compare_plan.py \
+  scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
+	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$(wordlist 5,99,$^)),onnxruntime-gpu numpy)
+
+$(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
+  scripts/check_repository.py | .venv/installed
+	$(call step,$(python) -m scripts.plan_config $(wordlist 1,2,$^) $(out) $(folders),tritonclient)
+
 # The whole set, checked offline and served once by a real Triton
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
            docker/backends/onnxruntime/model.py
 
-build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
+build/checks/verdict.json: $(sources) $(checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.verdict --checks build/checks $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
@@ -137,16 +180,20 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx trt weights doctor verify-gpu update verify serve rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
-repository: $(finished)  ## Build whatever is stale, check it, serve it once, publish it
-	$(publish)
+repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
+	$(if $(ask),$(ask_gpu),$(missed)$(publish))
 
 chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
                $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
 needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
+
+needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%.plan) $(chosen_plans:%=build/plan/$(gpu)/%.check.json)))
+trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
+	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
 
 needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
@@ -161,9 +208,17 @@ there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lo
 update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
 	@$(foreach name,$(there),$(python) -m scripts.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
 
-needs.verify = .venv/installed .venv-triton/installed $(checks)
+needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(checks) $(compared))
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	@$(python) -m scripts.verdict --checks build/checks $(if $(IMAGE),--image $(IMAGE)) --repository $(REPOSITORY) build/verify.json
+	$(if $(ask),$(ask_gpu),@$(python) -m scripts.verdict --checks build/checks $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
+
+doctor:  ## What this machine has, lacks, and what to do about it
+	@$(system_python) -m scripts.doctor $(PORTS)
+
+needs.verify-gpu = $(if $(gpu),$(onnx) $(checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
+verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
+	$(if $(gpu),@$(python) -m scripts.verify_gpu $(on_a_gpu) $(contents) build/verify-gpu.json,\
+	  @$(system_python) -m scripts.doctor --gpu && $(subst @,,$(ask_gpu)))
 
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
@@ -202,6 +257,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON \
+         FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY
 
 include scripts/content.mk

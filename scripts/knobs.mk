@@ -7,6 +7,10 @@ $(call one_of,WEIGHTS,yandex synthetic)
 $(if $(and $(REPOSITORY_ZIP),$(filter weights,$(FROM))),$(error REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out))
 $(if $(and $(WEIGHTS_ZIP),$(filter synthetic,$(WEIGHTS))),$(error WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out))
 $(call one_of,VIT,LiPro Base VocabFine)
+$(call one_of,FORMAT,onnx plan both)
+$(if $(and $(filter prebuilt,$(FROM)),$(filter-out onnx,$(FORMAT))),$(error FORMAT=$(FORMAT) builds plans of our own ONNX files, FROM=prebuilt has none; leave one of them out))
+$(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(folder): no plan there; expected a folder like build/plan of another machine, with sm86/vit.plan or so in it)))
+$(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
 
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
 $(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))

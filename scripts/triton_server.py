@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -182,7 +183,9 @@ def in_docker(
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
     publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, (8000, 8001, 8002), strict=False)]
-    gpus = ["--gpus=all"] if (Path("/dev/nvidiactl").exists() if gpu is None else gpu) else []
+    given = os.environ.get("DOCKER_GPUS", "")  # how containers get the GPU, see scripts/gpu.py
+    here = Path("/dev/nvidiactl").exists() or bool(given) if gpu is None else gpu
+    gpus = shlex.split(given or "--gpus=all") if here else []
     mirrors = [
         f"--env={key}" for key in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ
     ]

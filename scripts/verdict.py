@@ -4,6 +4,7 @@
     python -m scripts.verdict --repository model_repository_running build/verify.json
 
 FILE=SOURCE: what the repository will hold; links in a fresh staging folder stand for it, and nothing is copied.
+--gpu-checks: of the models that were compared with plans, answers are judged as a GPU's, by FOLDER/<name>.check.json.
 --repository: judges an existing repository where it lies. Model `<name>_…` is asked what build/checks/<name>.json
 holds. OUT is written only if nothing is wrong: per model READY, difference and latency, the sha256 of each file.
 """
@@ -32,7 +33,13 @@ LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
 
 def verdict(
-    repository: Path, checks: Path, models: Path, log: Path, image: str | None = None, timeout: float = 600
+    repository: Path,
+    checks: Path,
+    models: Path,
+    log: Path,
+    image: str | None = None,
+    timeout: float = 600,
+    gpu_checks: Path | None = None,
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
     if findings := check_repository(repository, models):
@@ -40,8 +47,10 @@ def verdict(
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
-            raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan; add IMAGE=… or leave it out")
-    asked = {name: (read(models, name), read(checks, name)) for name in names}
+            raise SystemExit(
+                f"{name}: only an image with a GPU serves a TensorRT plan; make verify FORMAT=both asks one, IMAGE=… another"
+            )
+    asked = {name: (read(models, name), expected(checks, gpu_checks, name)) for name in names}
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
@@ -191,6 +200,13 @@ def read(folder: Path, model: str) -> dict[str, Any]:
     return content
 
 
+def expected(checks: Path, gpu_checks: Path | None, model: str) -> dict[str, Any]:
+    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
+    on_gpu = next(gpu_checks.glob(f"{model.rpartition('_')[0]}.*check.json"), None) if gpu_checks else None
+    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu else read(checks, model)
+    return content
+
+
 def states(repository: Path) -> dict[str, tuple[int, int, int]]:
     """Of each file, by its path in the repository: inode, size, mtime; links are followed."""
     files = sorted(path for path in repository.rglob("*") if path.is_file())
@@ -215,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
+    parser.add_argument("--gpu-checks", type=Path, metavar="FOLDER", help="what a server with a GPU must answer")
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
     given = parser.parse_intermixed_args(argv)  # options may stand between files
@@ -224,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage(given.contents, given.staging)
     judged = given.repository or given.staging
     try:
-        result = verdict(judged, given.checks, given.models, given.log, given.image or None, given.timeout)
+        image, timeout = given.image or None, given.timeout
+        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)
