@@ -144,9 +144,8 @@ def run(*command: str) -> str:
 
 def show(findings: list[Finding]) -> None:
     for finding in findings:
-        print(
-            f"{'ok     ' if not finding.todo else 'lacking'}  {finding.what}: {finding.found} (needed: {finding.needed})"
-        )
+        state = "lacking" if finding.todo else "ok     "
+        print(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
         for line in finding.todo.splitlines():
             print(f"             {line}")
 

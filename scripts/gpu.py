@@ -18,12 +18,13 @@ from typing import NamedTuple, NoReturn
 
 DRIVER = 555  # CUDA 12.5 of release 24.06 asks for R555; on data-centre GPUs R470, R525, R535 and R545 do as well
 INSTALL_TOOLKIT = (
-    "apt install nvidia-container-toolkit && nvidia-ctk runtime configure --runtime=docker && systemctl restart docker\n"
+    "apt install nvidia-container-toolkit\n"
+    "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker\n"
     "(as root; its package source: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit)"
 )
 NO_GPU = (
-    "there is no NVIDIA GPU here, or no driver for it (no nvidia-smi); plans are built and served on one: use a machine\n"
-    "that has one; make repository without FORMAT needs none"
+    "there is no NVIDIA GPU here, or no driver for it (no nvidia-smi); plans are built and served on one:\n"
+    "use a machine that has one; make repository without FORMAT needs none"
 )
 QUERY = ["--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
 
@@ -136,7 +137,9 @@ def present(name: str) -> Gpu:
 def parse(said: str) -> Gpu | None:
     """Return the first GPU of nvidia-smi's answer to QUERY."""
     words = [word.strip() for word in said.partition("\n")[0].split(",")]
-    return Gpu(*words[:3], int(words[3]) if words[3].isdigit() else 0) if len(words) == 4 else None
+    if len(words) != 4:
+        return None
+    return Gpu(words[0], words[1], words[2], int(words[3]) if words[3].isdigit() else 0)
 
 
 def meaning(said: str) -> str:
@@ -144,7 +147,7 @@ def meaning(said: str) -> str:
     text = said.lower()
     if "could not select device driver" in text or ("nvidia-smi" in text and "not found" in text):
         if visible():
-            return f"Docker cannot give containers the GPU: the NVIDIA Container Toolkit is missing; install it:\n{INSTALL_TOOLKIT}"
+            return f"Docker cannot give containers the GPU; install the NVIDIA Container Toolkit:\n{INSTALL_TOOLKIT}"
         return NO_GPU
     return next((words for sign, words in MEANINGS if sign in text), "")
 

@@ -37,7 +37,7 @@ KEYS: dict[str, type] = {
     "batch": list,
     "tolerance": dict,
 }
-TOLERANCES = {"output": float, "served": float, "gpu": float, "cosine": float, "probability": float}
+TOLERANCES: dict[str, type] = {"output": float, "served": float, "gpu": float, "cosine": float, "probability": float}
 MAY_MISS = {"optional", "trained_on", "activation", "gpu", "cosine", "probability"}
 
 

@@ -1,7 +1,7 @@
 """Build one TensorRT plan with trtexec in Docker, and a record beside it. Standard library only.
 
     python3 -sESB -m scripts.plan --gpu sm86 --tensorrt 10.1.0.27 REQUEST.json ONNX build/plan/sm86/vit.plan OUT
-    python3 -sESB -m scripts.plan --print --gpu sm86 [--precision P] [--flags F] ENTRY.json ONNX build/plan/sm86/vit.plan
+    python3 -sESB -m scripts.plan --print --gpu sm86 [--precision P] [--flags F] ENTRY.json ONNX PLAN
 
 --gpu, --tensorrt: what the plan is to be for; SystemExit if this machine's are others.  --print: the commands only.
 The record, build/plan/sm86/vit.json, tells what the plan was made of, by and on, and how fast trtexec found it.
@@ -60,7 +60,7 @@ def build(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str,
             check_layers(plan, scratch / "layers.json")
         if draft.is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(shutil.copyfile(draft, f"{cache}.{os.getpid()}~"), cache)
+            Path(shutil.copyfile(draft, f"{cache}.{os.getpid()}~")).replace(cache)
         shutil.move(made, out)
     except trtexec.TrtexecError as error:
         full = shutil.disk_usage(scratch).free < SPARE
@@ -98,7 +98,7 @@ def prepare(out: Path, onnx: str) -> Path:
         raise SystemExit(
             f"{scratch}: {error.strerror}; {gpu.meaning(str(error)) or 'make it writable: chown, chmod'}"
         ) from None
-    free, needed = shutil.disk_usage(scratch).free, os.stat(onnx).st_size + SPARE
+    free, needed = shutil.disk_usage(scratch).free, Path(onnx).stat().st_size + SPARE
     if free < needed:
         raise SystemExit(
             f"{scratch}: {free >> 20} MiB free, a plan needs {needed >> 20}; make clean frees what can be made again"
@@ -120,7 +120,7 @@ def timing_cache(folder: str, tensorrt: str) -> Path:
 def set_aside(cache: Path) -> None:
     """Keep a rejected timing cache for whoever wants to know, out of the way."""
     print(f"  {cache}: TensorRT rejects it; set aside as {cache.name}.rejected, built without", flush=True)
-    os.replace(cache, f"{cache}.rejected")
+    cache.replace(f"{cache}.rejected")
 
 
 def check_layers(plan: str, file: Path) -> None:
@@ -166,20 +166,19 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?")
     given = parser.parse_args()
     onnx, mine = given.onnx, wrote(given.onnx)
-    if mine and not os.path.exists(onnx):
+    if mine and not Path(onnx).exists():
         onnx = found(mine) or onnx  # published
     content = json.loads(given.request.read_text())
     if given.print:
         cache = timing_cache(given.gpu, given.tensorrt)
         print("\n".join(commands(given.plan, onnx, content, given.precision, given.flags, cache)))
         return
-    if not os.path.exists(onnx):
+    if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
     record = build(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
     write(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")
-    print(
-        f"  {given.plan}: built in {record['build_seconds']} s, {record['latency_ms'].get('median', '?')} ms at the usual batch"
-    )
+    median = record["latency_ms"].get("median", "?")
+    print(f"  {given.plan}: built in {record['build_seconds']} s, answers in {median} ms at the usual batch")
 
 
 if __name__ == "__main__":

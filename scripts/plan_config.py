@@ -20,8 +20,8 @@ def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
     config = read_config(onnx)
     if not 0 < config.max_batch_size <= max(entry["batch"]):
         raise SystemExit(
-            f"{onnx}: max_batch_size is {config.max_batch_size}; expected 1 to {max(entry['batch'])}, the largest batch in\n"
-            "convertation/models.yaml, for which the plan is built"
+            f"{onnx}: max_batch_size is {config.max_batch_size}; expected 1 to {max(entry['batch'])},\n"
+            "the largest batch in convertation/models.yaml, for which the plan is built"
         )
     config.name = f"{entry['name']}_trt"
     config.backend, config.platform = "", "tensorrt_plan"

@@ -22,7 +22,7 @@ def refusal(plan: Path, request: dict[str, Any], tolerance: dict[str, float], fo
     """Return why a plan does not fit, naming both sides; "" if it does."""
     record, check = read(plan.with_suffix(".json")), read(plan.with_suffix(".check.json"))
     if record["tensorrt"] != tensorrt:
-        return f"it was built by TensorRT {record['tensorrt']}, the images of NGC_RELEASE have {tensorrt}; build both with one release"
+        return f"it was built by TensorRT {record['tensorrt']}, the images here have {tensorrt}; take one NGC_RELEASE"
     if (built := "sm" + record["compute_capability"].replace(".", "")) != folder:
         return f"it was built for {built}, its folder says {folder}; put it into the folder of its GPU"
     for key, value in request.items():
@@ -31,7 +31,7 @@ def refusal(plan: Path, request: dict[str, Any], tolerance: dict[str, float], fo
     digest = sha256(str(plan))
     for name, told in (("record", record), ("comparison", check)):
         if told["plan_sha256"] != digest:
-            return f"its sha256 is {digest[:12]}, its {name} tells of {told['plan_sha256'][:12]}; copy the whole folder once more"
+            return f"its sha256 is {digest[:12]}, its {name} tells of {told['plan_sha256'][:12]}; copy the folder again"
     for key, limit in check["tolerance"].items():
         value = check["difference" if key == "gpu" else key]
         allowed = tolerance.get(key, limit)
@@ -47,7 +47,7 @@ def read(path: Path) -> Any:
     except FileNotFoundError:
         raise SystemExit(f"{path}: not there; a plan is taken with the records that make trt wrote beside it") from None
     except ValueError:
-        raise SystemExit(f"{path}: no JSON; copy the whole folder once more") from None
+        raise SystemExit(f"{path}: no JSON; copy the folder again") from None
 
 
 def show(value: object) -> str:

@@ -33,14 +33,15 @@ def command(artifact: str, inputs: dict[str, str], out: str, options: list[str])
     ]
     mounts.append(f"--mount=type=bind,source={os.path.realpath(out)},target=/out")
     return [
-        "docker", "run", "--rm", f"--name={container(artifact)}", "--network=none", f"--user={os.getuid()}:{os.getgid()}",
-        *gpu.options(), "--env=CUDA_DEVICE_ORDER=PCI_BUS_ID", *mounts, os.environ["TENSORRT_IMAGE"], "trtexec", *options,
+        "docker", "run", "--rm", f"--name={container(artifact)}", "--network=none",
+        f"--user={os.getuid()}:{os.getgid()}", *gpu.options(), "--env=CUDA_DEVICE_ORDER=PCI_BUS_ID", *mounts,
+        os.environ["TENSORRT_IMAGE"], "trtexec", *options,
     ]  # fmt: skip
 
 
 def container(artifact: str) -> str:
     """Return a name that says what is made, and differs between two checkouts on one machine."""
-    here = hashlib.sha256(os.getcwd().encode()).hexdigest()[:6]
+    here = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:6]
     return f"chest-{here}-{artifact.removeprefix('build/plan/').replace('/', '-')}"
 
 
@@ -80,7 +81,7 @@ def trouble(error: TrtexecError, artifact: str) -> str:
     lines = [line for line in said.splitlines() if re.search(r"\[E\]|ERROR|[Ee]rror:|[Uu]nknown option", line)]
     meaning = gpu.meaning("\n".join(lines[-5:] or said.splitlines()[-5:]))
     if re.search(r"out of memory|OutOfMemory", said, re.IGNORECASE):
-        meaning = "the GPU's memory did not suffice; end what else uses it (nvidia-smi), or TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
+        meaning = "the GPU's memory did not suffice; end what else uses it (nvidia-smi),\nor TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
     if "status 137" in said and not meaning:
         meaning = "the container was killed, by hand or for want of memory"
     return "\n".join(filter(None, [meaning, *(lines or said.splitlines())[-3:], f"whole log: {log_of(artifact)}"]))
@@ -107,7 +108,7 @@ def wait(process: "subprocess.Popen[bytes]", artifact: str) -> None:
 
 
 def end_with_parent() -> None:
-    """SIGTERM, SIGHUP and the death of the step that started this unwind the stack, so that the container is removed."""
+    """Signals, and the death of the step that started this, unwind the stack, so that the container is removed."""
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -47,9 +47,7 @@ def verdict(
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
-            raise SystemExit(
-                f"{name}: only an image with a GPU serves a TensorRT plan; make verify FORMAT=both asks one, IMAGE=… another"
-            )
+            raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
     asked = {name: (read(models, name), expected(checks, gpu_checks, name)) for name in names}
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}

@@ -101,7 +101,7 @@ def main() -> None:
     }
     names = list(told["models"])
     measured = {name: measure(name, given.contents, given.image) for name in names}
-    first = next(iter(records.values()), {})
+    first: dict[str, Any] = next(iter(records.values()), {})
     where = {key: first.get(key) for key in ("gpu", "gpu_memory_mib", "driver", "tensorrt")}
     given.out.write_text(
         json.dumps({"on": where, "verdict": told, "measured": measured, "plans": records}, indent=1) + "\n"
