@@ -34,7 +34,7 @@ def compare(
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
     if missing := [key for key in wanted if key not in tolerance]:
         raise SystemExit(
-            f"convertation/models.yaml: {entry['name']}: tolerance lacks {', '.join(missing)}, by which plans are judged"
+            f"convertation/models.yaml: {entry['name']}: a plan's tolerance lacks {', '.join(missing)}"
         )
     batches = sorted(set(entry["batch"]))
     request = sample(entry, SEED, batches[-1])["input"]

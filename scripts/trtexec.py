@@ -81,7 +81,8 @@ def trouble(error: TrtexecError, artifact: str) -> str:
     lines = [line for line in said.splitlines() if re.search(r"\[E\]|ERROR|[Ee]rror:|[Uu]nknown option", line)]
     meaning = gpu.meaning("\n".join(lines[-5:] or said.splitlines()[-5:]))
     if re.search(r"out of memory|OutOfMemory", said, re.IGNORECASE):
-        meaning = "the GPU's memory did not suffice; end what else uses it (nvidia-smi),\nor TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
+        meaning = "the GPU's memory did not suffice; end what else uses it (nvidia-smi), or make it do with less:\n"
+        meaning += "TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
     if "status 137" in said and not meaning:
         meaning = "the container was killed, by hand or for want of memory"
     return "\n".join(filter(None, [meaning, *(lines or said.splitlines())[-3:], f"whole log: {log_of(artifact)}"]))
