@@ -143,7 +143,7 @@ $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.jso
 # our own scripts are inputs
 $(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json scripts/plan_request.py scripts/check_repository.py \
   | .venv/installed
-	$(call step,$(python) -m scripts.plan_request $(flags) $(wordlist 1,2,$^) $(out),onnx)
+	$(call step,$(python) -m scripts.plan_request $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 
 $(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).onnx
 	$(call step,$(system_python) -m scripts.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
@@ -161,7 +161,7 @@ $(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx b
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
   scripts/check_repository.py | .venv/installed
-	$(call step,$(python) -m scripts.plan_config $(wordlist 1,2,$^) $(out) $(folders),tritonclient)
+	$(call step,$(python) -m scripts.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
 
 # The whole set, checked offline and served once by a real Triton
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))

@@ -33,9 +33,7 @@ def compare(
     """What OUT holds; SystemExit if trtexec does not run the plan, or it differs by more than it may."""
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
     if missing := [key for key in wanted if key not in tolerance]:
-        raise SystemExit(
-            f"convertation/models.yaml: {entry['name']}: a plan's tolerance lacks {', '.join(missing)}"
-        )
+        raise SystemExit(f"convertation/models.yaml: {entry['name']}: a plan's tolerance lacks {', '.join(missing)}")
     batches = sorted(set(entry["batch"]))
     request = sample(entry, SEED, batches[-1])["input"]
     session = open_onnx(onnx)

@@ -19,6 +19,19 @@ def summary(roots: list[str]) -> list[str]:
     rebuilt = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
     rows = [("artifact", "made from", "size", "sha256", "difference", "time", "")]
     for path in artifacts:
+        if path.startswith("build/plan/") and path.endswith(".plan"):
+            check = json.loads(read(path.removesuffix(".plan") + ".check.json") or "{}")
+            rows.append(
+                (
+                    path,
+                    os.path.basename(next(iter(made_from(path)))),
+                    size(path),
+                    known(path)[:12],
+                    f"{check['difference']:.1e}" if check else "in tolerance",
+                    f"{took[path].get('seconds', 0):.1f} s",
+                    "rebuilt" if path in rebuilt else "reused",
+                )
+            )
         if path.startswith("build/onnx/"):
             name = os.path.basename(path).removesuffix(".onnx")
             checkpoint = next(iter(made_from(path)))  # the first input, whatever its suffix

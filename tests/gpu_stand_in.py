@@ -37,7 +37,9 @@ def import_image(name: str, tensorrt: str = "10.1.0.27") -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
 
-        def add(path: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link: str = "", mode: int = 0o755) -> None:
+        def add(
+            path: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link: str = "", mode: int = 0o755
+        ) -> None:
             member = tarfile.TarInfo(path)
             member.type, member.size, member.linkname, member.mode = kind, len(content), link, mode
             tar.addfile(member, io.BytesIO(content))
@@ -51,7 +53,11 @@ def import_image(name: str, tensorrt: str = "10.1.0.27") -> None:
             add(f"opt/stand-in/{command}", content=f"#!/bin/sh\n{text}\n".encode())
         for script in ("trtexec_stand_in.py", "tritonserver_stand_in.py"):
             add(f"opt/stand-in/{script}", content=(ROOT / "tests" / script).read_bytes())
-    environment = [f"PATH=/opt/stand-in:/usr/local/bin:/usr/bin", f"TRT_VERSION={tensorrt}+cuda12.5", f"STAND_IN_ROOT={ROOT}"]
+    environment = [
+        "PATH=/opt/stand-in:/usr/local/bin:/usr/bin",
+        f"TRT_VERSION={tensorrt}+cuda12.5",
+        f"STAND_IN_ROOT={ROOT}",
+    ]
     changes = [f"--change=ENV {pair}" for pair in environment]
     subprocess.run(["docker", "import", *changes, "-", name], input=packed.getvalue(), check=True, capture_output=True)
 

@@ -20,20 +20,21 @@ import onnxruntime
 
 MARKER = b"ftrt\0stand-in for a TensorRT engine\n"
 CACHE = b"stand-in for a timing cache\n"
-OPTIONS = """--allocationStrategy --allowGPUFallback --allowWeightStreaming --avgRuns --avgTiming --best --bf16
---buildDLAStandalone --builderOptimizationLevel --calib --calibProfile --consistency --device --directIO --dumpLayerInfo
---dumpOptimizationProfile --dumpOutput --dumpProfile --dumpRawBindingsToFile --dumpRefit --duration --dynamicPlugins
---errorOnTimingCacheMiss --excludeLeanRuntime --exportLayerInfo --exportOutput --exportProfile --exportTimes --exposeDMA
---fp16 --fp8 --getPlanVersionOnly --hardwareCompatibilityLevel --help --idleTime --ignoreParsedPluginLibs --infStreams
---inputIOFormats --int4 --int8 --iterations --layerDeviceTypes --layerOutputTypes --layerPrecisions --leanDLLPath
---loadEngine --loadInputs --markDebug --maxAuxStreams --maxShapes --maxShapesCalib --memPoolSize --minShapes
---minShapesCalib --noBuilderCache --noCompilationCache --noDataTransfers --noTF32 --onnx --optShapes --optShapesCalib
---outputIOFormats --percentile --persistentCacheRatio --pi --pluginInstanceNorm --plugins --precisionConstraints
---preview --profile --profilingVerbosity --refit --restricted --safe --saveDebugTensors --saveEngine --separateProfileRun
---serialized --setPluginsToSerialize --shapes --skipInference --sleepTime --sparsity --staticPlugins --std --streams
---stripAllWeights --stripWeights --stronglyTyped --tacticSources --tempdir --tempfileControls --threads
---timeDeserialize --timeRefit --timingCacheFile --useCudaGraph --useDLACore --useManagedMemory --useProfile --useRuntime
---useSpinWait --vc --verbose --versionCompatible --warmUp --weightStreamingBudget --weightless""".split()
+OPTIONS = """
+    allocationStrategy allowGPUFallback allowWeightStreaming avgRuns avgTiming best bf16 buildDLAStandalone
+    builderOptimizationLevel calib calibProfile consistency device directIO dumpLayerInfo dumpOptimizationProfile
+    dumpOutput dumpProfile dumpRawBindingsToFile dumpRefit duration dynamicPlugins errorOnTimingCacheMiss
+    excludeLeanRuntime exportLayerInfo exportOutput exportProfile exportTimes exposeDMA fp16 fp8 getPlanVersionOnly
+    hardwareCompatibilityLevel help idleTime ignoreParsedPluginLibs infStreams inputIOFormats int4 int8 iterations
+    layerDeviceTypes layerOutputTypes layerPrecisions leanDLLPath loadEngine loadInputs markDebug maxAuxStreams
+    maxShapes maxShapesCalib memPoolSize minShapes minShapesCalib noBuilderCache noCompilationCache noDataTransfers
+    noTF32 onnx optShapes optShapesCalib outputIOFormats percentile persistentCacheRatio pi pluginInstanceNorm
+    plugins precisionConstraints preview profile profilingVerbosity refit restricted safe saveDebugTensors
+    saveEngine separateProfileRun serialized setPluginsToSerialize shapes skipInference sleepTime sparsity
+    staticPlugins std streams stripAllWeights stripWeights stronglyTyped tacticSources tempdir tempfileControls
+    threads timeDeserialize timeRefit timingCacheFile useCudaGraph useDLACore useManagedMemory useProfile useRuntime
+    useSpinWait vc verbose versionCompatible warmUp weightStreamingBudget weightless
+"""
 
 Shapes = dict[str, list[int]]
 
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> None:
     given = {}
     for word in arguments:
         name, _, value = word.partition("=")
-        if name not in OPTIONS:
+        if name.removeprefix("--") not in OPTIONS.split() or not name.startswith("--"):
             fail(f"Unknown option: {name} {value}", said)
         given[name] = value
     fault = os.environ.get("STAND_IN", "")
@@ -151,8 +152,9 @@ def infer(given: dict[str, str]) -> None:
     output = engine.run(stored.reshape(shape))
     # as C++ prints them: six digits, nan in its own spelling
     values = ", ".join(f"{value:.6g}" for value in output.ravel())
-    text = f'[\n  {{ "name" : "output"\n  , "dimensions" : "{"x".join(map(str, output.shape))}"\n  , "values" : [ {values} ]\n  }}\n]\n'
-    Path(given["--exportOutput"]).write_text(text)
+    size = "x".join(map(str, output.shape))
+    tensor = f'{{ "name" : "output"\n  , "dimensions" : "{size}"\n  , "values" : [ {values} ]\n  }}'
+    Path(given["--exportOutput"]).write_text(f"[\n  {tensor}\n]\n")
 
 
 def shapes(text: str) -> Shapes:
