@@ -19,13 +19,6 @@ BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
 REQUIREMENTS = "requirements.txt", "requirements-s3.txt", "requirements-triton.txt"
 SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
-    "Makefile",
-    *(f"requirements{of}.txt" for of in ("", "-s3", "-triton")),
-    "scripts",
-    "convertation",
-    "docker",
-    "training",
-)
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "OPSET", "PYTHON", "EXPLAIN", "PYTHONPATH"
 
