@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from records import read, write
 
@@ -35,10 +35,29 @@ class Folder:
             os.mkdir(path)  # not its parents: what is not mounted is not to be filled
         os.listdir(path)
 
-    def open(self, name: str) -> BinaryIO | None:
-        """Return the open entry `name`, None if there is none."""
+    def read(self, name: str) -> bytes | None:
+        """Return what the small entry `name` holds, None if there is none."""
         try:
-            return open(f"{self.path}/{name}", "rb")
+            with open(f"{self.path}/{name}", "rb") as file:
+                return file.read(200)
+        except FileNotFoundError:
+            return None
+
+    def get(self, name: str, out: str) -> Result | None:
+        """Copy the entry `name` to `out`, hashed on the other core meanwhile; None if there is none."""
+        try:
+            with (
+                open(f"{self.path}/{name}", "rb", 0) as file,
+                open(out, "wb", 0) as copy,
+                ThreadPoolExecutor(1) as beside,
+            ):
+                copying = beside.submit(_send, file.fileno(), copy.fileno())
+                buffer, hashed = memoryview(bytearray(1 << 20)), hashlib.sha256()
+                at = 0
+                while count := os.preadv(file.fileno(), [buffer], at):
+                    hashed.update(buffer[:count])
+                    at += count
+                return Result(hashed.hexdigest(), copying.result())
         except FileNotFoundError:
             return None
 
@@ -71,11 +90,22 @@ class Bucket:
         self.prefix = f"{prefix.rstrip('/')}/" if prefix else ""
         self.client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 2}))
 
-    def open(self, name: str) -> BinaryIO | None:
-        """Return the open entry `name`, None if there is none."""
+    def read(self, name: str) -> bytes | None:
+        """Return what the small entry `name` holds, None if there is none."""
         answer = self._ask(self.client.get_object, name)
-        body: BinaryIO | None = answer and answer["Body"]
-        return body
+        content: bytes | None = answer and answer["Body"].read()
+        return content
+
+    def get(self, name: str, out: str) -> Result | None:
+        """Download the entry `name` to `out` and hash it on the way; None if there is none."""
+        if not (answer := self._ask(self.client.get_object, name)):
+            return None
+        hashed, size = hashlib.sha256(), 0
+        with answer["Body"] as body, open(out, "wb") as file:
+            for block in body.iter_chunks(1 << 20):
+                hashed.update(block)
+                size += file.write(block)
+        return Result(hashed.hexdigest(), size)
 
     def put(self, name: str, source: str) -> None:
         """Upload the file `source` as the entry `name`; S3 shows it when it is whole."""
@@ -119,14 +149,13 @@ class Cache:
         if not self.store:
             return None
         try:
-            entry = self.store.open(name := _step(target, recipe))
-            if not entry:
-                return None
-            with entry:
-                words = entry.read(200).decode("ascii", "replace").split()
-        except OSError as error:
+            entry = self.store.read(name := _step(target, recipe))
+        except Exception as error:  # what a broken connection raises depends on the client
             self._give_up(error)
             return None
+        if entry is None:
+            return None
+        words = entry.decode("ascii", "replace").split()
         if len(words) != 2 or len(words[0]) != 64 or not words[0].isalnum() or not words[1].isdigit():
             self._warn(f"{name} is damaged; {target} is made here")
             return None
@@ -137,15 +166,12 @@ class Cache:
         if not self.store:
             return False
         try:
-            if not (entry := self.store.open(f"files/{result.sha}")):
-                return False
-            with entry, open(out, "wb") as file:
-                found = _copy(entry, file)
-            if found == result:
+            if (found := self.store.get(name := f"files/{result.sha}", out)) == result:
                 return True
-            self._warn(f"files/{result.sha} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}")
-            self.spoiled.add(result.sha)
-        except Exception as error:  # what a broken connection raises while it is read depends on the client
+            if found:
+                self._warn(f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}")
+                self.spoiled.add(result.sha)
+        except Exception as error:
             self._give_up(error)
         if os.path.exists(out):
             os.remove(out)
@@ -179,12 +205,9 @@ def _step(target: str, recipe: str) -> str:
     return f"steps/{hashlib.sha256(f'{target} {recipe}'.encode()).hexdigest()}"
 
 
-def _copy(source: BinaryIO, out: BinaryIO) -> Result:
-    """Copy and hash at once, on two cores where there are; return what was copied."""
-    hashed, size = hashlib.sha256(), 0
-    with ThreadPoolExecutor(1) as beside:
-        while block := source.read(1 << 22):
-            hashing = beside.submit(hashed.update, block)
-            size += out.write(block)
-            hashing.result()
-    return Result(hashed.hexdigest(), size)
+def _send(source: int, out: int) -> int:
+    """Copy from one descriptor to another inside the kernel; return the number of bytes."""
+    at = 0
+    while count := os.sendfile(out, source, at, 1 << 30):
+        at += count
+    return at
