@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from records import read, write
@@ -92,20 +93,22 @@ class Bucket:
 
     def read(self, name: str) -> bytes | None:
         """Return what the small entry `name` holds, None if there is none."""
-        answer = self._ask(self.client.get_object, name)
-        content: bytes | None = answer and answer["Body"].read()
+        content: bytes | None = self._ask(lambda **place: self.client.get_object(**place)["Body"].read(200), name)
         return content
 
     def get(self, name: str, out: str) -> Result | None:
         """Download the entry `name` to `out` and hash it on the way; None if there is none."""
-        if not (answer := self._ask(self.client.get_object, name)):
-            return None
-        hashed, size = hashlib.sha256(), 0
-        with answer["Body"] as body, open(out, "wb") as file:
-            for block in body.iter_chunks(1 << 20):
-                hashed.update(block)
-                size += file.write(block)
-        return Result(hashed.hexdigest(), size)
+
+        def download(**place: str) -> Result:
+            hashed, size = hashlib.sha256(), 0
+            with closing(self.client.get_object(**place)["Body"]) as body, open(out, "wb") as file:
+                for block in body.iter_chunks(1 << 20):
+                    hashed.update(block)
+                    size += file.write(block)
+            return Result(hashed.hexdigest(), size)
+
+        found: Result | None = self._ask(download, name)
+        return found
 
     def put(self, name: str, source: str) -> None:
         """Upload the file `source` as the entry `name`; S3 shows it when it is whole."""
@@ -141,7 +144,7 @@ class Cache:
         if self.where and read(OFF) != f"{self.run} {self.where}":
             try:
                 self.store = Bucket(self.where) if self.where.startswith("s3://") else Folder(self.where)
-            except Exception as error:  # boto3 is absent or finds no credentials
+            except (ImportError, OSError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is none
                 self._give_up(error)
 
     def find(self, target: str, recipe: str) -> Result | None:
@@ -150,7 +153,7 @@ class Cache:
             return None
         try:
             entry = self.store.read(name := _step(target, recipe))
-        except Exception as error:  # what a broken connection raises depends on the client
+        except OSError as error:
             self._give_up(error)
             return None
         if entry is None:
@@ -171,7 +174,7 @@ class Cache:
             if found:
                 self._warn(f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}")
                 self.spoiled.add(result.sha)
-        except Exception as error:
+        except OSError as error:
             self._give_up(error)
         if os.path.exists(out):
             os.remove(out)
