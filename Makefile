@@ -26,6 +26,10 @@ REPOSITORY ?= model_repository_running
 MODEL ?=
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
+# Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
+CACHE ?=
+# read: nothing is put there
+CACHE_MODE ?= write
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
 # Where `make serve` listens; 0.0.0.0 lets other machines ask
@@ -96,6 +100,9 @@ check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-
 
 .venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh
 	$(call step,scripts/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
+
+.venv/installed-for-s3: requirements-s3.txt scripts/venv.sh | .venv/installed
+	$(call step,scripts/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 
 .venv/installed-for-tests: tests/requirements.txt scripts/venv.sh | .venv/installed
 	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
@@ -257,7 +264,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON \
-         FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY \
+         ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
 
 include scripts/content.mk

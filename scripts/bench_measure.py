@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path.cwd()
 BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
-SOURCES = "Makefile", "requirements.txt", "requirements-triton.txt", "scripts", "convertation", "docker", "training"
+REQUIREMENTS = "requirements.txt", "requirements-s3.txt", "requirements-triton.txt"
+SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "OPSET", "PYTHON", "EXPLAIN", "PYTHONPATH"
 

@@ -10,8 +10,8 @@
 
 
 EXPLAIN   :=
-artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) \
-             build/checks/verdict.json $(judged) $(requests) $(plans) $(compared) $(plan_configs)
+artifacts := .venv/installed .venv/installed-for-tests .venv/installed-for-s3 .venv-triton/installed $(entries) $(checkpoints) \
+             $(onnx) $(checks) $(requests) $(plans) $(compared) $(plan_configs) build/checks/verdict.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE
 .PRECIOUS: $(artifacts)
@@ -20,6 +20,10 @@ $(artifacts): FORCE
 system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sESB
 # -B and this: on a full disk half a .pyc would be left, over which every later make would stumble
 export PYTHONDONTWRITEBYTECODE := 1
+# The cache in a bucket needs its client
+client       := $(if $(filter s3://%,$(CACHE)),.venv/installed-for-s3)
+step_python   = $(if $(and $(client),$(cached)),$(python) -sEB,$(system_python))
+$(if $(client),$(eval $(filter-out .venv%,$(artifacts)): | $(client)))
 python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
 python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
 
@@ -49,7 +53,7 @@ self   = $(if $(keep),$(call wrote,$@),$(call known,$@))
 pins   = $(foreach tool,$1,$(or $(filter $(tool)==%,$(file <requirements.txt)),$(error \
            $@: $(tool) is no package of requirements.txt; a comma in a command belongs into a variable)))
 now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(inputs),$(in)=$(call known,$(in))))
-wanted = $(filter $@,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
+wanted = $(filter $@,$(client) $(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
 locked = $(and $(call here,$1),$(findstring $(call known,$1),$(file <$1.lock.json)))
 twin   = $(and $(filter build/onnx/%,$1),$(call same,$(call wrote,$1),$(call sha,$(REPOSITORY)/$(call place,$(filter %=$1,$(contents))))))
 ready  = $(if $(filter %.zip,$1),$(call locked,$1),$(or $(call here,$1),$(call twin,$1)))
@@ -60,11 +64,17 @@ true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wa
 own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
-run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
+run   = $(if $(absent),$(if $(own),$(local),$(if $(cached),$(look_up),$(first))),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
-start = @$(system_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
+start = @$(call make_it,$(if $(cached),--cached $(if $(wanted),,--record)),$1,$2)
+make_it = $(step_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $1 $@ $(call quote,$2) '$(call pins,$3)' $(inputs)
+
+# With a shared cache a step that lacks an input need not have it made: what its record says is enough to ask for the result
+cached  = $(and $(CACHE),$(filter-out .venv% build/checks/verdict.json $(judged),$@))
+look_up = $(if $(dry),,+)@$(call make_it,--ask $(if $(wanted),,--record),$1,$2) || { [[ $$? == 3 ]] && \
+            $(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@; }
 
 # An archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
 archive = $(@:.lock.json=)

@@ -11,6 +11,9 @@ $(call one_of,FORMAT,onnx plan both)
 $(if $(and $(filter prebuilt,$(FROM)),$(filter-out onnx,$(FORMAT))),$(error FORMAT=$(FORMAT) builds plans of our own ONNX files, FROM=prebuilt has none; leave one of them out))
 $(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(folder): no plan there; expected a folder like build/plan of another machine, with sm86/vit.plan or so in it)))
 $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
+$(call one_of,CACHE_MODE,read write)
+$(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
+export CACHE CACHE_MODE
 
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
 $(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))

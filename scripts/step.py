@@ -1,10 +1,13 @@
 """Make one artifact, unless its record is true by now.
 
-    python3 -sES scripts/step.py [--keep] [--moved] TARGET COMMAND TOOLS INPUT...
+    python3 -sES scripts/step.py [--keep] [--moved] [--cached | --ask] [--record] TARGET COMMAND TOOLS INPUT...
 
 COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
 --keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
 --moved: TARGET went where it is published; the same bytes once more are not left here.
+--cached: the shared cache (see cache.py) may know what COMMAND would write, or else is told.
+--ask: the cache alone is asked, since inputs are absent, whose records will do; exit status 3: it does not know.
+--record: nothing needs TARGET itself so far; if the cache knows its content, that is written down and no more.
 """
 
 import errno
@@ -18,20 +21,28 @@ import subprocess
 import sys
 import time
 
-from records import digest, found, lock, note, read, record, sha256, write, wrote
+from cache import Cache, Result
+from records import digest, found, known, lock, note, read, record, sha256, write, wrote
 
 SHOWN = 200  # characters of a command that failed
+UNKNOWN = 3
+FLAGS = ("--keep", "--moved", "--cached", "--ask", "--record")
 
 
-def step(target: str, command: str, tools: str, *inputs: str, keep: bool, moved: bool) -> None:
+def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
     out, made = f".make/out/{target}", record("made", target)
+    keep, moved, ask = "--keep" in flags, "--moved" in flags, "--ask" in flags
     with lock(target):
         with lock("publish", fcntl.LOCK_SH):
             present, digests = digest(target), {name: digest(name) for name in inputs}
             away = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
         digests |= {name: wrote(name) for name in away if away[name]}
+        if ask:
+            digests = {name: known(name) for name in inputs}
         if missing := [name for name in inputs if not digests[name]]:
+            if ask:
+                raise SystemExit(UNKNOWN)
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
         mine = wrote(target)  # now that no other make is at it
@@ -40,17 +51,31 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool, moved:
             return
         copy = found(mine) if read(made) == f"{target}={mine} {recipe}" else ""  # published, or replaced there
         reason, started = f"copied from {copy}" if copy else why(target, present, recipe), time.monotonic()
-        print(f"{target}: {reason}", flush=True)
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
+        cache = Cache() if ask or ("--cached" in flags and not copy) else None
+        hit = cache.find(target, recipe) if cache else None
+        if hit and "--record" in flags and not present:
+            write(made, f"{target}={hit.sha} {recipe}")
+            take_note(target, "in the cache", started, hit=Result(hit.sha, 0))
+            return
+        if cache and hit and not cache.fetch(hit, out):
+            hit = None
+        if ask and not hit:
+            raise SystemExit(UNKNOWN)
+        if hit:
+            reason = "from the cache"
+        print(f"{target}: {reason}", flush=True)
         if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
-        else:
+        elif not hit:
             for name, place in away.items():
                 command = command.replace(name, place)
             run(target, command, out)
-        new = sha256(out)
+        new = hit.sha if hit else sha256(out)
+        if cache and not hit:
+            cache.keep(target, recipe, new, out)
         with lock("publish", fcntl.LOCK_SH):
             present = digest(target)  # the user may have been here meanwhile
             if keep and present and present not in (mine, new):
@@ -69,13 +94,19 @@ def step(target: str, command: str, tools: str, *inputs: str, keep: bool, moved:
                     os.remove(out)
                 note(target, new)
             write(made, f"{target}={new} {recipe}")
-            took = {
-                "run": os.environ.get("MAKE_RUN", ""),
-                "reason": reason,
-                "seconds": round(time.monotonic() - started, 2),
-                "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-            }
-            write(record("took", target), json.dumps(took))
+            take_note(target, reason, started, hit=hit, stored=cache.stored if cache else 0)
+
+
+def take_note(target: str, reason: str, started: float, hit: Result | None, stored: int = 0) -> None:
+    """Write down for the summary when and why this step ran, and what came from the cache or went there."""
+    took = {
+        "run": os.environ.get("MAKE_RUN", ""),
+        "reason": reason,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "stored": stored,
+    }
+    write(record("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
 
 
 def run(target: str, command: str, out: str) -> None:
@@ -115,8 +146,8 @@ def why(target: str, present: str, recipe: str) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:]
-    flags = [words.pop(0) for word in words[:2] if word in ("--keep", "--moved")]
+    flags = {word for word in words[: len(FLAGS)] if word in FLAGS}
     try:
-        step(*words, keep="--keep" in flags, moved="--moved" in flags)
+        step(*words[len(flags) :], flags=flags)
     except OSError as error:
-        raise SystemExit(f"{words[0]} was not made, what was there before stays: {error}") from None
+        raise SystemExit(f"{words[len(flags)]} was not made, what was there before stays: {error}") from None

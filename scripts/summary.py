@@ -16,7 +16,9 @@ def summary(roots: list[str]) -> list[str]:
     """Return the lines of the table for every artifact that `roots` were made from, roots included."""
     artifacts = sorted(reach(roots))
     took = {path: json.loads(read(record("took", path)) or "{}") for path in artifacts}
-    rebuilt = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
+    recent = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
+    cached = [path for path in recent if "read" in took[path]]
+    rebuilt = [path for path in recent if path not in cached]
     rows = [("artifact", "made from", "size", "sha256", "difference", "time", "")]
     for path in artifacts:
         if path.startswith("build/plan/") and path.endswith(".plan"):
@@ -45,7 +47,7 @@ def summary(roots: list[str]) -> list[str]:
                     known(path)[:12],
                     f"{check['difference']:.1e}" if check else "in tolerance",
                     f"{took[path].get('seconds', 0):.1f} s",
-                    "rebuilt" if path in rebuilt else "reused",
+                    "rebuilt" if path in rebuilt else "cached" if path in cached else "reused",
                 )
             )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -53,8 +55,11 @@ def summary(roots: list[str]) -> list[str]:
     seconds = sum(took[path]["seconds"] for path in rebuilt)
     peak = max((took[path]["peak_mb"] for path in rebuilt), default=0)
     lines.append(
-        f"{len(rebuilt)} steps rebuilt, {len(artifacts) - len(rebuilt)} reused; {seconds:.0f} s of work, peak {peak} MB"
+        f"{len(rebuilt)} steps rebuilt, {len(artifacts) - len(recent)} reused; {seconds:.0f} s of work, peak {peak} MB"
     )
+    if cache := os.environ.get("CACHE"):
+        taken, put = (sum(took[path].get(way, 0) / 1e6 for path in recent) for way in ("read", "stored"))
+        lines.append(f"cache {cache}: {len(cached)} hits, {taken:.1f} MB taken, {put:.1f} MB put there")
     return lines
 
 

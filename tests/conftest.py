@@ -16,6 +16,7 @@ REPOSITORY = "model_repository_running"
 SOURCES = (
     "Makefile",
     "requirements.txt",
+    "requirements-s3.txt",
     "requirements-triton.txt",
     "scripts",
     "convertation",

@@ -52,6 +52,7 @@ def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_pat
     for name in (
         "Makefile",
         "requirements.txt",
+        "requirements-s3.txt",
         "requirements-triton.txt",
         "scripts",
         "convertation",
