@@ -24,6 +24,8 @@ WITH ?=
 REPOSITORY ?= model_repository_running
 # What `make onnx` makes: vit, head or bpr (nothing: all)
 MODEL ?=
+# Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
+PRECISION ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(if $(seen_fp16),fp16)),fp32)
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
 # Python that .venv is made with (3.11 or 3.12)
@@ -48,14 +50,21 @@ kind        := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
 checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
 onnx        := $(models:%=build/onnx/%.onnx)
 checks      := $(models:%=build/checks/%.json)
+halves      := $(foreach model,$(models),$(if $($(model).fp16),$(model)))
+onnx16      := $(halves:%=build/onnx/%.fp16.onnx)
+checks16    := $(halves:%=build/checks/%.fp16.json)
 entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
 bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 
+# vit or vit.fp16, as PRECISION says
+rounded = $(if $(filter fp16,$(PRECISION)),$(filter $1,$(halves)))
+variant = $1$(if $(call rounded,$1),.fp16)
+
 # Each file of the published repository, and the file it is a copy of
 contents := \
-  vit_onnx/config.pbtxt=convertation/vit/config.pbtxt vit_onnx/1/model.onnx=build/onnx/vit.onnx \
+  vit_onnx/config.pbtxt=convertation/vit/config.pbtxt vit_onnx/1/model.onnx=build/onnx/$(call variant,vit).onnx \
   $(foreach head,$(heads),$(head)_onnx/config.pbtxt=convertation/head/$(head).pbtxt \
-                          $(head)_onnx/1/model.onnx=build/onnx/$(head).onnx) \
+                          $(head)_onnx/1/model.onnx=build/onnx/$(call variant,$(head)).onnx) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
   bpr_model/1/requirements.txt=convertation/bpr/requirements.txt \
   $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
@@ -101,7 +110,7 @@ model_of.bpr/inference-settings.json := bpr
 
 ifeq ($(WEIGHTS),synthetic)
 $(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py \
-  $$(network.$$($$(model_of.$$*).family)) convertation/export.py | .venv/installed
+  $$(network.$$($$(model_of.$$*).family)) convertation/export.py convertation/onnx_file.py | .venv/installed
 	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
 else
 $(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py scripts/progress.py scripts/records.py \
@@ -111,23 +120,36 @@ endif
 
 # PyTorch -> ONNX
 $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
-  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py convertation/onnx_file.py \
+  | .venv/installed
 	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
 # ONNX against PyTorch, on the same input
+compared = scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py \
+           convertation/onnx_file.py
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
-  scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+  $(compared) | .venv/installed
 	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
+# ONNX rounded to fp16, and compared with what it was rounded from
+$(onnx16): build/onnx/%.fp16.onnx: build/onnx/%.onnx convertation/fp16.py convertation/onnx_file.py | .venv/installed
+	$(call step,$(python) -m convertation.fp16 $< $(out),onnx onnx-ir ml_dtypes numpy)
+
+$(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json build/models/%.tolerance.json \
+  build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/compare_fp16.py $(compared) | .venv/installed
+	$(call step,$(python) -m scripts.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
+
 # The whole set, checked offline and served once by a real Triton
+published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
+published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
            docker/backends/onnxruntime/model.py
 
-build/checks/verdict.json: $(sources) $(checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
+build/checks/verdict.json: $(sources) $(published.checks) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.verdict --checks build/checks $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(contents) $(out),tritonclient onnx numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
@@ -144,7 +166,7 @@ repository: $(finished)  ## Build whatever is stale, check it, serve it once, pu
 
 chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
                $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
-needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
+needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
@@ -161,9 +183,9 @@ there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lo
 update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
 	@$(foreach name,$(there),$(python) -m scripts.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
 
-needs.verify = .venv/installed .venv-triton/installed $(checks)
+needs.verify = .venv/installed .venv-triton/installed $(published.checks)
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	@$(python) -m scripts.verdict --checks build/checks $(if $(IMAGE),--image $(IMAGE)) --repository $(REPOSITORY) build/verify.json
+	@$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(if $(IMAGE),--image $(IMAGE)) --repository $(REPOSITORY) build/verify.json
 
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
@@ -181,7 +203,7 @@ needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench build/bench.json
 
-explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) repository) && \
+explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
 status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
 	$(explained) scripts/status.py $(REPOSITORY) $(FILE)
@@ -202,6 +224,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
 
 include scripts/content.mk

@@ -10,7 +10,8 @@
 
 
 EXPLAIN   :=
-artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) \
+artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(onnx16) \
+             $(checks) $(checks16) \
              build/checks/verdict.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE
@@ -61,7 +62,7 @@ own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
-first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@
+first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
 start = @$(system_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $@ $(call quote,$1) '$(call pins,$2)' $(inputs)

@@ -37,7 +37,7 @@ KEYS: dict[str, type] = {
     "batch": list,
     "tolerance": dict,
 }
-MAY_MISS = {"optional", "trained_on", "activation"}
+MAY_MISS = {"optional", "trained_on", "activation", "fp16"}
 
 
 class Reader(yaml.SafeLoader):
@@ -76,7 +76,7 @@ def check_entry(where: str, entry: Any) -> None:
     if entry["family"] not in FAMILIES:
         raise SystemExit(f"{where}: unknown family {entry['family']}; expected one of {', '.join(FAMILIES)}")
     check_keys(f"{where}: network", entry["network"], NETWORKS[entry["family"]])
-    check_keys(f"{where}: tolerance", entry["tolerance"], {"output": float, "served": float})
+    check_keys(f"{where}: tolerance", entry["tolerance"], {"output": float, "served": float, "fp16": float})
     if entry["family"] == "head" and "trained_on" not in entry:
         raise SystemExit(f"{where}: trained_on is missing; name the ViT variant that this head was trained on")
     network, tolerance, checkpoint = entry["network"], entry["tolerance"], Path(entry["checkpoint"])

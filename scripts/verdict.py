@@ -32,7 +32,13 @@ LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
 
 def verdict(
-    repository: Path, checks: Path, models: Path, log: Path, image: str | None = None, timeout: float = 600
+    repository: Path,
+    checks: Path,
+    models: Path,
+    log: Path,
+    image: str | None = None,
+    timeout: float = 600,
+    fp16: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
     if findings := check_repository(repository, models):
@@ -41,7 +47,7 @@ def verdict(
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
             raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan; add IMAGE=… or leave it out")
-    asked = {name: (read(models, name), read(checks, name)) for name in names}
+    asked = {name: (read(models, name), read(checks, name, fp16)) for name in names}
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
@@ -182,9 +188,12 @@ def stage(contents: Sequence[str], staging: Path) -> None:
         link.symlink_to(Path(source).resolve())
 
 
-def read(folder: Path, model: str) -> dict[str, Any]:
-    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json."""
-    path = folder / f"{model.rpartition('_')[0]}.json"
+def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json; what is in `fp16`
+    has binary.fp16.json.
+    """
+    name = model.rpartition("_")[0]
+    path = folder / f"{name}{'.fp16' if name in fp16 else ''}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
@@ -214,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--staging", type=Path, default=Path("build/staging"))
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
+    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
@@ -224,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage(given.contents, given.staging)
     judged = given.repository or given.staging
     try:
-        result = verdict(judged, given.checks, given.models, given.log, given.image or None, given.timeout)
+        result = verdict(judged, given.checks, given.models, given.log, given.image or None, given.timeout, given.fp16)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)
