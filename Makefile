@@ -24,6 +24,8 @@ WITH ?=
 REPOSITORY ?= model_repository_running
 # What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
 MODEL ?=
+# Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
+PRECISION ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(if $(seen_fp16),fp16)),fp32)
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
 # Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
@@ -64,8 +66,15 @@ kind        := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
 checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
 onnx        := $(models:%=build/onnx/%.onnx)
 checks      := $(models:%=build/checks/%.json)
+halves      := $(foreach model,$(models),$(if $($(model).fp16),$(model)))
+onnx16      := $(halves:%=build/onnx/%.fp16.onnx)
+checks16    := $(halves:%=build/checks/%.fp16.json)
 entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
 bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
+
+# vit or vit.fp16, as PRECISION says
+rounded = $(if $(filter fp16,$(PRECISION)),$(filter $1,$(halves)))
+variant = $1$(if $(call rounded,$1),.fp16)
 
 # TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans.mk
 planned     := $(filter vit $(heads),$(models))
@@ -76,9 +85,9 @@ include scripts/plans.mk
 # Each file of the published repository, and the file it is a copy of
 contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
-    $(model)_onnx/config.pbtxt=$(config.$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(model).onnx) \
+    $(model)_onnx/config.pbtxt=$(config.$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
   $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
-    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(model).plan)) \
+    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
   bpr_model/1/requirements.txt=convertation/bpr/requirements.txt \
   $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
@@ -127,7 +136,7 @@ model_of.bpr/inference-settings.json := bpr
 
 ifeq ($(WEIGHTS),synthetic)
 $(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py \
-  $$(network.$$($$(model_of.$$*).family)) convertation/export.py | .venv/installed
+  $$(network.$$($$(model_of.$$*).family)) convertation/export.py convertation/onnx_file.py | .venv/installed
 	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
 else
 $(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py scripts/progress.py scripts/records.py \
@@ -137,32 +146,43 @@ endif
 
 # PyTorch -> ONNX
 $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
-  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py convertation/onnx_file.py \
+  | .venv/installed
 	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
 # ONNX against PyTorch, on the same input
+comparing = scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py \
+            convertation/onnx_file.py
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
-  scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py | .venv/installed
+  $(comparing) | .venv/installed
 	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
+
+# ONNX rounded to fp16, and compared with what it was rounded from
+$(onnx16): build/onnx/%.fp16.onnx: build/onnx/%.onnx convertation/fp16.py convertation/onnx_file.py | .venv/installed
+	$(call step,$(python) -m convertation.fp16 $< $(out),onnx onnx-ir ml_dtypes numpy)
+
+$(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json build/models/%.tolerance.json \
+  build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/compare_fp16.py $(comparing) | .venv/installed
+	$(call step,$(python) -m scripts.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json scripts/plan_request.py scripts/check_repository.py \
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plan_request.py scripts/check_repository.py \
   | .venv/installed
-	$(call step,$(python) -m scripts.plan_request $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
+	$(call step,$(python) -m scripts.plan_request $(call precision,$*) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 
 $(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).onnx
 	$(call step,$(system_python) -m scripts.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
 
 # or one that was built elsewhere
-$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(*F).tolerance.json \
+$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(call plain,$$(*F)).tolerance.json \
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
 	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
 # Plan against ONNX Runtime, on the same input; of a ViT the heads' probabilities too
-$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx build/models/$$(*F).json \
-  build/models/$$(*F).tolerance.json $$(if $$(filter vit,$$(*F)),$$(head_onnx)) scripts/compare_plan.py \
+$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx build/models/$$(call plain,$$(*F)).json \
+  build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/compare_plan.py \
   scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
 	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$(wordlist 5,99,$^)),onnxruntime-gpu numpy)
 
@@ -171,13 +191,15 @@ $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json s
 	$(call step,$(python) -m scripts.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
 
 # The whole set, checked offline and served once by a real Triton
+published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
+published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
            docker/backends/onnxruntime/model.py
 
-build/checks/verdict.json: $(sources) $(checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
+build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.verdict --checks build/checks $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
@@ -194,11 +216,11 @@ repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, ser
 
 chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
                $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
-needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
+needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%.plan) $(chosen_plans:%=build/plan/$(gpu)/%.check.json)))
+needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%.plan) $(chosen_plans:%=build/plan/$(gpu)/%.check.json)))
 trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
 	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
 
@@ -215,14 +237,14 @@ there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lo
 update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
 	@$(foreach name,$(there),$(python) -m scripts.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
 
-needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(checks) $(compared))
+needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared))
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	$(if $(ask),$(ask_gpu),@$(python) -m scripts.verdict --checks build/checks $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
+	$(if $(ask),$(ask_gpu),@$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
 
 doctor:  ## What this machine has, lacks, and what to do about it
 	@$(system_python) -m scripts.doctor $(PORTS)
 
-needs.verify-gpu = $(if $(gpu),$(onnx) $(checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
+needs.verify-gpu = $(if $(gpu),$(onnx) $(published.checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
 verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
 	$(if $(gpu),@$(python) -m scripts.verify_gpu $(on_a_gpu) $(contents) build/verify-gpu.json,\
 	  @$(system_python) -m scripts.doctor --gpu && $(subst @,,$(ask_gpu)))
@@ -243,7 +265,7 @@ needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench build/bench.json
 
-explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) repository) && \
+explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
 status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
 	$(explained) scripts/status.py $(REPOSITORY) $(FILE)
@@ -264,7 +286,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY \
-         ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS \
+         TRTEXEC_FLAGS DRY ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
 
 include scripts/content.mk

@@ -34,6 +34,7 @@ class Judge(NamedTuple):
     onnx: Path
     family: str
     tolerance: float
+    of: str = "PyTorch's"  # whose values are the reference
 
     def fail(self, what: str, meaning: str) -> NoReturn:
         raise SystemExit(
@@ -74,7 +75,7 @@ class Judge(NamedTuple):
     def within(self, name: str, difference: float, scale: float) -> None:
         if not difference <= self.tolerance:
             self.fail(
-                f"{name} differs from PyTorch's by {difference:.2e} of its scale {scale:.3g}; "
+                f"{name} differs from {self.of} by {difference:.2e} of its scale {scale:.3g}; "
                 f"expected at most {self.tolerance:g}",
                 "the file does not compute what the checkpoint does",
             )

@@ -11,7 +11,7 @@
 
 EXPLAIN   :=
 artifacts := .venv/installed .venv/installed-for-tests .venv/installed-for-s3 .venv-triton/installed $(entries) $(checkpoints) \
-             $(onnx) $(checks) $(requests) $(plans) $(compared) $(plan_configs) build/checks/verdict.json $(judged)
+             $(onnx) $(checks) $(onnx16) $(checks16) $(requests) $(plans) $(compared) $(plan_configs) build/checks/verdict.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE
 .PRECIOUS: $(artifacts)
@@ -65,7 +65,7 @@ own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
 run   = $(if $(absent),$(if $(own),$(local),$(if $(cached),$(look_up),$(first))),$(start))
-first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@
+first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
 start = @$(call make_it,$(if $(cached),--cached $(if $(wanted),,--record)),$1,$2)
@@ -74,7 +74,7 @@ make_it = $(step_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(
 # With a shared cache a step that lacks an input need not have it made: what its record says is enough to ask for the result
 cached  = $(and $(CACHE),$(filter-out .venv% build/checks/verdict.json $(judged),$@))
 look_up = $(if $(dry),,+)@$(call make_it,--ask $(if $(wanted),,--record),$1,$2) || { [[ $$? == 3 ]] && \
-            $(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) $(absent) $@; }
+            $(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@; }
 
 # An archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
 archive = $(@:.lock.json=)

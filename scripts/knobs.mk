@@ -26,8 +26,15 @@ ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
 $(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
-# Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional
+# Whether the ViT published there is the one rounded to fp16
+seen_fp16 = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
+              $(findstring =$(sha),$(firstword $(file <.make/made/build%onnx%vit.fp16.onnx)))))
+$(call one_of,PRECISION,fp32 fp16)
+$(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))
+
+# Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16
 $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
+  /^  tolerance:.* fp16:/ {print model ".fp16:=1"} \
   /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
   $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
 

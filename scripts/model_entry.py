@@ -37,8 +37,8 @@ KEYS: dict[str, type] = {
     "batch": list,
     "tolerance": dict,
 }
-TOLERANCES: dict[str, type] = {"output": float, "served": float, "gpu": float, "cosine": float, "probability": float}
-MAY_MISS = {"optional", "trained_on", "activation", "gpu", "cosine", "probability"}
+TOLERANCES: dict[str, type] = dict.fromkeys(("output", "served", "fp16", "gpu", "cosine", "probability"), float)
+MAY_MISS = {"optional", "trained_on", "activation", "fp16", "gpu", "cosine", "probability"}
 
 
 class Reader(yaml.SafeLoader):

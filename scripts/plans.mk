@@ -11,6 +11,8 @@ export TRITON_IMAGE   := $(REGISTRY)nvcr.io/nvidia/tritonserver:$(NGC_RELEASE)-p
 ifneq ($(origin gpu) $(origin tensorrt),command line command line)
 override gpu :=
 endif
+variants   := $(foreach model,$(planned),$(call variant,$(model)))
+plain       = $(1:%.fp16=%)
 with_plans := $(if $(filter onnx,$(FORMAT)),$(filter trt verify-gpu,$(MAKECMDGOALS)),yes)
 ask        := $(if $(filter onnx,$(FORMAT)),,$(if $(gpu),,yes))
 ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.gpu $(if $(filter trt,$@),,--triton $(TRITON_IMAGE))) && \
@@ -22,21 +24,22 @@ ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
 others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(PLANS),$(wildcard $(folder)/*/*.plan))))
 under     = $(lastword $(subst /, ,$(dir $1)))
-others   := $(foreach plan,$(others),$(if $(filter $(planned),$(basename $(notdir $(plan)))),$(plan)))
+others   := $(foreach plan,$(others),$(if $(filter $(variants),$(basename $(notdir $(plan)))),$(plan)))
 folders  := $(sort $(gpu) $(foreach plan,$(others),$(call under,$(plan))) \
               $(if $(filter build/plan $(CURDIR)/build/plan,$(abspath $(PLANS))),$(foreach plan,$(wildcard build/plan/*/*.plan),$(call under,$(plan)))))
-plans    := $(foreach folder,$(folders),$(planned:%=build/plan/$(folder)/%.plan))
+plans    := $(foreach folder,$(folders),$(variants:%=build/plan/$(folder)/%.plan))
 $(foreach plan,$(others),$(eval brought.$(call under,$(plan))/$(basename $(notdir $(plan))) := $(plan)))
 taken    := $(foreach plan,$(plans),$(if $(brought.$(patsubst build/plan/%.plan,%,$(plan))),$(plan)))
 built    := $(filter-out $(taken),$(plans))
-requests := $(planned:%=build/plan/%.request.json)
-compared := $(planned:%=build/plan/$(gpu)/%.check.json)
+requests := $(variants:%=build/plan/%.request.json)
+compared := $(variants:%=build/plan/$(gpu)/%.check.json)
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
-head_onnx := $(heads:%=build/onnx/%.onnx)
+head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
+precision = $(if $(filter %.fp16,$1),--precision=fp16)
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
-chosen_plans   = $(or $(filter $(planned),$(chosen)),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))
+chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))
 print_commands = @answer=$$($(system_python) -m scripts.gpu 2>/dev/null) || echo "\# no GPU could be asked (make doctor): sm86 stands for its compute capability"; \
   eval "$${answer:-gpu=sm86 tensorrt=}"; $(foreach model,$(chosen_plans),$(system_python) -m scripts.plan --print --gpu $$gpu --tensorrt "$$tensorrt" \
-  $(flags) build/models/$(model).json build/onnx/$(model).onnx build/plan/$$gpu/$(model).plan;)
+  $(call precision,$(model)) $(flags) build/models/$(call plain,$(model)).json build/onnx/$(model).onnx build/plan/$$gpu/$(model).plan;)

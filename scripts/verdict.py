@@ -40,6 +40,7 @@ def verdict(
     image: str | None = None,
     timeout: float = 600,
     gpu_checks: Path | None = None,
+    fp16: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
     if findings := check_repository(repository, models):
@@ -48,7 +49,7 @@ def verdict(
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
             raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
-    asked = {name: (read(models, name), expected(checks, gpu_checks, name)) for name in names}
+    asked = {name: (read(models, name), expected(checks, gpu_checks, name, fp16)) for name in names}
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
@@ -189,20 +190,29 @@ def stage(contents: Sequence[str], staging: Path) -> None:
         link.symlink_to(Path(source).resolve())
 
 
-def read(folder: Path, model: str) -> dict[str, Any]:
-    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json."""
-    path = folder / f"{model.rpartition('_')[0]}.json"
+def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json; what is in `fp16`
+    has binary.fp16.json.
+    """
+    path = folder / f"{variant(model, fp16)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def expected(checks: Path, gpu_checks: Path | None, model: str) -> dict[str, Any]:
+def expected(checks: Path, gpu_checks: Path | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
     """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
-    on_gpu = next(gpu_checks.glob(f"{model.rpartition('_')[0]}.*check.json"), None) if gpu_checks else None
-    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu else read(checks, model)
-    return content
+    if gpu_checks and (on_gpu := gpu_checks / f"{variant(model, fp16)}.check.json").is_file():
+        content: dict[str, Any] = json.loads(on_gpu.read_text())
+        return content
+    return read(checks, model, fp16)
+
+
+def variant(model: str, fp16: Sequence[str]) -> str:
+    """vit_onnx or vit_trt -> vit, or vit.fp16 if that is served."""
+    name = model.rpartition("_")[0]
+    return f"{name}.fp16" if name in fp16 else name
 
 
 def states(repository: Path) -> dict[str, tuple[int, int, int]]:
@@ -228,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--staging", type=Path, default=Path("build/staging"))
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
+    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
     parser.add_argument("--gpu-checks", type=Path, metavar="FOLDER", help="what a server with a GPU must answer")
     parser.add_argument("--image", help="run this image's server in Docker")
@@ -240,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = given.repository or given.staging
     try:
         image, timeout = given.image or None, given.timeout
-        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks)
+        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.fp16)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)
