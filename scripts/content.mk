@@ -11,7 +11,7 @@
 
 EXPLAIN   :=
 artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) \
-             build/checks/verdict.json $(judged)
+             build/checks/verdict.json build/fidelity.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE
 .PRECIOUS: $(artifacts)

@@ -25,4 +25,6 @@ $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
   $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
 
 optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
-$(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))
+$(if $(filter compare,$(MAKECMDGOALS)),\
+  $(if $(filter 1,$(words $(WITH))),,$(error make compare WITH=$(WITH): expected the folder of another repository, its name without spaces)),\
+  $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional))))
