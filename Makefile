@@ -218,6 +218,9 @@ status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it 
 graph:  ## Draw the pipeline and its state: build/graph.svg
 	$(explained) scripts/graph.py $(REPOSITORY) build/graph.svg
 
+report:  ## All of this on one page to look at, print and keep: build/report.html
+	$(explained) scripts/report.py $(REPOSITORY) build/report.html
+
 provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
 	$(if $(CHECK),\
 	  @$(system_python) scripts/provenance.py $(REPOSITORY) --check $(CHECK),\

@@ -127,6 +127,7 @@ class Comparison:
             "theirs": str(self.theirs.path),
             "weights": {"ours": kind_of_weights(self.ours.path), "theirs": kind_of_weights(self.theirs.path)},
             "inputs": self.inputs,
+            "files": {f"{name}/{path}": digest for name, (mine, _) in files.items() for path, digest in mine.items()},
             "models": results,
             "probabilities": self.probabilities,
             "agree": not any(result["verdict"] in BAD for result in results.values()),
@@ -277,10 +278,17 @@ def kind_of_weights(repository: Path) -> str:
     return next((kind for kind in ("synthetic", "real") if kind in kinds), "unknown")
 
 
+def asked(found: dict[str, Any]) -> str:
+    """Which volumes were asked, if any had to be."""
+    if not any("asked" in result for result in found["models"].values()):
+        return "nothing had to be asked"
+    return f"asked: {', '.join(found['inputs'])}"
+
+
 def lines(found: dict[str, Any]) -> list[str]:
     """The findings as a person reads them."""
     said = [SYNTHETIC] if "synthetic" in found["weights"].values() else []
-    said += [f"new: {found['ours']}, other: {found['theirs']}", f"asked: {', '.join(found['inputs'])}"]
+    said += [f"new: {found['ours']}, other: {found['theirs']}", asked(found)]
     for name, result in found["models"].items():
         words = [f"{name}: {result['verdict']}"]
         if "difference" in result:

@@ -26,7 +26,7 @@ from scripts.compare import Judge, open_session
 from scripts.probabilities import changed, probabilities, unit
 from scripts.sample import sample
 from scripts.served import serving
-from scripts.verdict import stage
+from scripts.verdict import stage, without_flips
 
 Array = NDArray[Any]
 Files = dict[str, Path]
@@ -35,6 +35,7 @@ VOLUMES = 8
 FIRST_SEED = 1  # 0 is what the build's own checks ask
 STAGING, LOG = Path("build/staging-fidelity"), Path("build/logs/fidelity.log")
 EDGES = np.arange(-10, 0.01, 0.25)  # of the histograms: log10; what is smaller or 0 counts in the first bin
+EXPLAINED = 1e-5  # of the scale: far above rounding, far below the 5e-3 that one code of 13,824 makes
 LISTED = 1000  # margins of flipped codes, the widest first
 HOUNSFIELD = {"air and padding": (-1001, -950), "lung": (-950, -500), "soft tissue": (-200, 200), "bone": (300, 1001)}
 NO_PLAN = {"cpu": "no GPU on this machine", "image": "only an image with a GPU serves a plan; make fidelity IMAGE=…"}
@@ -64,19 +65,19 @@ def fidelity(
     """
     heads = [name for name, entry in entries.items() if entry["family"] == "head"]
     batch = entries["vit"]["batch"][-1]
-    one, many = (f"ONNX Runtime, batch {size}" for size in (1, batch))
+    one, many = (f"ONNX, batch {size}" for size in (1, batch))
     found = [
         Hop(one, "PyTorch", by_onnx_runtime(one, hops["onnx"], {}, entries, 1)),
         Hop(many, one, by_onnx_runtime(many, hops["onnx"], {}, entries, batch)),
     ]
-    name = "fp16 on a CPU (rounded weights)"
+    name = "fp16 on a CPU: rounded weights"
     if "vit" in hops.get("fp16", {}):
         found.append(Hop(name, "PyTorch", by_onnx_runtime(name, hops["fp16"], hops["onnx"], entries, 1)))
     else:
         found.append(Hop(name, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
     seen = {hop.name: hop.answers.codes for hop in found if hop.answers}
     pairs = {hop.name: (seen.get(hop.against), hop.answers.codes) for hop in found if hop.answers}
-    exact, flips, shared = by_pytorch(hops["pytorch"], entries, pairs)
+    exact, flips, ties, shared = by_pytorch(hops["pytorch"], entries, pairs)
     found += [by_plan(key, hops[key], entries, heads, gpu, image) for key in hops if key.startswith("plan/")]
     if not any(key.startswith("plan/") for key in hops):
         found.append(Hop("plan", "PyTorch", None, "not built: make trt, where there is a GPU"))
@@ -93,7 +94,7 @@ def fidelity(
         "hops": [
             {"hop": hop.name, "against": hop.against}
             | (
-                measured(answers[hop.against], hop.answers, scale, flips.get(hop.name), shared["rounding"])
+                measured(answers[hop.against], hop.answers, scale, flips.get(hop.name), ties, shared["rounding"])
                 if hop.answers
                 else {"absent": hop.absent}
             )
@@ -103,9 +104,13 @@ def fidelity(
 
 
 def measured(
-    before: Answers, after: Answers, scale: float, flips: list[list[float]] | None, rounding: float
+    before: Answers, after: Answers, scale: float, flips: list[list[float]] | None, ties: list[Array], rounding: float
 ) -> dict[str, Any]:
-    """What lies between two hops; `flips`: per volume the margins of the codes that differ, None: codes unseen."""
+    """What lies between two hops; `flips`: per volume the margins of the codes that differ, None: codes unseen.
+
+    Then `ties`, per volume what each near tie would change, tell how many of them explain the difference, and what
+    remains: an embedding is linear in the codes.
+    """
     if bad := int(after.embedding.size - np.isfinite(after.embedding).sum()):
         return {"broken": f"{bad} of {after.embedding.size} values of the embeddings are NaN or infinite: it overflows"}
     apart = np.abs(after.embedding.astype(np.float64) - before.embedding) / scale
@@ -120,6 +125,7 @@ def measured(
         # 1 - cosine of unit vectors, without the digits that the subtraction would lose
         "cosine_distance": float((np.square(left - right, dtype=np.float64).sum(axis=1) / 2).max()),
         "codes": None,
+        "near_ties": None,
     }
     if flips is not None and after.codes is not None:
         margins = sorted((margin for volume in flips for margin in volume), reverse=True)
@@ -130,6 +136,16 @@ def measured(
             "beyond_rounding": sum(margin > rounding for margin in margins),
             "margins": margins[:LISTED],
             "histogram": histogram(np.array(margins)),
+        }
+    else:
+        rests = [
+            without_flips(row, changes, EXPLAINED * scale)
+            for row, changes in zip(after.embedding.astype(np.float64) - before.embedding, ties, strict=True)
+        ]
+        result["near_ties"] = {
+            "explain": sum(count for _, count in rests),
+            "per_volume": [count for _, count in rests],
+            "remains": float(max(np.abs(rest).max() for rest, _ in rests) / scale),
         }
     result["probabilities"] = {
         head: {
@@ -197,17 +213,18 @@ def by_onnx_runtime(title: str, files: Files, otherwise: Files, entries: dict[st
 
 def by_pytorch(
     files: Files, entries: dict[str, Any], pairs: dict[str, tuple[Array | None, Array | None]]
-) -> tuple[Answers, dict[str, list[list[float]]], dict[str, Any]]:
+) -> tuple[Answers, dict[str, list[list[float]]], list[Array], dict[str, Any]]:
     """The network as trained; for each pair of codes (None on the left: PyTorch's) the margins of those that differ.
 
-    The margin is between the cosines of PyTorch's token, in float64, with both codebook rows.  Also what all tokens
-    have in common: `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32
-    explains a flip; and the share of each tissue in the volumes.
+    The margin is between the cosines of PyTorch's token, in float64, with both codebook rows.  Then, per volume, what
+    each near tie would change if it fell the other way (check_vit.near_ties).  And what all tokens have in common:
+    `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip;
+    and the share of each tissue in the volumes.
     """
     network = ctvit.load(files["vit"], entries["vit"])
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
     flips: dict[str, list[list[float]]] = {name: [] for name, (_, right) in pairs.items() if right is not None}
-    embedding, codes, margins = [], [], np.zeros(len(EDGES) - 1, np.int64)
+    embedding, codes, ties, margins = [], [], [], np.zeros(len(EDGES) - 1, np.int64)
     tissue, rounding = dict.fromkeys(HOUNSFIELD, 0.0), 0.0
     with torch.inference_mode():
         for (number,) in batches("PyTorch", 1):
@@ -222,6 +239,7 @@ def by_pytorch(
             all_tokens = check_vit.measure(network, tokens, [])
             margins += histogram(all_tokens.margins.numpy())
             rounding = max(rounding, all_tokens.limit)
+            ties.append(check_vit.near_ties(network, tokens, exact, all_tokens))
             for name in flips:
                 left, right = pairs[name]
                 before, after = (
@@ -239,7 +257,7 @@ def by_pytorch(
         "token_margins": [int(count) for count in margins],
         "tissue": {name: round(share, 4) for name, share in tissue.items()},
     }
-    return Answers(embeddings, np.concatenate(codes), scores), flips, shared
+    return Answers(embeddings, np.concatenate(codes), scores), flips, ties, shared
 
 
 def by_plan(key: str, files: Files, entries: dict[str, Any], heads: list[str], gpu: bool, image: str | None) -> Hop:
@@ -274,7 +292,7 @@ def by_repository(
     heads: list[str],
     gpu: bool,
     image: str | None,
-    name: str = "served by Triton",
+    name: str = "served",
 ) -> Hop:
     """The real Triton on what is published, asked as the client asks: volumes one by one, then each head once."""
     stage(contents, STAGING)

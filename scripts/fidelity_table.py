@@ -15,7 +15,7 @@ HEADER = ("hop", "against", "embedding: max", "99.9 %", "1 - cosine", "codes fli
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """The header, and a row per hop; differences relative to the largest value of PyTorch's embeddings."""
     heads = list(found["probabilities"])
-    lines = [(*HEADER, *(f"probability: {head}" for head in heads), "decisions changed")]
+    lines = [(*HEADER, *(f"{head} probability" for head in heads), "decisions changed")]
     for hop in found["hops"]:
         words = [hop["hop"], hop["against"]]
         if reason := hop.get("absent") or hop.get("broken"):
@@ -24,12 +24,11 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         embedding, codes, scores = hop["embedding"], hop["codes"], hop["probabilities"]
         words += [f"{value:.1e}" for value in (embedding["max"], embedding["p999"], hop["cosine_distance"])]
         if codes:
-            words += [
-                f"{codes['flipped']} of {codes['compared']}",
-                f"{max(codes['margins']):.1e}" if codes["margins"] else "-",
-            ]
+            margin = f"{max(codes['margins']):.1e}" if codes["margins"] else "-"
+            words += [f"{codes['flipped']} of {codes['compared']}", margin]
         else:
-            words += ["not visible", ""]
+            ties = hop["near_ties"]
+            words += [f"unseen; {ties['explain']} ties leave {ties['remains']:.1e}", "-"]
         words += [f"{scores[head]['max']:.1e}" if head in scores else "-" for head in heads]
         decided = sum(len(row) for score in scores.values() for row in score["values"])
         lines.append((*words, f"{sum(len(score['changed']) for score in scores.values())} of {decided}"))

@@ -16,7 +16,7 @@ $(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(er
 
 # The kind of weights that REPOSITORY was made from, and each file that was ever published there
 ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
-$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
+$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
 # Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional

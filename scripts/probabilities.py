@@ -11,8 +11,9 @@ THRESHOLD = 0.5
 
 
 def unit(embedding: Array) -> NDArray[np.float32]:
-    """(n, d) -> (n, d) of length 1, as the heads take it."""
-    scaled: NDArray[np.float32] = (embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)).astype(np.float32)
+    """(n, d) -> (n, d) of length 1, as the heads take it; NaN where a length is none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled: NDArray[np.float32] = (embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)).astype(np.float32)
     return scaled
 
 
