@@ -30,6 +30,7 @@ from scripts.verdict import stage, without_flips
 
 Array = NDArray[Any]
 Files = dict[str, Path]
+Volumes = list[NDArray[np.int16]]
 
 VOLUMES = 8
 FIRST_SEED = 1  # 0 is what the build's own checks ask
@@ -37,8 +38,21 @@ STAGING, LOG = Path("build/staging-fidelity"), Path("build/logs/fidelity.log")
 EDGES = np.arange(-10, 0.01, 0.25)  # of the histograms: log10; what is smaller or 0 counts in the first bin
 EXPLAINED = 1e-5  # of the scale: far above rounding, far below the 5e-3 that one code of 13,824 makes
 LISTED = 1000  # margins of flipped codes, the widest first
-HOUNSFIELD = {"air and padding": (-1001, -950), "lung": (-950, -500), "soft tissue": (-200, 200), "bone": (300, 1001)}
+TISSUE = {"air and padding": (-1000, -950), "lung": (-950, -500), "soft tissue": (-200, 200), "bone": (300, 1001)}  # HU
 NO_PLAN = {"cpu": "no GPU on this machine", "image": "only an image with a GPU serves a plan; make fidelity IMAGE=…"}
+
+
+class Task(NamedTuple):
+    """What every hop is given."""
+
+    entries: dict[str, Any]  # of the ViT and the heads
+    volumes: Volumes
+    gpu: bool = False
+    image: str | None = None  # whose Triton serves
+
+    @property
+    def heads(self) -> list[str]:
+        return [name for name, entry in self.entries.items() if entry["family"] == "head"]
 
 
 class Answers(NamedTuple):
@@ -56,32 +70,28 @@ class Hop(NamedTuple):
     absent: str = ""  # why there are no answers
 
 
-def fidelity(
-    hops: dict[str, Files], contents: Sequence[str], entries: dict[str, Any], gpu: bool, image: str | None
-) -> dict[str, Any]:
+def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dict[str, Any]:
     """What OUT holds.  `hops`: files by hop and model; `contents`: what the served repository is made of.
 
     One hop after the other, each gone before the next comes: the ViT's weights lie in memory once.
     """
-    heads = [name for name, entry in entries.items() if entry["family"] == "head"]
-    batch = entries["vit"]["batch"][-1]
-    one, many = (f"ONNX, batch {size}" for size in (1, batch))
+    batch = task.entries["vit"]["batch"][-1]
+    one, many, rounded = "ONNX, batch 1", f"ONNX, batch {batch}", "fp16 on a CPU: rounded weights"
     found = [
-        Hop(one, "PyTorch", by_onnx_runtime(one, hops["onnx"], {}, entries, 1)),
-        Hop(many, one, by_onnx_runtime(many, hops["onnx"], {}, entries, batch)),
+        Hop(one, "PyTorch", by_onnx_runtime(task, one, hops["onnx"], 1)),
+        Hop(many, one, by_onnx_runtime(task, many, hops["onnx"], batch)),
     ]
-    name = "fp16 on a CPU: rounded weights"
     if "vit" in hops.get("fp16", {}):
-        found.append(Hop(name, "PyTorch", by_onnx_runtime(name, hops["fp16"], hops["onnx"], entries, 1)))
+        found.append(Hop(rounded, "PyTorch", by_onnx_runtime(task, rounded, hops["onnx"] | hops["fp16"], 1)))
     else:
-        found.append(Hop(name, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
+        found.append(Hop(rounded, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
     seen = {hop.name: hop.answers.codes for hop in found if hop.answers}
     pairs = {hop.name: (seen.get(hop.against), hop.answers.codes) for hop in found if hop.answers}
-    exact, flips, ties, shared = by_pytorch(hops["pytorch"], entries, pairs)
-    found += [by_plan(key, hops[key], entries, heads, gpu, image) for key in hops if key.startswith("plan/")]
+    exact, flips, ties, shared = by_pytorch(task, hops["pytorch"], pairs)
+    found += [by_plan(task, key, hops[key]) for key in hops if key.startswith("plan/")]
     if not any(key.startswith("plan/") for key in hops):
         found.append(Hop("plan", "PyTorch", None, "not built: make trt, where there is a GPU"))
-    found.append(by_repository(contents, entries, heads, gpu, image))
+    found.append(by_repository(task, contents))
     answers = {"PyTorch": exact} | {hop.name: hop.answers for hop in found if hop.answers}
     scale = float(np.abs(exact.embedding).max())
     return {
@@ -89,6 +99,10 @@ def fidelity(
         "seeds": [FIRST_SEED, FIRST_SEED + VOLUMES - 1],
         "scale": scale,
         "edges": [round(float(edge), 2) for edge in EDGES],
+        "tissue": {
+            name: round(float(np.mean([((low <= volume) & (volume < high)).mean() for volume in task.volumes])), 4)
+            for name, (low, high) in TISSUE.items()
+        },
         **shared,
         "probabilities": {head: listed(values) for head, values in exact.probabilities.items()},
         "hops": [
@@ -170,12 +184,20 @@ def listed(values: Array) -> list[list[float]]:
     return [[float(value) for value in row] for row in values]
 
 
-def volumes(entry: dict[str, Any], numbers: Sequence[int]) -> NDArray[np.float32]:
-    """(len(numbers), 1, frames, height, width), the seeded volumes of these numbers, counted from 0."""
-    request = np.empty((len(numbers), *entry["input"]), np.float32)
-    for place, number in enumerate(numbers):
-        request[place] = sample(entry, FIRST_SEED + number, 1)["input"][0]
-    return request
+def draw(entry: dict[str, Any]) -> Volumes:
+    """The seeded volumes, (1, frames, height, width) HU each: whole numbers, so that nothing is lost."""
+    drawn = []
+    for (number,) in batches("drawing", 1):
+        drawn.append(np.rint(sample(entry, FIRST_SEED + number, 1)["input"][0] * 1000).astype(np.int16))
+    return drawn
+
+
+def request(task: Task, numbers: Sequence[int]) -> NDArray[np.float32]:
+    """(n, 1, frames, height, width), HU / 1000, the volumes of these numbers as the ViT takes them."""
+    filled = np.empty((len(numbers), *task.volumes[0].shape), np.float32)
+    for place, number in zip(filled, numbers, strict=True):
+        np.divide(task.volumes[number], 1000, out=place, casting="same_kind")
+    return filled
 
 
 def batches(title: str, size: int) -> Iterator[list[int]]:
@@ -186,8 +208,8 @@ def batches(title: str, size: int) -> Iterator[list[int]]:
         yield numbers
 
 
-def by_onnx_runtime(title: str, files: Files, otherwise: Files, entries: dict[str, Any], size: int) -> Answers:
-    """ONNX Runtime on the CPU; a head that `files` lacks is taken from `otherwise`."""
+def by_onnx_runtime(task: Task, title: str, files: Files, size: int) -> Answers:
+    """ONNX Runtime on the CPU, the volumes in batches of `size`."""
     path = files["vit"]
     graph = read_without_weights(path)[0].graph
     inner = tuple(name for node in graph.node for name in node.output if name == "codes")
@@ -195,13 +217,13 @@ def by_onnx_runtime(title: str, files: Files, otherwise: Files, entries: dict[st
     try:
         session = open_session(path, inner)
         for numbers in batches(title, size):
-            answer = session.run(["output", *inner], {"input": volumes(entries["vit"], numbers)})
+            answer = session.run(["output", *inner], {"input": request(task, numbers)})
             embedding.append(answer[0])
             codes += [one.reshape(len(numbers), -1) for one in answer[1:]]
         del session
         embeddings, scores = np.concatenate(embedding), {}
-        for head in (name for name, entry in entries.items() if entry["family"] == "head"):
-            path = files[head] if head in files else otherwise[head]
+        for head in task.heads:
+            path = files[head]
             (logits,) = open_session(path).run(["output"], {"input": unit(embeddings)})
             scores[head] = probabilities(logits)
     except Exception as error:  # ONNX Runtime's own have no common class
@@ -212,27 +234,22 @@ def by_onnx_runtime(title: str, files: Files, otherwise: Files, entries: dict[st
 
 
 def by_pytorch(
-    files: Files, entries: dict[str, Any], pairs: dict[str, tuple[Array | None, Array | None]]
+    task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]]
 ) -> tuple[Answers, dict[str, list[list[float]]], list[Array], dict[str, Any]]:
     """The network as trained; for each pair of codes (None on the left: PyTorch's) the margins of those that differ.
 
     The margin is between the cosines of PyTorch's token, in float64, with both codebook rows.  Then, per volume, what
     each near tie would change if it fell the other way (check_vit.near_ties).  And what all tokens have in common:
-    `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip;
-    and the share of each tissue in the volumes.
+    `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip.
     """
-    network = ctvit.load(files["vit"], entries["vit"])
+    network = ctvit.load(files["vit"], task.entries["vit"])
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
     flips: dict[str, list[list[float]]] = {name: [] for name, (_, right) in pairs.items() if right is not None}
     embedding, codes, ties, margins = [], [], [], np.zeros(len(EDGES) - 1, np.int64)
-    tissue, rounding = dict.fromkeys(HOUNSFIELD, 0.0), 0.0
+    rounding = 0.0
     with torch.inference_mode():
         for (number,) in batches("PyTorch", 1):
-            volume = volumes(entries["vit"], [number])
-            for name, (low, high) in HOUNSFIELD.items():
-                tissue[name] += float(((volume >= low / 1000) & (volume < high / 1000)).mean()) / VOLUMES
-            tokens = network.encode(torch.from_numpy(volume))
-            del volume
+            tokens = network.encode(torch.from_numpy(request(task, [number])))
             exact = network.quantise(tokens)
             embedding.append(network.project(exact).numpy())
             codes.append(exact.numpy().reshape(1, -1))
@@ -248,32 +265,30 @@ def by_pytorch(
                 flips[name].append(check_vit.flips(network, tokens, before, after, math.inf, name, judge))
         del network
         embeddings, scores = np.concatenate(embedding), {}
-        for head, entry in entries.items():
-            if entry["family"] == "head":
-                logits = mlp.load(files[head], entry)(torch.from_numpy(unit(embeddings)))
-                scores[head] = probabilities(logits.numpy())
+        for head in task.heads:
+            logits = mlp.load(files[head], task.entries[head])(torch.from_numpy(unit(embeddings)))
+            scores[head] = probabilities(logits.numpy())
     shared = {
         "rounding": rounding,
         "token_margins": [int(count) for count in margins],
-        "tissue": {name: round(share, 4) for name, share in tissue.items()},
     }
     return Answers(embeddings, np.concatenate(codes), scores), flips, ties, shared
 
 
-def by_plan(key: str, files: Files, entries: dict[str, Any], heads: list[str], gpu: bool, image: str | None) -> Hop:
-    """The plans of one kind of GPU, each served by the image's Triton; a head that has none is left out."""
+def by_plan(task: Task, key: str, files: Files) -> Hop:
+    """The plans of one kind of GPU, served by the image's Triton; a head that has none is left out."""
     name = key.replace("/", " ")
-    if not gpu or not image:
-        return Hop(name, "PyTorch", None, NO_PLAN["image" if gpu else "cpu"])
+    if not task.gpu or not task.image:
+        return Hop(name, "PyTorch", None, NO_PLAN["image" if task.gpu else "cpu"])
     if "vit" not in files:
         return Hop(name, "PyTorch", None, "no plan of the ViT: make trt")
     contents = []
     for model, plan in files.items():
         config = STAGING.with_name("fidelity-plans") / f"{model}.pbtxt"
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(plan_config(entries[model]))
+        config.write_text(plan_config(task.entries[model]))
         contents += [f"{model}_plan/config.pbtxt={config}", f"{model}_plan/1/model.plan={plan}"]
-    return by_repository(contents, entries, heads, gpu, image, name)
+    return by_repository(task, contents, name)
 
 
 def plan_config(entry: dict[str, Any]) -> str:
@@ -286,29 +301,20 @@ def plan_config(entry: dict[str, Any]) -> str:
     )
 
 
-def by_repository(
-    contents: Sequence[str],
-    entries: dict[str, Any],
-    heads: list[str],
-    gpu: bool,
-    image: str | None,
-    name: str = "served",
-) -> Hop:
-    """The real Triton on what is published, asked as the client asks: volumes one by one, then each head once."""
+def by_repository(task: Task, contents: Sequence[str], name: str = "served") -> Hop:
+    """The real Triton on what is published, asked as the client asks: volumes one by one, then each head."""
     stage(contents, STAGING)
     names = {path.name.rpartition("_")[0]: path.name for path in STAGING.iterdir()}
     plans = [path for path in STAGING.iterdir() if read_config(path / "config.pbtxt").platform == "tensorrt_plan"]
-    if plans and not (gpu and image):
-        return Hop(name, "PyTorch", None, NO_PLAN["image" if gpu else "cpu"])
-    with serving(STAGING, LOG, image=image) as ask:
-        embeddings = np.concatenate(
-            [ask(names["vit"], {"input": volumes(entries["vit"], numbers)}) for numbers in batches(name, 1)]
-        )
-        scores = {}
-        for head in (head for head in heads if head in names):
-            size = entries[head]["batch"][-1]
-            parts = [unit(embeddings)[start : start + size] for start in range(0, VOLUMES, size)]
-            scores[head] = probabilities(np.concatenate([ask(names[head], {"input": part}) for part in parts]))
+    if plans and not (task.gpu and task.image):
+        return Hop(name, "PyTorch", None, NO_PLAN["image" if task.gpu else "cpu"])
+    with serving(STAGING, LOG, image=task.image) as ask:
+        parts = [ask(names["vit"], {"input": request(task, numbers)}) for numbers in batches(name, 1)]
+        embeddings, scores = np.concatenate(parts), {}
+        for head in (head for head in task.heads if head in names):
+            size = task.entries[head]["batch"][-1]
+            rows = [unit(embeddings)[start : start + size] for start in range(0, VOLUMES, size)]
+            scores[head] = probabilities(np.concatenate([ask(names[head], {"input": part}) for part in rows]))
     return Hop(name, "PyTorch", Answers(embeddings, None, scores))
 
 
@@ -342,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hops, contents = parse(given.files)
     entries = {name: json.loads((given.models / f"{name}.json").read_text()) for name in hops["pytorch"]}
     try:
-        result = fidelity(hops, contents, entries, given.gpu, given.image or None)
+        result = fidelity(hops, contents, Task(entries, draw(entries["vit"]), given.gpu, given.image or None))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.write_text(json.dumps({"weights": given.weights, **result}, indent=1) + "\n")

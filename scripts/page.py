@@ -1,10 +1,29 @@
 """The parts that scripts/report.py sets its page of. Standard library only."""
 
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
+
+from records import digest, holds, known, made_from, read
 
 STAMP = '<span class="stamp">SYNTHETIC</span>'
 HEXADECIMAL = frozenset("0123456789abcdef")
+
+
+def load(path: str) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if there is no such file."""
+    text = read(path)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found
+
+
+def stale(path: str, command: str) -> str:
+    """Return a remark if what `path` was made from is no longer so."""
+    fresh = all(known(name) == was and holds(name) for name, was in made_from(path).items())
+    if fresh and digest(path):
+        return ""
+    return f" <b>Something it was made from has changed since: <code>{command}</code>.</b>"
 
 
 def heading(title: str, kind: str = "") -> str:
@@ -35,5 +54,6 @@ def table(rows: Sequence[Sequence[str]], good: Iterable[str] = (), bad: Iterable
 
 def code(words: str) -> str:
     """A path or a digest in the type of code."""
-    looks = (len(words) == 12 and HEXADECIMAL.issuperset(words)) or ("/" in words and "://" not in words)
-    return f"<code>{escape(words)}</code>" if looks else escape(words)
+    if len(words) == 12 and HEXADECIMAL.issuperset(words):
+        return f'<code class="digest">{words}</code>'
+    return f"<code>{escape(words)}</code>" if "/" in words and "://" not in words else escape(words)

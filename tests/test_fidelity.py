@@ -16,9 +16,10 @@ from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as schema
 
 from scripts import fidelity, fidelity_table
-from scripts.fidelity import Answers, by_onnx_runtime, by_plan, by_pytorch, plan_config
+from scripts.fidelity import Answers, Task, by_onnx_runtime, by_plan, by_pytorch, draw, plan_config, request
 from scripts.fidelity import measured as between
 from scripts.probabilities import changed, probabilities, unit
+from scripts.sample import sample
 
 NO_TIES = np.zeros((0, 1))
 
@@ -31,6 +32,10 @@ def load(project: Project) -> dict[str, Any]:
 def entries(project: Project) -> dict[str, Any]:
     names = ("vit", "binary", "multilabel")
     return {name: json.loads((project.path / f"build/models/{name}.json").read_text()) for name in names}
+
+
+def task(project: Project) -> Task:
+    return Task(entries(project), draw(entries(project)["vit"]))
 
 
 def files(project: Project, **others: Path) -> dict[str, Path]:
@@ -129,6 +134,11 @@ def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Pro
     assert "plan/RTX/vit " in (stand_ins.path / goal).read_text()
 
 
+def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
+    entry = entries(built)["vit"]
+    assert (request(task(built), [0]) == sample(entry, 1, 1)["input"]).all()
+
+
 # --- Each figure ----------------------------------------------------------------
 
 
@@ -138,11 +148,11 @@ def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, t
             values[:] = values[:, ::-1]
 
     other = altered(files(built)["vit"], tmp_path / "swapped.onnx", swap)
-    right = by_onnx_runtime("right", files(built), {}, entries(built), 4)
-    wrong = by_onnx_runtime("wrong", files(built, vit=other), {}, entries(built), 4)
+    right = by_onnx_runtime(task(built), "right", files(built), 4)
+    wrong = by_onnx_runtime(task(built), "wrong", files(built, vit=other), 4)
     assert right.codes is not None and wrong.codes is not None
 
-    exact, flips, ties, shared = by_pytorch(checkpoints(built), entries(built), {"wrong": (None, wrong.codes)})
+    exact, flips, ties, shared = by_pytorch(task(built), checkpoints(built), {"wrong": (None, wrong.codes)})
     found = between(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
 
     codes = found["codes"]
@@ -182,7 +192,7 @@ def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Pat
             values[:] = np.finfo(np.float32).max
 
     other = altered(files(built)["vit"], tmp_path / "overflow.onnx", overflow)
-    hop = by_onnx_runtime("overflow", files(built, vit=other), {}, entries(built), 4)
+    hop = by_onnx_runtime(task(built), "overflow", files(built, vit=other), 4)
 
     assert re.fullmatch(
         r"\d+ of 192 values of the embeddings are NaN or infinite: it overflows",
@@ -201,8 +211,8 @@ def test_the_distance_of_two_directions_keeps_its_digits() -> None:
 def test_a_plan_without_a_gpu_or_an_image_is_absent_for_that_reason(built: Project) -> None:
     plans = {"vit": Path("build/plan/RTX/vit.plan")}
 
-    assert by_plan("plan/RTX", plans, entries(built), [], False, None).absent == "no GPU on this machine"
-    assert "IMAGE=" in by_plan("plan/RTX", plans, entries(built), [], True, None).absent
+    assert by_plan(Task(entries(built), []), "plan/RTX", plans).absent == "no GPU on this machine"
+    assert "IMAGE=" in by_plan(Task(entries(built), [], gpu=True), "plan/RTX", plans).absent
 
 
 def test_a_plan_is_served_with_the_shapes_of_models_yaml(built: Project) -> None:
