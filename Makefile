@@ -11,14 +11,14 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 # Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
 FROM ?= weights
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
-WEIGHTS ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
+WEIGHTS ?= $(or $(if $(filter verify status graph provenance fidelity report,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
 # weights.zip fetched by hand, used instead of downloading it
 WEIGHTS_ZIP ?=
 # model_repository_running.zip fetched by hand, used instead of downloading it
 REPOSITORY_ZIP ?=
 # Variant of the CT-ViT: LiPro, Base or VocabFine
 VIT ?= LiPro
-# Optional models to add, such as lipro
+# Optional models to add, such as lipro; in `make compare`, the folder of the other repository
 WITH ?=
 # Where the finished models are published
 REPOSITORY ?= model_repository_running
@@ -54,6 +54,10 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
+# Folder of volumes for `make compare` (.npy or .npz, as the ViT takes them; nothing: seeded ones)
+INPUT ?=
+# An earlier build/bench.json: `make bench` then says what moved
+COMPARE ?=
 
 include scripts/knobs.mk
 
@@ -201,6 +205,20 @@ build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%
   | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
+# Every hop on eight volumes: how far it moves the answers, and what of it reaches a decision
+fidelity_models := vit $(heads)
+fidelity_fp16   := $(sort $(wildcard $(fidelity_models:%=build/onnx/%.fp16.onnx)) $(filter $(fidelity_models:%=build/onnx/%.fp16.onnx),$(sources)))
+fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights)/$($(model).checkpoint) onnx/$(model)=build/onnx/$(model).onnx) \
+  $(foreach file,$(fidelity_fp16),fp16/$(notdir $(file:.fp16.onnx=))=$(file)) \
+  $(foreach file,$(wildcard $(fidelity_models:%=build/plan/*/%.plan)),$(patsubst build/%.plan,%,$(file))=$(file)) \
+  $(addprefix served/,$(filter-out bpr_%,$(contents)))
+
+build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
+  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py $(verdict) \
+  $(network.vit) $(network.head) $(check.vit) convertation/export.py requirements-triton.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
+	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
+
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
 judged   := $(prebuilt).verdict.json
@@ -209,7 +227,8 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt weights doctor verify-gpu update verify serve rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report serve rollback test bench \
+        status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -249,9 +268,20 @@ verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX mod
 	$(if $(gpu),@$(python) -m scripts.verify_gpu $(on_a_gpu) $(contents) build/verify-gpu.json,\
 	  @$(system_python) -m scripts.doctor --gpu && $(subst @,,$(ask_gpu)))
 
+needs.fidelity = build/fidelity.json
+fidelity: build/fidelity.json  ## Every hop on eight volumes, from PyTorch to served: differences, codes, decisions
+	@$(system_python) scripts/fidelity_table.py $<
+
+needs.compare = .venv/installed .venv-triton/installed
+compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of volumes]
+	@$(own_triton) $(python) -m scripts.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
+	  $(REPOSITORY) $(WITH) build/compare.json
+
+# Code of a finished archive runs in an environment of its own
+own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
-	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY) \
+	@$(own_triton) $(python) -m scripts.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
 rollback:  ## Put the previously published models back
@@ -263,7 +293,7 @@ test: $$(needs.test)  ## Format, lint, types and every test
 
 needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
-	@$(python) -m scripts.bench build/bench.json
+	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
 
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
@@ -272,6 +302,9 @@ status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it 
 
 graph:  ## Draw the pipeline and its state: build/graph.svg
 	$(explained) scripts/graph.py $(REPOSITORY) build/graph.svg
+
+report:  ## All of this on one page to look at, print and keep: build/report.html
+	$(explained) scripts/report.py $(REPOSITORY) build/report.html
 
 provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
 	$(if $(CHECK),\
@@ -282,11 +315,11 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-prebuilt .make/seen .make/made .make/took .make/lock
+	rm -rf .venv .venv-triton .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
 knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS \
-         TRTEXEC_FLAGS DRY ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
+         TRTEXEC_FLAGS DRY INPUT COMPARE ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
 
 include scripts/content.mk

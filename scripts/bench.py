@@ -1,6 +1,6 @@
 """Measure what the README promises, goal beside value; the exit status is not 0 if a figure misses its goal.
 
-    python -m scripts.bench [--only GROUP,...] [--rounds 3] [--keep] build/bench.json
+    python -m scripts.bench [--only GROUP,...] [--rounds 3] [--keep] [--compare OLD.json] build/bench.json
 
 Models are built in a copy of the project, build/bench/tree, at the size convertation/models.yaml says.  Figures are
 medians; times are compared within one run only, for no two machines are alike.  GROUP is one of
@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts import bench_fetch, bench_models, bench_pipeline
+from scripts import bench_compare, bench_fetch, bench_models, bench_pipeline
 from scripts.bench_measure import BENCH, Row, Tree, others
 
 Group = Callable[[Tree, int], list[Row]]
@@ -97,12 +97,14 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUP,...", help="these groups alone")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each measurement is repeated")
     parser.add_argument("--keep", action="store_true", help="keep the copy and the archive for the next run")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say in the end what moved since this run")
     parser.add_argument("out", type=Path, metavar="OUT.json")
     options = parser.parse_args()
     if unknown := set(options.only.split(",")) - set(GROUPS):
         raise SystemExit(f"--only {','.join(sorted(unknown))}: expected some of {','.join(GROUPS)}")
     if options.rounds < 1:
         raise SystemExit(f"--rounds {options.rounds}: expected 1 or more")
+    old = bench_compare.load(options.compare) if options.compare else None  # which may be OUT itself
     chosen = {name: group for name, group in GROUPS.items() if name in options.only.split(",")}
     try:
         missed = bench(chosen, options.rounds, options.out)
@@ -111,6 +113,8 @@ def main() -> None:
             for name in ("tree", "straight", "fetch", "exported.onnx"):
                 path = BENCH / name
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+    if old:
+        print("\n".join(bench_compare.compare(old, bench_compare.load(options.out))), flush=True)
     if missed:
         names = "\n".join(f"  {row.group}: {row.what}" for row in missed)
         raise SystemExit(f"{len(missed)} figures miss their goals ({options.out} has all):\n{names}")

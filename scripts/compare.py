@@ -164,20 +164,9 @@ def ask(
     judge: Judge, request: NDArray[np.float32], batches: list[int], inner: tuple[str, ...]
 ) -> list[dict[str, Array]]:
     """ONNX Runtime's answer to the first samples of `request`, per batch: `output` and the values named in `inner`."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said below, in one line
-    options.enable_cpu_mem_arena = False  # an arena's gigabyte would stay while PyTorch runs
     names = ["output", *inner]
     try:
-        # A protobuf message may come in pieces: with one more, the values inside the graph are outputs too. The copy
-        # lives in memory, and only until it is read.
-        with os.fdopen(os.memfd_create("model"), "wb") as copy:
-            with judge.onnx.open("rb") as file:
-                shutil.copyfileobj(file, copy, 1 << 24)
-            outputs = [ValueInfoProto(name=name) for name in inner]
-            copy.write(ModelProto(graph=GraphProto(output=outputs)).SerializeToString())
-            copy.flush()
-            session = onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
+        session = open_session(judge.onnx, inner)
         answers = []
         for batch in batches:
             print(f"  ONNX Runtime, batch {batch}", flush=True)
@@ -191,6 +180,22 @@ def ask(
             raise
         judge.fail(f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", "the file is no export of this model")
     return answers
+
+
+def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose outputs are the file's and the values inside its graph that are named in `inner`."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said by who asks, in one line
+    options.enable_cpu_mem_arena = False  # an arena's gigabyte would stay while PyTorch runs
+    # A protobuf message may come in pieces: with one more, the values inside the graph are outputs too. The copy lives
+    # in memory, and only until it is read.
+    with os.fdopen(os.memfd_create("model"), "wb") as copy:
+        with onnx.open("rb") as file:
+            shutil.copyfileobj(file, copy, 1 << 24)
+        outputs = [ValueInfoProto(name=name) for name in inner]
+        copy.write(ModelProto(graph=GraphProto(output=outputs)).SerializeToString())
+        copy.flush()
+        return onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
 
 
 def main() -> None:

@@ -99,14 +99,19 @@ def legend() -> str:
     return f"label=<{table}>; labelloc=b; labeljust=l;"
 
 
-def main(repository: str, out: str) -> None:
-    """Draw what standard input says to `out`."""
+def picture(steps: dict[str, Step], repository: str) -> str:
+    """Return the pipeline as an SVG file."""
     if not shutil.which("dot"):
         raise SystemExit("make graph draws with Graphviz, and there is no `dot` here; apt install graphviz")
-    text = dot(judged(sys.stdin.read(), repository), repository)
-    picture = subprocess.run(["dot", "-Tsvg"], input=text, text=True, check=True, stdout=subprocess.PIPE).stdout
+    text = dot(steps, repository)
+    return subprocess.run(["dot", "-Tsvg"], input=text, text=True, check=True, stdout=subprocess.PIPE).stdout
+
+
+def main(repository: str, out: str) -> None:
+    """Draw what standard input says to `out`."""
+    drawn = picture(judged(sys.stdin.read(), repository), repository)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(picture)
+    Path(out).write_text(drawn)
     print(out)
 
 

@@ -23,7 +23,7 @@ $(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(er
 
 # The kind of weights that REPOSITORY was made from, and each file that was ever published there
 ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
-$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
+$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
 # Whether the ViT published there is the one rounded to fp16
@@ -39,4 +39,6 @@ $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
   $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
 
 optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
-$(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))
+$(if $(filter compare,$(MAKECMDGOALS)),\
+  $(if $(filter 1,$(words $(WITH))),,$(error make compare WITH=$(WITH): expected the folder of another repository, its name without spaces)),\
+  $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional))))

@@ -120,11 +120,11 @@ def beyond(config: Any, gpu: bool) -> str:
     return ""
 
 
-def environment(tree: Path) -> tuple[Path | None, str]:
-    """Return the environment for the archive's own code (None: the usual one does), and why it cannot be made or ""."""
+def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
+    """Return the environment for a tree's own code (None: the usual one does), and why it cannot be made or ""."""
     theirs = [path.read_text(encoding="utf-8") for path in sorted(tree.glob("*/*/requirements.txt"))]
     if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
-        shutil.rmtree(VENV, ignore_errors=True)  # of an earlier archive; `make serve` would take it
+        shutil.rmtree(venv, ignore_errors=True)  # of an earlier archive; `make serve` would take it
         return None, ""
     pins = [line for path in (SERVER, OURS) for line in path.read_text(encoding="utf-8").splitlines()]
     wanted = [pin for pin in pins if pin.startswith("nvidia-pytriton")]
@@ -132,21 +132,21 @@ def environment(tree: Path) -> tuple[Path | None, str]:
     if not any(re.match(r"\s*onnxruntime", line) for text in theirs for line in text.splitlines()):
         wanted += [pin for pin in pins if pin.startswith("onnxruntime")]  # for the ONNX models
     text = "\n".join([*wanted, *theirs])
-    done, listed = VENV / "requirements.txt", LOG.parent / "prebuilt-requirements.txt"
+    done, listed = venv / "requirements.txt", LOG.parent / f"{venv.name.removeprefix('.venv-')}-requirements.txt"
     if done.is_file() and done.read_text(encoding="utf-8") == text:
-        return VENV, ""
-    shutil.rmtree(VENV, ignore_errors=True)
+        return venv, ""
+    shutil.rmtree(venv, ignore_errors=True)
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text(text, encoding="utf-8")
     Path(".make/lock").mkdir(parents=True, exist_ok=True)
-    command = ["scripts/venv.sh", sys.executable, str(VENV), str(listed), str(listed.with_suffix(".installed"))]
+    command = ["scripts/venv.sh", sys.executable, str(venv), str(listed), str(listed.with_suffix(".installed"))]
     made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         words = [line for line in made.stderr.splitlines() if line.startswith("ERROR:")] or made.stderr.splitlines()
-        shutil.rmtree(VENV, ignore_errors=True)
+        shutil.rmtree(venv, ignore_errors=True)
         return None, f"its requirements cannot be installed ({listed}): {' '.join(words[:2])}"
     done.write_text(text, encoding="utf-8")
-    return VENV, ""
+    return venv, ""
 
 
 def serve(

@@ -152,6 +152,15 @@ def project(built: Project, tmp_path: Path) -> Iterator[Project]:
     shutil.rmtree(copy.path)
 
 
+@pytest.fixture(scope="session")
+def measured(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the built tiny project with build/fidelity.json; tests only read it."""
+    copy = Project(tmp_path_factory.mktemp("measured") / "project")
+    shutil.copytree(built.path, copy.path, symlinks=True, copy_function=shutil.copy)
+    copy.make("fidelity")
+    return copy
+
+
 # Stands in for every script that runs in .venv but the reader of models.yaml: what it writes tells the command and the
 # content of the files it names
 PYTHON_STAND_IN = f"""#!/bin/bash

@@ -15,7 +15,7 @@ import yaml
 from convertation.straight_export import straight_export
 from convertation.vit.ctvit import synthetic
 from convertation.vit.torch2onnx import torch2onnx
-from scripts import bench, bench_fetch, bench_measure, bench_models, bench_pipeline
+from scripts import bench, bench_compare, bench_fetch, bench_measure, bench_models, bench_pipeline
 from scripts.bench_measure import Row, Tree, ratio
 from scripts.sample import sample
 
@@ -136,3 +136,70 @@ def test_the_straight_export_computes_the_same(tmp_path: Path) -> None:
     )
     assert straight.shape == (3, 24)
     np.testing.assert_allclose(straight, ours, atol=1e-5 * np.abs(ours).max())
+
+
+# --- What moved ------------------------------------------------------------------
+
+
+def run_of(**samples: list[float]) -> dict[str, Any]:
+    """A bench.json with one ratio per name, goal at most 1."""
+    rows = [
+        {"group": "vit", "what": what, "value": sorted(values)[len(values) // 2], "relation": "≤", "goal": 1.0,
+         "unit": "x", "note": "", "samples": values if len(values) > 1 else [], "verdict": "pass"}
+        for what, values in samples.items()
+    ]  # fmt: skip
+    return {"machine": {"cores": 2, "processor": "one"}, "others_cores": {}, "rows": rows}
+
+
+def test_what_moved_beyond_the_noise_of_both_runs_is_told_first() -> None:
+    old = run_of(steady=[0.5, 0.52, 0.54], load=[0.2, 0.21, 0.22], memory=[0.4, 0.4, 0.4], once=[0.1])
+    new = run_of(steady=[0.53, 0.55, 0.56], load=[0.3, 0.31, 0.32], memory=[0.3, 0.3, 0.31], once=[0.2])
+
+    assert bench_compare.compare(old, new) == [
+        "vit: load    WORSE          0.21 → 0.31 x (+48 %), noise ±0.04",
+        "vit: memory  better         0.4 → 0.3 x (-25 %), noise ±0.01",
+        "vit: once    measured once  0.1 → 0.2 x (+100 %)",
+        "vit: steady  within noise   0.52 → 0.55 x (+6 %), noise ±0.07",
+        "2 of 4 figures moved beyond the noise",
+    ]
+
+
+def test_more_is_better_where_the_goal_is_a_least() -> None:
+    old, new = run_of(speed=[1.0, 1.0, 1.0]), run_of(speed=[2.0, 2.0, 2.0])
+    for row in (old["rows"][0], new["rows"][0]):
+        row["relation"] = "≥"
+    assert bench_compare.judge(old["rows"][0], new["rows"][0])[0] == "better"
+    old["rows"][0]["relation"] = new["rows"][0]["relation"] = ""
+    assert bench_compare.judge(old["rows"][0], new["rows"][0])[0] == "moved"
+
+
+def test_another_machine_and_figures_of_one_run_alone_are_said() -> None:
+    old, new = run_of(load=[1.0, 1.0], gone=[1.0, 1.0]), run_of(load=[1.0, 1.0], added=[1.0, 1.0])
+    new["machine"]["processor"] = "another"
+    assert bench_compare.compare(old, new) == [
+        "other processor: one, now another; times of two machines tell little",
+        "vit: load  within noise  1 → 1 x (+0 %), noise ±0",
+        "vit: gone  only in the old run",
+        "vit: added  only in the new run",
+        "0 of 1 figures moved beyond the noise",
+    ]
+
+
+def test_make_bench_compares_with_the_run_that_it_replaces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    row = Row("load", 0.2, "≤", 1.0, "x", samples=[0.2, 0.2])
+    run(monkeypatch, out, {"one": [row]})
+    run(monkeypatch, out, {"one": [Row("load", 0.1, "≤", 1.0, "x", samples=[0.1, 0.1])]}, "--compare", str(out))
+    assert "one: load  better  0.2 → 0.1 x (-50 %), noise ±0" in capsys.readouterr().out
+
+
+def test_what_is_no_benchmark_is_refused_before_hours_of_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "old.json").write_text('{"rows": [{}], "machine": {}}')
+    for name, message in (("old.json", "no benchmark"), ("absent.json", "No such file")):
+        with pytest.raises(SystemExit, match=f"{name}: {message}.*; expected an earlier build/bench.json"):
+            run(monkeypatch, tmp_path / "out.json", {"one": [MISS]}, "--compare", str(tmp_path / name))
+    assert not (tmp_path / "out.json").exists()
