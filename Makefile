@@ -11,7 +11,7 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 # Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
 FROM ?= weights
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
-WEIGHTS ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
+WEIGHTS ?= $(or $(if $(filter verify status graph provenance image,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
 # weights.zip fetched by hand, used instead of downloading it
 WEIGHTS_ZIP ?=
 # model_repository_running.zip fetched by hand, used instead of downloading it
@@ -28,14 +28,22 @@ MODEL ?=
 OPSET ?= 20
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
-# Where `make serve` listens; 0.0.0.0 lets other machines ask
+# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
 ADDRESS ?= 127.0.0.1
 # Its ports for HTTP, gRPC and metrics
 PORTS ?= 8000 8001 8002
-# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here
+# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here, licences lets `make push` push
 ACCEPT ?=
-# Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
+# Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
 IMAGE ?=
+# Which image `make image` makes: triton or inference
+TARGET ?= triton
+# What `make up` gives Triton: gpu, or cpu where there is none
+DEVICE ?= gpu
+# Release of NVIDIA's TensorRT and Triton images
+NGC_RELEASE ?= 24.06
+# Prefix of image names, for a registry mirror (mirror.example/)
+REGISTRY ?=
 
 include scripts/knobs.mk
 
@@ -137,7 +145,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx weights update verify serve image push up reload logs down rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(finished)  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
@@ -169,6 +177,31 @@ needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
+
+# Images: the published repository inside NVIDIA's Triton; and the stack that runs it
+triton_image  := $(REGISTRY)nvcr.io/nvidia/tritonserver:$(NGC_RELEASE)-py3
+ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
+judged_as      = $(if $(filter prebuilt,$(firstword $(ours))),--verdict $(judged),--verdict build/checks/verdict.json $(contents))
+
+image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
+	$(or $(image.$(TARGET)),$(error TARGET=$(TARGET): this image is not built here yet; expected triton))
+image.triton   = @$(system_python) scripts/image.py $(REPOSITORY) --base $(triton_image) --tag '$(IMAGE)' $(judged_as)
+
+push:  ## Push that image, after consent to its weights' licences
+	@$(system_python) scripts/push.py '$(IMAGE)'
+
+up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
+	@$(system_python) scripts/stack.py up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(triton_image)) \
+	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE)
+
+reload:  ## Let the running Triton take what was published since
+	@$(system_python) scripts/reload.py $(REPOSITORY)
+
+logs:  ## Its log, until Ctrl-C
+	@$(system_python) scripts/stack.py logs
+
+down:  ## Stop it
+	@$(system_python) scripts/stack.py down
 
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
@@ -202,6 +235,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE TARGET DEVICE NGC_RELEASE REGISTRY PYTHON
 
 include scripts/content.mk

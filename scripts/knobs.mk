@@ -7,6 +7,8 @@ $(call one_of,WEIGHTS,yandex synthetic)
 $(if $(and $(REPOSITORY_ZIP),$(filter weights,$(FROM))),$(error REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out))
 $(if $(and $(WEIGHTS_ZIP),$(filter synthetic,$(WEIGHTS))),$(error WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out))
 $(call one_of,VIT,LiPro Base VocabFine)
+$(call one_of,TARGET,triton inference)
+$(call one_of,DEVICE,gpu cpu)
 
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
 $(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))

@@ -1,0 +1,207 @@
+"""Build the Triton image from the published repository, unless it is there already.
+
+    python3 -sES scripts/image.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [FILE=SOURCE...]
+    python3 -sES scripts/image.py REPOSITORY --base IMAGE --server
+
+FILE=SOURCE: what is published, and what of; none: FILE is the verdict on a finished archive and names what it judged.
+--server: Triton and the requirements alone, without models.  What goes into an image is read once, hashed on its way,
+and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from engine import labels, pulled
+from publish import content
+from records import lock, made_from, read, record
+
+DOCKERFILE = "docker/triton.Dockerfile"
+SERVER = "chest-ct-triton:server"
+# The user's own environment that pip needs in the image as well
+PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
+CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
+
+
+def vouched_for(repository: str, verdict: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
+    judged = made_from(verdict)
+    right = {path: judged.get(source, "") for path, source in sources.items()}
+    if not sources and read(verdict):
+        right = json.loads(read(verdict))["files"]
+    here: dict[str, str] = {}
+    for model in models_in(repository):
+        here |= content(repository, model)
+    if not here:
+        raise SystemExit(f"{repository}: no models there; make repository")
+    for path in sorted(here.keys() | right.keys()):
+        if here.get(path) != right.get(path):
+            there = "is not there" if path not in here else "is not what the verdict was passed on"
+            raise SystemExit(f"{repository}/{path} {there}, so that no image is made of it; make repository")
+    return here
+
+
+def models_in(repository: str) -> list[str]:
+    """Return the names of the published models."""
+    return sorted(entry.name for entry in os.scandir(repository) if entry.is_dir()) if os.path.isdir(repository) else []
+
+
+def requirements(repository: str) -> bytes:
+    """Return what the Python models of a repository require."""
+    return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
+
+
+def built_from(base: str, files: Mapping[str, str]) -> str:
+    """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
+    told = [base, hashlib.sha256(Path(DOCKERFILE).read_bytes()).hexdigest(), sorted(files.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def server(repository: str, base: str) -> str:
+    """Return the image of Triton and the requirements of a repository, built if need be."""
+    identity, needs = pulled(base), requirements(repository)
+    sha = hashlib.sha256(needs).hexdigest()
+    inputs = built_from(identity, {"requirements.txt": sha})
+    if labels(SERVER).get("chest.inputs") != inputs:
+        build(SERVER, base, {"chest.inputs": inputs, "chest.requirements": sha}, needs, target="server")
+    return SERVER
+
+
+def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
+    """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
+    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        kind = read(record("published", repository)).partition("\n")[0]
+        tag = tag or f"chest-ct-triton:{kind}"
+        if kind == "synthetic" and "synthetic" not in tag.rpartition(":")[2]:
+            raise SystemExit(f"IMAGE={tag}: a synthetic one is tagged as such, {tag.partition(':')[0]}:synthetic, say")
+        files = vouched_for(repository, verdict, sources)
+        identity = pulled(base)
+        inputs = built_from(identity, files)
+        if labels(tag).get("chest.inputs") == inputs:
+            print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
+            return
+        told = {
+            "org.opencontainers.image.title": "Triton with chest-CT models",
+            "org.opencontainers.image.revision": revision(),
+            "org.opencontainers.image.base.name": base,
+            "org.opencontainers.image.base.digest": identity,
+            "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
+            "chest.weights": kind,
+            "chest.inputs": inputs,
+            **{f"chest.sha256.{path}": sha for path, sha in files.items()},
+        }
+        build(tag, base, told, requirements(repository), [(f"{repository}/{path}", path) for path in files], files)
+    print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
+    if kind == "synthetic":
+        print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def revision() -> str:
+    """Return the commit that is checked out, "" outside of a Git repository; +changes if files differ from it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return told.stdout.strip()
+
+
+def build(
+    tag: str,
+    base: str,
+    told: Mapping[str, str],
+    needs: bytes,
+    models: Iterable[tuple[str, str]] = (),
+    expected: Mapping[str, str] | None = None,
+    target: str = "",
+) -> None:
+    """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
+    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
+    words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
+    words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
+    print(f"building {tag}", flush=True)
+    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
+    assert run.stdin
+    try:
+        with tarfile.open(fileobj=run.stdin, mode="w|") as context:
+            add(context, "Dockerfile", Path(DOCKERFILE).read_bytes())
+            add(context, "requirements.txt", needs)
+            if certificate := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
+                add(context, "ca.pem", Path(certificate).read_bytes())
+            for folder in ("vit", "bpr", "heads"):
+                context.addfile(entry(f"{folder}/", tarfile.DIRTYPE))
+            for source, path in sorted(models, key=lambda pair: pair[1]):
+                if send(context, source, f"{layer(path)}/{path}") != (expected or {}).get(path):
+                    raise SystemExit(f"{source} changed meanwhile, so that no image is made; run make again")
+    except BrokenPipeError:
+        pass  # docker says why
+    except BaseException:
+        run.kill()
+        raise
+    finally:
+        run.stdin.close()
+        status = run.wait()
+    if status:
+        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+
+
+def layer(path: str) -> str:
+    """Return the folder of the context, and so the layer, for a file of a model."""
+    return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
+    """Return a member that tells nothing of this machine, readable by all."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.mode = kind, size, 0o755 if kind == tarfile.DIRTYPE else 0o644
+    return info
+
+
+def add(context: tarfile.TarFile, name: str, text: bytes) -> None:
+    """Add a file with this content."""
+    context.addfile(entry(name, size=len(text)), io.BytesIO(text))
+
+
+def send(context: tarfile.TarFile, source: str, name: str) -> str:
+    """Add a file and return the sha256 of the bytes that went."""
+    hashed = Hashed(source)
+    context.addfile(entry(name, size=os.stat(source).st_size), hashed)  # type: ignore[arg-type]
+    return str(hashed.sha256.hexdigest())
+
+
+class Hashed:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.file: IO[bytes] = open(path, "rb")
+        self.sha256: Any = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.sha256.update(block)
+        return block
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--verdict", default="")
+    parser.add_argument("--server", action="store_true")
+    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
+    args = parser.parse_intermixed_args()
+    if args.server:
+        server(args.repository, args.base)
+    else:
+        pairs = dict(pair.split("=", 1) for pair in args.files)
+        image(args.repository, args.base, args.tag, args.verdict, pairs)
