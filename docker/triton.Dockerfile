@@ -1,7 +1,8 @@
 # Triton with the chest-CT models inside. `make image` builds it and brings as context, from the published repository,
 #
 #   requirements.txt    what its Python models need, exact pins; ca.pem beside it where pip is to trust another authority
-#   vit/ bpr/ heads/    the models: the largest, which change the least, first, so that a new head is megabytes to push
+#   *.tar               /models, in parts: the largest, which changes the least, comes first, so that a new head is
+#                       megabytes to push; each makes the same layer on every machine, with BuildKit and without
 ARG BASE=nvcr.io/nvidia/tritonserver:24.06-py3
 
 # Triton and what the Python models need: `make up` runs this stage, the published repository mounted at /models
@@ -22,6 +23,6 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
 CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
 
 FROM server
-COPY vit/ /models/
-COPY bpr/ /models/
-COPY heads/ /models/
+ADD vit.tar /
+ADD bpr.tar /
+ADD heads.tar /

@@ -11,15 +11,13 @@ and compared with what the verdict was passed on; label chest.inputs of an image
 import argparse
 import fcntl
 import hashlib
-import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
 
 from engine import labels, pulled
 from publish import content
@@ -31,6 +29,7 @@ SERVER = "chest-ct-triton:server"
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
 CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
+END = bytes(1024)  # of a tar archive
 
 
 def vouched_for(repository: str, verdict: str, sources: Mapping[str, str]) -> dict[str, str]:
@@ -73,7 +72,7 @@ def server(repository: str, base: str) -> str:
     sha = hashlib.sha256(needs).hexdigest()
     inputs = built_from(identity, {"requirements.txt": sha})
     if labels(SERVER).get("chest.inputs") != inputs:
-        build(SERVER, base, {"chest.inputs": inputs, "chest.requirements": sha}, needs, target="server")
+        build(SERVER, base, {"chest.inputs": inputs, "chest.requirements": sha}, needs, repository, {}, target="server")
     return SERVER
 
 
@@ -98,9 +97,9 @@ def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[s
             "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
             "chest.weights": kind,
             "chest.inputs": inputs,
-            **{f"chest.sha256.{path}": sha for path, sha in files.items()},
+            "chest.files": json.dumps(files, sort_keys=True),
         }
-        build(tag, base, told, requirements(repository), [(f"{repository}/{path}", path) for path in files], files)
+        build(tag, base, told, requirements(repository), repository, files)
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
         print("its answers are nonsense, by design, and `make push` refuses it")
@@ -120,8 +119,9 @@ def build(
     base: str,
     told: Mapping[str, str],
     needs: bytes,
-    models: Iterable[tuple[str, str]] = (),
-    expected: Mapping[str, str] | None = None,
+    repository: str,
+    files: Mapping[str, str],
+    *,
     target: str = "",
 ) -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
@@ -132,63 +132,78 @@ def build(
     run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
     assert run.stdin
     try:
-        with tarfile.open(fileobj=run.stdin, mode="w|") as context:
-            add(context, "Dockerfile", Path(DOCKERFILE).read_bytes())
-            add(context, "requirements.txt", needs)
-            if certificate := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
-                add(context, "ca.pem", Path(certificate).read_bytes())
-            for folder in ("vit", "bpr", "heads"):
-                context.addfile(entry(f"{folder}/", tarfile.DIRTYPE))
-            for source, path in sorted(models, key=lambda pair: pair[1]):
-                if send(context, source, f"{layer(path)}/{path}") != (expected or {}).get(path):
-                    raise SystemExit(f"{source} changed meanwhile, so that no image is made; run make again")
+        for block in context(needs, repository, files):
+            run.stdin.write(block)
+        run.stdin.close()
     except BrokenPipeError:
         pass  # docker says why
     except BaseException:
         run.kill()
         raise
     finally:
-        run.stdin.close()
         status = run.wait()
     if status:
         raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
 
 
-def layer(path: str) -> str:
-    """Return the folder of the context, and so the layer, for a file of a model."""
+def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
+    """Yield the tar archive that docker builds from: Dockerfile, requirements.txt, and a tar archive for each layer.
+
+    The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
+    """
+    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("requirements.txt", needs)
+    if certificate := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
+        yield from member("ca.pem", Path(certificate).read_bytes())
+    for layer in ("vit", "bpr", "heads"):
+        inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
+        folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
+        opened = [header(f"{folder}/", 0) for folder in sorted(folders)]
+        sizes = {path: os.path.getsize(f"{repository}/{path}") for path in inner}
+        named = {path: header(f"models/{path}", size) for path, size in sizes.items()}
+        size = sum(map(len, [*opened, *named.values(), END])) + sum(size + -size % 512 for size in sizes.values())
+        yield header(f"{layer}.tar", size)
+        yield from opened
+        for path, sha in inner.items():
+            yield named[path]
+            yield from verified(f"{repository}/{path}", sizes[path], sha)
+            yield bytes(-sizes[path] % 512)
+        yield END
+    yield END
+
+
+def layer_of(path: str) -> str:
+    """Return the layer that a file of a model belongs to."""
     return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
-    """Return a member that tells nothing of this machine, readable by all."""
+def member(name: str, content: bytes) -> Iterator[bytes]:
+    """Yield a file of a tar archive."""
+    yield header(name, len(content))
+    yield content + bytes(-len(content) % 512)
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the header of a file or a folder/, which tells nothing of this machine; readable by all."""
     info = tarfile.TarInfo(name)
-    info.type, info.size, info.mode = kind, size, 0o755 if kind == tarfile.DIRTYPE else 0o644
-    return info
+    info.type, info.size, info.mode = tarfile.REGTYPE, size, 0o644
+    if name.endswith("/"):
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def add(context: tarfile.TarFile, name: str, text: bytes) -> None:
-    """Add a file with this content."""
-    context.addfile(entry(name, size=len(text)), io.BytesIO(text))
-
-
-def send(context: tarfile.TarFile, source: str, name: str) -> str:
-    """Add a file and return the sha256 of the bytes that went."""
-    hashed = Hashed(source)
-    context.addfile(entry(name, size=os.stat(source).st_size), hashed)  # type: ignore[arg-type]
-    return str(hashed.sha256.hexdigest())
-
-
-class Hashed:
-    """A file that is hashed as it is read."""
-
-    def __init__(self, path: str) -> None:
-        self.file: IO[bytes] = open(path, "rb")
-        self.sha256: Any = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        self.sha256.update(block)
-        return block
+def verified(path: str, size: int, sha: str) -> Iterator[bytes]:
+    """Yield a file's content; SystemExit before its end is sent if it is not the file that was vouched for."""
+    hashed, sent = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+            sent += len(block)
+            if sent >= size and (sent > size or hashed.hexdigest() != sha):
+                break
+            yield block
+    if hashed.hexdigest() != sha:
+        raise SystemExit(f"{path} changed meanwhile, so that no image was made; run make again")
 
 
 if __name__ == "__main__":

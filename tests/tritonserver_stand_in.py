@@ -28,7 +28,7 @@ def stand_in(scratch: Path) -> str:
     root = scratch / "root.tar"
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=extract", f"--include={PACKAGES}", "--aptopt=Acquire::Retries 3",
-         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "bookworm", root,
+         "bookworm", root,
          "http://deb.debian.org/debian"],
         check=True,
     )  # fmt: skip
@@ -41,12 +41,18 @@ def stand_in(scratch: Path) -> str:
         backends = "./opt/tritonserver/backends"
         tar.add(home / "backends/python", f"{backends}/python", filter=unneeded)
         tar.add(
-            home / "python_backend_stubs/3.11/triton_python_backend_stub", f"{backends}/python/triton_python_backend_stub"
+            home / "python_backend_stubs/3.11/triton_python_backend_stub",
+            f"{backends}/python/triton_python_backend_stub",
         )
         tar.add(ROOT / "docker/backends/onnxruntime", f"{backends}/onnxruntime", filter=unneeded)
         for name, text, mode in (
             ("./opt/tritonserver/bin/tritonserver", SERVER, 0o755),
-            ("./etc/passwd", "root:x:0:0::/root:/bin/sh\ntriton-server:x:1000:1000::/home/triton-server:/bin/sh\n", 0o644),
+            (
+                "./etc/passwd",
+                "root:x:0:0::/root:/bin/sh\ntriton-server:x:1000:1000::/home/triton-server:/bin/sh\n",
+                0o644,
+            ),
+            ("./etc/pip.conf", "[global]\nbreak-system-packages = true\n", 0o644),  # as in Ubuntu 22.04
             ("./etc/group", "root:x:0:\ntriton-server:x:1000:\n", 0o644),
         ):
             member = tarfile.TarInfo(name)
@@ -56,8 +62,7 @@ def stand_in(scratch: Path) -> str:
         member.type, member.mode, member.uid, member.gid = tarfile.DIRTYPE, 0o755, 1000, 1000
         tar.addfile(member)
     subprocess.run(
-        ["docker", "import", "--change=ENV PATH=/opt/tritonserver/bin:/usr/bin:/bin", "--change=LABEL chest-test=stand-in",
-         root, IMAGE],
+        ["docker", "import", "--change=ENV PATH=/opt/tritonserver/bin:/usr/bin:/bin", root, IMAGE],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     root.unlink()
@@ -67,7 +72,8 @@ def stand_in(scratch: Path) -> str:
 def unneeded(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """Leave out what only a GPU or a rerun reads, and whose files they are here."""
     left_out = [f"./{SITE}/{name}" for name in LEFT_OUT] + [
-        f"./{SITE}/pytriton/tritonserver/python_backend_stubs", f"./{SITE}/sympy/tests"
+        f"./{SITE}/pytriton/tritonserver/python_backend_stubs",
+        f"./{SITE}/sympy/tests",
     ]
     if "__pycache__" in member.name or member.name.startswith(tuple(left_out)):
         return None
