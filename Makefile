@@ -8,10 +8,13 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
 
+# These speak of what is published, and so take its kind of weights and its precision
+of_the_published := $(filter verify status graph provenance fidelity report image,$(MAKECMDGOALS))
+
 # Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
 FROM ?= weights
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
-WEIGHTS ?= $(or $(if $(filter verify status graph provenance fidelity report,$(MAKECMDGOALS)),$(filter synthetic,$(ours))),yandex)
+WEIGHTS ?= $(or $(if $(of_the_published),$(filter synthetic,$(ours))),yandex)
 # weights.zip fetched by hand, used instead of downloading it
 WEIGHTS_ZIP ?=
 # model_repository_running.zip fetched by hand, used instead of downloading it
@@ -25,7 +28,7 @@ REPOSITORY ?= model_repository_running
 # What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
 MODEL ?=
 # Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
-PRECISION ?= $(or $(if $(filter verify status graph provenance,$(MAKECMDGOALS)),$(if $(seen_fp16),fp16)),fp32)
+PRECISION ?= $(or $(if $(of_the_published),$(if $(seen_fp16),fp16)),fp32)
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
 # Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
@@ -34,13 +37,13 @@ CACHE ?=
 CACHE_MODE ?= write
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
-# Where `make serve` listens; 0.0.0.0 lets other machines ask
+# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
 ADDRESS ?= 127.0.0.1
 # Its ports for HTTP, gRPC and metrics
 PORTS ?= 8000 8001 8002
-# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here
+# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here, licences lets `make push` push
 ACCEPT ?=
-# Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
+# Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
 IMAGE ?=
 # What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
 FORMAT ?= onnx
@@ -54,6 +57,10 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
+# Which image `make image` makes: triton or inference
+TARGET ?= triton
+# What `make up` gives Triton: gpu, or cpu where there is none
+DEVICE ?= gpu
 # Folder of volumes for `make compare` (.npy or .npz, as the ViT takes them; nothing: seeded ones)
 INPUT ?=
 # An earlier build/bench.json: `make bench` then says what moved
@@ -227,8 +234,8 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report serve rollback test bench \
-        status graph provenance clean distclean help
+.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report serve image push up reload logs down \
+        rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -284,6 +291,30 @@ serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
+# Images: the published repository inside NVIDIA's Triton; and the stack that runs it
+ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
+judged_as      = $(if $(filter prebuilt,$(firstword $(ours))),--verdict $(judged),--verdict build/checks/verdict.json $(contents))
+
+image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
+	$(or $(image.$(TARGET)),$(error TARGET=$(TARGET): this image is not built here yet; expected triton))
+image.triton   = @$(system_python) scripts/image.py $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
+
+push:  ## Push that image, after consent to its weights' licences
+	@$(system_python) scripts/push.py '$(IMAGE)'
+
+up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
+	@$(system_python) scripts/stack.py up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
+	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE)
+
+reload:  ## Let the running Triton take what was published since
+	@$(system_python) scripts/reload.py $(REPOSITORY)
+
+logs:  ## Its log, until Ctrl-C
+	@$(system_python) scripts/stack.py logs
+
+down:  ## Stop it
+	@$(system_python) scripts/stack.py down
+
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
 
@@ -320,6 +351,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
 knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS \
-         TRTEXEC_FLAGS DRY INPUT COMPARE ADDRESS PORTS ACCEPT IMAGE CACHE CACHE_MODE PYTHON
+         TRTEXEC_FLAGS DRY INPUT COMPARE ADDRESS PORTS ACCEPT IMAGE TARGET DEVICE CACHE CACHE_MODE PYTHON
 
 include scripts/content.mk

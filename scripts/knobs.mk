@@ -14,6 +14,8 @@ $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$
 $(call one_of,CACHE_MODE,read write)
 $(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
 export CACHE CACHE_MODE
+$(call one_of,TARGET,triton inference)
+$(call one_of,DEVICE,gpu cpu)
 
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
 $(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))

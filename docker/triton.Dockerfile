@@ -1,0 +1,28 @@
+# Triton with the chest-CT models inside. `make image` builds it and brings as context, from the published repository,
+#
+#   requirements.txt    what its Python models need, exact pins; ca.pem beside it where pip is to trust another authority
+#   *.tar               /models, in parts: the largest, which changes the least, comes first, so that a new head is
+#                       megabytes to push; each makes the same layer on every machine, with BuildKit and without
+ARG BASE=nvcr.io/nvidia/tritonserver:24.06-py3
+
+# Triton and what the Python models need: `make up` runs this stage, the published repository mounted at /models
+FROM ${BASE} AS server
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+COPY requirements.txt ca.pem* /tmp/pip/
+RUN if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
+    python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+      --requirement /tmp/pip/requirements.txt && rm -r /tmp/pip
+# triton-server, the user that NVIDIA's image has for this; by number, so that Kubernetes can tell that it is not root
+USER 1000:1000
+EXPOSE 8000 8001 8002
+# The server alone: in explicit mode the client loads the models it asks
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
+  CMD curl --fail --silent --noproxy '*' http://127.0.0.1:8000/v2/health/ready
+CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+
+FROM server
+ADD vit.tar /
+ADD bpr.tar /
+ADD heads.tar /

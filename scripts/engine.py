@@ -1,0 +1,67 @@
+"""The Docker engine and Docker Compose, or one sentence on what to do where there is none. Standard library only."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+# What the client says -> what it means to who typed make
+STOPPED = "the Docker engine does not answer at {host}; sudo systemctl start docker"
+TROUBLES = {
+    "permission denied": "no permission on Docker's socket {host}; sudo usermod -aG docker $USER, and log in again",
+    "cannot connect": STOPPED,
+    "failed to connect": STOPPED,
+    "error during connect": STOPPED,
+}
+
+
+def docker(*words: str) -> str:
+    """Return what `docker WORDS` prints; "" if it fails, SystemExit if there is no engine to ask."""
+    if not shutil.which("docker"):
+        raise SystemExit("docker is not installed; on Debian and Ubuntu: sudo apt install docker.io")
+    run = subprocess.run(["docker", *words], capture_output=True, text=True)
+    if run.returncode:
+        for sign, meaning in TROUBLES.items():
+            if sign in run.stderr.lower():
+                raise SystemExit(meaning.format(host=os.environ.get("DOCKER_HOST", "/var/run/docker.sock")))
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def inspect(kind: str, name: str) -> dict[str, Any]:
+    """Return what `docker KIND inspect NAME` says, {} if there is no such image or container."""
+    said = json.loads(docker(kind, "inspect", name) or "[]")
+    return dict(said[0]) if said else {}
+
+
+def labels(image: str) -> dict[str, str]:
+    """Return the labels of an image, {} if it is not there or has none."""
+    return dict(inspect("image", image).get("Config", {}).get("Labels") or {})
+
+
+def compose() -> list[str]:
+    """Return the command of Compose 2: the plugin, or the program of its own that some distributions have."""
+    docker("version")
+    old = ""
+    for words in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(words[0]):
+            run = subprocess.run([*words, "version", "--short"], capture_output=True, text=True)
+            version = run.stdout.strip().removeprefix("v")
+            if run.returncode == 0 and int(version.partition(".")[0] or 0) >= 2:
+                return words
+            old = version if run.returncode == 0 else old
+    raise SystemExit(
+        f"Docker Compose 2.24 or newer is needed, {f'{old} is here' if old else 'there is none'}; "
+        "apt install docker-compose-v2 (Ubuntu), docker-compose (Debian 13), docker-compose-plugin (Docker's packages)"
+    )
+
+
+def pulled(image: str) -> str:
+    """Return the id of an image, pulled if it is not here."""
+    if identity := str(inspect("image", image).get("Id", "")):
+        return identity
+    print(f"pulling {image}", flush=True)
+    if subprocess.run(["docker", "pull", image], stdout=sys.stderr).returncode:
+        raise SystemExit(f"{image} cannot be pulled; a mirror: REGISTRY=mirror.example/, or a file: docker load < FILE")
+    return str(inspect("image", image)["Id"])

@@ -1,0 +1,222 @@
+"""Build the Triton image from the published repository, unless it is there already.
+
+    python3 -sES scripts/image.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [FILE=SOURCE...]
+    python3 -sES scripts/image.py REPOSITORY --base IMAGE --server
+
+FILE=SOURCE: what is published, and what of; none: FILE is the verdict on a finished archive and names what it judged.
+--server: Triton and the requirements alone, without models.  What goes into an image is read once, hashed on its way,
+and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from engine import labels, pulled
+from publish import content
+from records import lock, made_from, read, record
+
+DOCKERFILE = "docker/triton.Dockerfile"
+SERVER = "chest-ct-triton:server"
+# The user's own environment that pip needs in the image as well
+PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
+CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
+END = bytes(1024)  # of a tar archive
+
+
+def vouched_for(repository: str, verdict: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
+    judged = made_from(verdict)
+    right = {path: judged.get(source, "") for path, source in sources.items()}
+    if not sources and read(verdict):
+        right = json.loads(read(verdict))["files"]
+    here: dict[str, str] = {}
+    for model in models_in(repository):
+        here |= content(repository, model)
+    if not here:
+        raise SystemExit(f"{repository}: no models there; make repository")
+    for path in sorted(here.keys() | right.keys()):
+        if here.get(path) != right.get(path):
+            there = "is not there" if path not in here else "is not what the verdict was passed on"
+            raise SystemExit(f"{repository}/{path} {there}, so that no image is made of it; make repository")
+    return here
+
+
+def models_in(repository: str) -> list[str]:
+    """Return the names of the published models."""
+    return sorted(entry.name for entry in os.scandir(repository) if entry.is_dir()) if os.path.isdir(repository) else []
+
+
+def requirements(repository: str) -> bytes:
+    """Return what the Python models of a repository require."""
+    return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
+
+
+def built_from(base: str, files: Mapping[str, str]) -> str:
+    """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
+    told = [base, hashlib.sha256(Path(DOCKERFILE).read_bytes()).hexdigest(), sorted(files.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def server(repository: str, base: str) -> str:
+    """Return the image of Triton and the requirements of a repository, built if need be."""
+    identity, needs = pulled(base), requirements(repository)
+    sha = hashlib.sha256(needs).hexdigest()
+    inputs = built_from(identity, {"requirements.txt": sha})
+    if labels(SERVER).get("chest.inputs") != inputs:
+        build(SERVER, base, {"chest.inputs": inputs, "chest.requirements": sha}, needs, repository, {}, target="server")
+    return SERVER
+
+
+def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
+    """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
+    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        kind = read(record("published", repository)).partition("\n")[0]
+        tag = tag or f"chest-ct-triton:{kind}"
+        if kind == "synthetic" and "synthetic" not in tag.rpartition(":")[2]:
+            raise SystemExit(f"IMAGE={tag}: a synthetic one is tagged as such, {tag.partition(':')[0]}:synthetic, say")
+        files = vouched_for(repository, verdict, sources)
+        identity = pulled(base)
+        inputs = built_from(identity, files)
+        if labels(tag).get("chest.inputs") == inputs:
+            print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
+            return
+        told = {
+            "org.opencontainers.image.title": "Triton with chest-CT models",
+            "org.opencontainers.image.revision": revision(),
+            "org.opencontainers.image.base.name": base,
+            "org.opencontainers.image.base.digest": identity,
+            "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
+            "chest.weights": kind,
+            "chest.inputs": inputs,
+            "chest.files": json.dumps(files, sort_keys=True),
+        }
+        build(tag, base, told, requirements(repository), repository, files)
+    print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
+    if kind == "synthetic":
+        print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def revision() -> str:
+    """Return the commit that is checked out, "" outside of a Git repository; +changes if files differ from it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return told.stdout.strip()
+
+
+def build(
+    tag: str,
+    base: str,
+    told: Mapping[str, str],
+    needs: bytes,
+    repository: str,
+    files: Mapping[str, str],
+    *,
+    target: str = "",
+) -> None:
+    """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
+    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
+    words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
+    words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
+    print(f"building {tag}", flush=True)
+    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
+    assert run.stdin
+    try:
+        for block in context(needs, repository, files):
+            run.stdin.write(block)
+        run.stdin.close()
+    except BrokenPipeError:
+        pass  # docker says why
+    except BaseException:
+        run.kill()
+        raise
+    finally:
+        status = run.wait()
+    if status:
+        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+
+
+def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
+    """Yield the tar archive that docker builds from: Dockerfile, requirements.txt, and a tar archive for each layer.
+
+    The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
+    """
+    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("requirements.txt", needs)
+    if certificate := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
+        yield from member("ca.pem", Path(certificate).read_bytes())
+    for layer in ("vit", "bpr", "heads"):
+        inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
+        folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
+        opened = [header(f"{folder}/", 0) for folder in sorted(folders)]
+        sizes = {path: os.path.getsize(f"{repository}/{path}") for path in inner}
+        named = {path: header(f"models/{path}", size) for path, size in sizes.items()}
+        size = sum(map(len, [*opened, *named.values(), END])) + sum(size + -size % 512 for size in sizes.values())
+        yield header(f"{layer}.tar", size)
+        yield from opened
+        for path, sha in inner.items():
+            yield named[path]
+            yield from verified(f"{repository}/{path}", sizes[path], sha)
+            yield bytes(-sizes[path] % 512)
+        yield END
+    yield END
+
+
+def layer_of(path: str) -> str:
+    """Return the layer that a file of a model belongs to."""
+    return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
+
+
+def member(name: str, content: bytes) -> Iterator[bytes]:
+    """Yield a file of a tar archive."""
+    yield header(name, len(content))
+    yield content + bytes(-len(content) % 512)
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the header of a file or a folder/, which tells nothing of this machine; readable by all."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.mode = tarfile.REGTYPE, size, 0o644
+    if name.endswith("/"):
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def verified(path: str, size: int, sha: str) -> Iterator[bytes]:
+    """Yield a file's content; SystemExit before its end is sent if it is not the file that was vouched for."""
+    hashed, sent = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+            sent += len(block)
+            if sent >= size and (sent > size or hashed.hexdigest() != sha):
+                break
+            yield block
+    if hashed.hexdigest() != sha:
+        raise SystemExit(f"{path} changed meanwhile, so that no image was made; run make again")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--verdict", default="")
+    parser.add_argument("--server", action="store_true")
+    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
+    args = parser.parse_intermixed_args()
+    if args.server:
+        server(args.repository, args.base)
+    else:
+        pairs = dict(pair.split("=", 1) for pair in args.files)
+        image(args.repository, args.base, args.tag, args.verdict, pairs)
