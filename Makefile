@@ -36,6 +36,20 @@ PORTS ?= 8000 8001 8002
 ACCEPT ?=
 # Image whose Triton `make verify` asks, in Docker (nothing: the one in .venv-triton)
 IMAGE ?=
+# Which image `make image` makes: inference
+TARGET ?= inference
+# What the inference image starts from: the GPU's libraries; python:3.11-slim is smaller and runs on the CPU
+BASE ?= nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
+# Prefix of image names, for a registry mirror (mirror.example/)
+REGISTRY ?=
+# The folder that `make infer` reads: a folder, archive or NIfTI file per study
+INPUT ?=
+# The folder that it writes its tables to
+OUTPUT ?=
+# A running Triton that it asks, host:port of gRPC (nothing: ONNX Runtime here)
+TRITON ?=
+# 1: it reads also the studies that are in OUTPUT already
+AGAIN ?=
 
 include scripts/knobs.mk
 
@@ -71,12 +85,15 @@ check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-
 
 # --- The pipeline, in order ---------------------------------------------------
 
-# Environments; the second is Triton's own
+# Environments; the second is Triton's own, the third runs the published networks without PyTorch
 .venv/installed: requirements.txt scripts/venv.sh
 	$(call step,scripts/venv.sh $(PYTHON) .venv requirements.txt $(out))
 
 .venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh
 	$(call step,scripts/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
+
+.venv-inference/installed: requirements-inference.txt scripts/venv.sh
+	$(call step,scripts/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
 .venv/installed-for-tests: tests/requirements.txt scripts/venv.sh | .venv/installed
 	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
@@ -137,7 +154,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx weights update verify serve rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx weights update verify serve infer image rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(finished)  ## Build whatever is stale, check it, serve it once, publish it
 	$(publish)
@@ -170,10 +187,20 @@ serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt))) $(python) -m scripts.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
+needs.infer = .venv-inference/installed
+infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
+	$(if $(and $(INPUT),$(OUTPUT)),,$(error make infer INPUT=folder OUTPUT=folder: expected both))
+	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(TRITON)) $(if $(AGAIN),--again) \
+	  -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
+
+image:  ## The image that does the same by itself, models inside: make image TARGET=inference
+	$(or $(image.$(TARGET)),$(error TARGET=$(TARGET): expected inference))
+image.inference = @$(system_python) scripts/image_inference.py $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)'
+
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
 
-needs.test = .venv/installed .venv-triton/installed .venv/installed-for-tests
+needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
 test: $$(needs.test)  ## Format, lint, types and every test
 	@tests/run.sh
 
@@ -198,10 +225,10 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-prebuilt .make/seen .make/made .make/took .make/lock
+	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE TARGET BASE REGISTRY INPUT OUTPUT TRITON AGAIN PYTHON
 
 include scripts/content.mk

@@ -10,7 +10,7 @@
 
 
 EXPLAIN   :=
-artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) \
+artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed .venv-inference/installed $(entries) $(checkpoints) $(onnx) $(checks) \
              build/checks/verdict.json $(judged)
 $(artifacts): FORCE
 .PHONY: FORCE

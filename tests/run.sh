@@ -7,6 +7,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff format --check .
 ruff check .
 mypy scripts convertation
-(cd scripts && mypy --config-file ../pyproject.toml explain.py graph.py look.py provenance.py publish.py status.py step.py summary.py)
+(cd scripts && mypy --config-file ../pyproject.toml explain.py graph.py image_inference.py look.py provenance.py publish.py status.py step.py summary.py)
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 python -m pytest -ra "$@"
