@@ -7,12 +7,10 @@
 # CUDA 12 and cuDNN 9, which ONNX Runtime 1.22 asks for on a GPU. Any Debian or Ubuntu serves without one.
 ARG BASE=nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
 
-FROM ${BASE} AS python
+FROM ${BASE}
 RUN python3 -c "import ensurepip" 2> /dev/null || { apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends python3 python3-venv && \
     rm -rf /var/lib/apt/lists/*; }
-
-FROM python AS packages
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
@@ -20,10 +18,7 @@ COPY requirements-inference.txt ca.pem* /tmp/pip/
 RUN if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
     python3 -m venv /opt/inference && \
     /opt/inference/bin/python3 -m pip install --no-cache-dir --disable-pip-version-check \
-      --requirement /tmp/pip/requirements-inference.txt
-
-FROM python
-COPY --from=packages /opt/inference /opt/inference
+      --requirement /tmp/pip/requirements-inference.txt && rm -r /tmp/pip
 COPY vit/ /models/
 COPY models/ /models/
 COPY scripts/ /app/scripts/

@@ -39,7 +39,9 @@ def context(repository: Path) -> dict[str, Path]:
     for model in MODELS:
         folder = "vit" if model == "vit_onnx" else "models"
         inside = (path for path in sorted((repository / model / "1").rglob("*")) if path.is_file())
-        files |= {f"{folder}/{path.relative_to(repository)}": path for path in inside if "__pycache__" not in path.parts}
+        files |= {
+            f"{folder}/{path.relative_to(repository)}": path for path in inside if "__pycache__" not in path.parts
+        }
     return files
 
 

@@ -257,7 +257,7 @@ def test_missing_slices_are_told_and_filled_from_their_neighbours(tmp_path: Path
 
     assert said == ["about 25 % of the slices are missing", "3 gaps between slices were filled from their neighbours"]
     assert volume.hu.shape == (12, 40, 48) and volume.spacing[0] == pytest.approx(5)
-    np.testing.assert_array_equal(volume.hu[3], np.rint((HU[2] / 2 + HU[4] / 2)).T)
+    np.testing.assert_array_equal(volume.hu[3], np.rint(HU[2] / 2 + HU[4] / 2).T)
     np.testing.assert_array_equal(volume.hu[9], HU[9].T)
 
 
@@ -296,7 +296,7 @@ def test_a_tilted_gantry_is_told_and_a_steep_one_refused(tmp_path: Path) -> None
         ("no_geometry", {"PixelSpacing": None}),
         ("spacing", {"PixelSpacing": [0, 0]}),
         ("spacing", {"PixelSpacing": [1e6, 1]}),
-        ("no_voxels", {"PixelData": None}),
+        ("damaged", {"PixelData": None}),
         ("damaged", {"PixelData": b"\0" * 100}),
         ("damaged", {"BitsAllocated": 17}),
         ("too_large", {"Rows": 65535, "Columns": 65535}),

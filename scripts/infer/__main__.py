@@ -30,8 +30,8 @@ PATIENCE = 30  # s for a worker that was told to end
 class Worker:
     """scripts.infer.worker, and after its death another one."""
 
-    def __init__(self, repository: Path, triton: str | None) -> None:
-        self.command = [sys.executable, "-m", "scripts.infer.worker", str(repository), *([triton] if triton else [])]
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = command
         self.about = self.start()
 
     def start(self) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
     if top.is_file():
         top = top.parent
     output = Output(out)
-    with Worker(repository, triton) as worker:
+    command = [sys.executable, "-m", "scripts.infer.worker", str(repository), *([triton] if triton else [])]
+    with Worker(command) as worker:
         about = worker.about
         output.begin(about["weights"])
         if about["weights"] != "real":

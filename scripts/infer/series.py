@@ -23,6 +23,7 @@ from scripts.infer.words import StudyError, say
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module="pydicom")
 
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 HEAD = 1 << 16  # bytes in which the header of a single image ends
 TAGS = [
     "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined", "SliceThickness", "WindowCenter",
@@ -81,7 +82,10 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
             continue
         try:
             uid = text(header, "SeriesInstanceUID")
-            if uid and "Rows" in header:  # others are reports, DICOMDIR and the like
+            if "Rows" not in header:  # a report, a DICOMDIR, or cut short
+                skipped += not uid and header.file_meta.MediaStorageSOPClassUID != MEDIA_DIRECTORY
+                skipped += text(header, "Modality") == "CT"
+            elif uid:
                 add(found.setdefault(uid, Series(uid, text(header, "StudyInstanceUID"))), name, header)
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
             skipped += 1
@@ -315,11 +319,8 @@ def images(source: Source, name: str, slices: list[tuple[Slice, int]]) -> Iterat
     try:
         header = pydicom.dcmread(io.BytesIO(data))
         syntax = header.file_meta.TransferSyntaxUID
-        has_pixels = any(tag in header for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
     except Exception:  # a damaged file may raise anything
         raise DamagedError from None
-    if not has_pixels:
-        raise StudyError("no_voxels")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:

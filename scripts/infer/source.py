@@ -59,14 +59,13 @@ def is_dicom(path: Path) -> bool:
 def fingerprint(path: Path, top: Path) -> str:
     """Of a study's files: names, sizes and times. It changes when a file does, without reading any."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else (Path(name) for name, _ in Folder(path, flat=path == top).files())
-    for file in files:
-        try:
+    try:
+        for file in [path] if path.is_file() else map(Path, (name for name, _ in Folder(path, path == top).files())):
             state = file.stat()
             line = f"{file.relative_to(top)}\0{state.st_size}\0{state.st_mtime_ns}\n"
-        except OSError as error:
-            line = f"{file.relative_to(top)}\0{error.errno}\n"
-        digest.update(line.encode(errors="surrogateescape"))
+            digest.update(line.encode(errors="surrogateescape"))
+    except OSError as error:  # what can be read of it, and why no more
+        digest.update(f"{error.errno}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -165,14 +164,15 @@ Source = Folder | Zip | Tar
 def opened(path: Path, flat: bool = False) -> Iterator[Source]:
     """The folder or archive `path`; StudyError where it cannot be opened, or breaks while it is read."""
     name = path.name.lower()
-    if not path.is_dir() and not name.endswith(ARCHIVES):
-        raise StudyError("unknown_archive" if path.exists() else "unreadable")
-    source = Folder(path, flat) if path.is_dir() else Zip(path) if name.endswith(".zip") else Tar(path)
+    is_folder = os.path.isdir(path)  # noqa: PTH112  Path's own raises where there is no permission
+    if not is_folder and not name.endswith(ARCHIVES):
+        raise StudyError("unknown_archive" if os.path.exists(path) else "unreadable")  # noqa: PTH110
+    source = Folder(path, flat) if is_folder else Zip(path) if name.endswith(".zip") else Tar(path)
     try:
         yield source
     except BROKEN as error:
         readable = not isinstance(error, OSError) or error.errno is None
-        raise StudyError("bad_archive" if readable and not path.is_dir() else "unreadable") from None
+        raise StudyError("bad_archive" if readable and not is_folder else "unreadable") from None
     finally:
         source.close()
 

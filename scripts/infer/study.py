@@ -63,6 +63,7 @@ def nifti(path: Path, reading: Reading) -> Volume:
     assert reading.warnings is not None
     reading.warnings.append(say("unchecked"))
     try:
+        path.open("rb").close()
         image: Any = nibabel.load(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, np.float64)
     except BROKEN as error:

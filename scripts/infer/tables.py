@@ -68,13 +68,13 @@ class Output:
         rows = [self.rows[path] for path in sorted(self.rows)]
         stamp = {"synthetic": say("synthetic"), "unknown": say("unknown_weights")}.get(self.weights, "")
         document = {"weights": self.weights, **({"stamp": stamp} if stamp else {}), "studies": rows}
-        contents = (
-            json.dumps(document, indent=1, ensure_ascii=False).encode(errors="replace"),
-            workbook(rows, self.weights, stamp),
-            table(rows, self.weights),
-            "".join(f"{line}\n" for line in remarks(rows, stamp)).encode(),
-        )
         try:
+            contents = (
+                json.dumps(document, indent=1, ensure_ascii=False).encode(errors="replace"),
+                workbook(rows, self.weights, stamp),
+                table(rows, self.weights),
+                "".join(f"{line}\n" for line in remarks(rows, stamp)).encode(),
+            )
             for name, content in zip(FILES, contents, strict=True):
                 self.replace(name, content)
         except OSError as error:

@@ -61,11 +61,6 @@ WORDS = {
         "images are compressed in a way that is not read here ({syntax}); send them uncompressed",
         "снимки сжаты способом, который здесь не читается ({syntax}); отправьте без сжатия",
     ),
-    "color": (
-        "images are no CT slices: they have colours or several layers",
-        "снимки — не срезы КТ: они цветные или многослойные",
-    ),
-    "no_voxels": ("images have no pixels", "в снимках нет изображения"),
     "unreadable": (
         "the study cannot be read: no permission, or the disk fails",
         "исследование не читается: нет прав доступа или отказ диска",
