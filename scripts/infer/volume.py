@@ -141,7 +141,8 @@ def preprocess(
 def clipped(plane: NDArray[Any]) -> Plane:
     """(rows, columns) HU -> float32 (rows, columns + APART), clipped; what is no number counts as air."""
     rows, columns = plane.shape
-    result = np.zeros((rows, columns + APART), np.float32)
+    result = np.empty((rows, columns + APART), np.float32)
+    result[:, columns:] = 0
     if plane.dtype != np.int16:
         plane = np.nan_to_num(plane, nan=-HU_LIMIT)
     np.clip(plane, -HU_LIMIT, HU_LIMIT, out=result[:, :columns], casting="unsafe")
