@@ -61,8 +61,16 @@ DRY ?=
 TARGET ?= triton
 # What `make up` gives Triton: gpu, or cpu where there is none
 DEVICE ?= gpu
-# Folder of volumes for `make compare` (.npy or .npz, as the ViT takes them; nothing: seeded ones)
+# What the inference image starts from: the GPU's libraries; python:3.11-slim is smaller and runs on the CPU
+BASE ?= nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
+# The folder that `make infer` reads: a folder, archive or NIfTI file per study; volumes for `make compare` (.npy, .npz)
 INPUT ?=
+# The folder that `make infer` writes its tables to
+OUTPUT ?=
+# A running Triton that it asks, host:port of gRPC (nothing: ONNX Runtime here)
+TRITON ?=
+# 1: it reads also the studies that are in OUTPUT already
+AGAIN ?=
 # An earlier build/bench.json: `make bench` then says what moved
 COMPARE ?=
 
@@ -114,7 +122,7 @@ check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-
 
 # --- The pipeline, in order ---------------------------------------------------
 
-# Environments; the second is Triton's own
+# Environments; the second is Triton's own, the third runs the published networks without PyTorch
 .venv/installed: requirements.txt scripts/venv.sh
 	$(call step,scripts/venv.sh $(PYTHON) .venv requirements.txt $(out))
 
@@ -123,6 +131,9 @@ check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-
 
 .venv/installed-for-s3: requirements-s3.txt scripts/venv.sh | .venv/installed
 	$(call step,scripts/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
+
+.venv-inference/installed: requirements-inference.txt scripts/venv.sh
+	$(call step,scripts/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
 .venv/installed-for-tests: tests/requirements.txt scripts/venv.sh | .venv/installed
 	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
@@ -234,8 +245,8 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report serve image push up reload logs down \
-        rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
+        logs down rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -291,13 +302,20 @@ serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
+needs.infer = .venv-inference/installed
+infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
+	$(if $(and $(INPUT),$(OUTPUT)),,$(error make infer INPUT=folder OUTPUT=folder: expected both))
+	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(TRITON)) $(if $(AGAIN),--again) \
+	  -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
+
 # Images: the published repository inside NVIDIA's Triton; and the stack that runs it
 ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
 judged_as      = $(if $(filter prebuilt,$(firstword $(ours))),--verdict $(judged),--verdict build/checks/verdict.json $(contents))
 
 image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
-	$(or $(image.$(TARGET)),$(error TARGET=$(TARGET): this image is not built here yet; expected triton))
+	$(image.$(TARGET))
 image.triton   = @$(system_python) scripts/image.py $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
+image.inference = @$(system_python) scripts/image_inference.py $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)'
 
 push:  ## Push that image, after consent to its weights' licences
 	@$(system_python) scripts/push.py '$(IMAGE)'
@@ -318,7 +336,7 @@ down:  ## Stop it
 rollback:  ## Put the previously published models back
 	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
 
-needs.test = .venv/installed .venv-triton/installed .venv/installed-for-tests
+needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
 test: $$(needs.test)  ## Format, lint, types and every test
 	@tests/run.sh
 
@@ -346,11 +364,12 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock
+	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS \
-         TRTEXEC_FLAGS DRY INPUT COMPARE ADDRESS PORTS ACCEPT IMAGE TARGET DEVICE CACHE CACHE_MODE PYTHON
+knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS \
+         DRY INPUT OUTPUT TRITON AGAIN COMPARE \
+         ADDRESS PORTS ACCEPT IMAGE TARGET BASE DEVICE CACHE CACHE_MODE PYTHON
 
 include scripts/content.mk

@@ -18,6 +18,7 @@ SOURCES = (
     "requirements.txt",
     "requirements-s3.txt",
     "requirements-triton.txt",
+    "requirements-inference.txt",
     "scripts",
     "convertation",
     "docker",
@@ -123,7 +124,7 @@ def copy_of_the_project(path: Path) -> Project:
     for config in path.glob("convertation/*/*.pbtxt"):
         config.write_text(tiny_dims(config.read_text()))
     (path / ".make/made").mkdir(parents=True)
-    for venv in (".venv", ".venv-triton"):
+    for venv in (".venv", ".venv-triton", ".venv-inference"):
         (path / venv).symlink_to(ROOT / venv)
         shutil.copy(ROOT / f".make/made/{venv}%installed", path / ".make/made")
     return Project(path)

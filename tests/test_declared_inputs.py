@@ -167,4 +167,5 @@ def test_the_makefile_starts_scripts_that_are_there() -> None:
     for script in re.findall(r"scripts/[a-z_]+\.(?:py|sh)", makefile):
         assert (ROOT / script).is_file(), script
     for module in re.findall(r"-m ((?:scripts|convertation)\.[a-z_.0-9]+[a-z_0-9])", makefile):
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module

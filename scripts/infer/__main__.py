@@ -1,0 +1,161 @@
+"""From CT studies to findings: every study in a folder becomes a row of a table.
+
+    python -m scripts.infer [--models REPOSITORY] [--triton host:port] [--again] INPUT OUTPUT
+
+INPUT: a folder of studies, each a folder, .zip, .tar, .tgz or .tar.gz of DICOM, or one NIfTI file. OUTPUT: see
+tables.py.
+Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 nothing could be begun or it could not go on.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scripts.infer.source import fingerprint, studies
+from scripts.infer.tables import Output, shown
+from scripts.infer.words import say
+
+ALL, SOME, NONE = 0, 3, 4
+PATIENCE = 30  # s for a worker that was told to end
+
+
+class Worker:
+    """scripts.infer.worker, and after its death another one."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = command
+        self.about = self.start()
+
+    def start(self) -> dict[str, Any]:
+        """What it says of its models; SystemExit where it has none."""
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        about = self.hear()
+        if about is None:
+            raise SystemExit(f"the models could not be opened: the process {self.end()}; is there memory enough?")
+        return about
+
+    def hear(self) -> dict[str, Any] | None:
+        """Its next answer, None if it died instead; SystemExit where it cannot go on."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line.endswith("\n"):
+            return None
+        said: dict[str, Any] = json.loads(line)
+        if "fatal" in said:
+            raise SystemExit(said["fatal"])
+        return said
+
+    def row(self, path: Path, flat: bool) -> dict[str, Any]:
+        """The row of a study without its path."""
+        start = time.monotonic()
+        assert self.process.stdin
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"path": str(path), "flat": flat}) + "\n")
+            self.process.stdin.flush()
+        if row := self.hear():
+            return row
+        self.end()
+        self.start()
+        return {
+            "study_uid": "", "series_uid": "", "probability_of_pathology": None, "pathology": None,
+            "processing_status": "Failure", "time_of_processing": round(time.monotonic() - start, 2),
+            "most_dangerous_pathology_type": "", "findings": {}, "warnings": [], "error": say("crashed"),
+        }  # fmt: skip
+
+    def end(self) -> str:
+        """Ends it, in the middle of a study if need be; how it ended, in words."""
+        with suppress(BrokenPipeError):
+            self.process.communicate("", timeout=PATIENCE)
+        return f"ended with status {self.process.returncode}"
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind:
+            self.process.terminate()
+        try:
+            self.end()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def infer(top: Path, out: Path, repository: Path, triton: str | None, again: bool) -> int:
+    """The exit status."""
+    try:
+        paths = [top] if top.is_file() else studies(top, out)
+    except OSError as error:
+        raise SystemExit(f"INPUT: {(error.strerror or 'unreadable').lower()}; expected a folder of studies") from None
+    if not paths:
+        raise SystemExit("INPUT: no studies there; expected folders, archives or NIfTI files, one per study")
+    if top.is_file():
+        top = top.parent
+    output = Output(out)
+    command = [sys.executable, "-m", "scripts.infer.worker", str(repository), *([triton] if triton else [])]
+    with Worker(command) as worker:
+        about = worker.about
+        output.begin(about["weights"])
+        if about["weights"] != "real":
+            print(say({"synthetic": "synthetic"}.get(about["weights"], "unknown_weights")), file=sys.stderr, flush=True)
+        todo, statuses = [], []
+        for path in paths:
+            key = {"path_to_study": shown(path, top), "fingerprint": fingerprint(path, top), "models": about["models"]}
+            old = output.rows.get(key["path_to_study"], {})
+            if not again and all(old.get(name) == value for name, value in key.items()):
+                statuses.append(old["processing_status"])
+            else:
+                todo.append((path, key))
+        skipped, start = len(statuses), time.monotonic()
+        output.write()
+        for done, (path, key) in enumerate(todo, 1):
+            row = worker.row(path, flat=path == top)
+            output.add(key | row)
+            statuses.append(row["processing_status"])
+            left = (time.monotonic() - start) / done * (len(todo) - done)
+            failed = statuses.count("Failure")
+            print(say("progress", done=skipped + done, total=len(paths), failed=failed, left=round(left)),
+                  file=sys.stderr, flush=True)  # fmt: skip
+    good = statuses.count("Success")
+    print(say("summary", total=len(paths), good=good, failed=len(paths) - good, skipped=skipped, out="output.xlsx"))
+    if about["weights"] == "synthetic":
+        print(say("synthetic"))
+    return ALL if good == len(paths) else SOME if good else NONE
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM, which `docker stop` sends, unwinds the stack as Ctrl-C does."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Say of each CT study what the networks find in it.")
+    parser.add_argument("input", type=Path, help="folder of studies")
+    parser.add_argument("output", type=Path, help="folder for output.xlsx, .csv, .json and warnings_and_errors.txt")
+    parser.add_argument("--models", type=Path, default=Path("model_repository_running"), help="model repository")
+    parser.add_argument("--triton", help="gRPC address host:port of a running Triton that serves the models")
+    parser.add_argument("--again", action="store_true", help="also the studies that are in the output already")
+    given = parser.parse_args(argv)
+    with signals():
+        raise SystemExit(infer(given.input, given.output, given.models, given.triton or None, given.again))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The four networks of a model repository: opened here, once for all studies, or asked of a running Triton.
+
+with Local(Path("model_repository_running")) as models:
+with Triton("localhost:8001", Path("model_repository_running")) as models:
+    models.body_part(volume); models.read(tensor)
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from scripts.infer.findings import FINDINGS, Result, normalised, result
+from scripts.infer.volume import Volume
+from scripts.infer.words import StudyError
+
+ONNX = {
+    "vit": "vit_onnx/1/model.onnx",
+    "binary": "binary_onnx/1/model.onnx",
+    "multilabel": "multilabel_onnx/1/model.onnx",
+    "bpr": "bpr_model/1/weights/model.onnx",
+}
+BPREG = "bpr_model/1/bpreg/__init__.py"
+SETTINGS = "bpr_model/1/weights/inference-settings.json"
+SERVED = {"vit": "vit_onnx", "binary": "binary_onnx", "multilabel": "multilabel_onnx", "bpr": "bpr_model"}
+BATCH, BATCH_GPU = 8, 32  # slices that the body-part network scores at a time
+PATIENCE = 600  # s for one answer of Triton
+Array = NDArray[Any]
+
+
+class Models:
+    """What both kinds of `ask` are used for."""
+
+    shape: tuple[int, int, int]  # of the ViT's input, one volume
+    weights: str  # synthetic, real or unknown
+
+    def ask(self, model: str, **inputs: Array) -> Array:
+        raise NotImplementedError
+
+    def body_part(self, volume: Volume) -> str:
+        raise NotImplementedError
+
+    def read(self, tensor: NDArray[np.float32]) -> Result:
+        """float32 `shape` -> probabilities. StudyError: they are no numbers."""
+        embedding = normalised(self.ask("vit", input=tensor[None, None]))
+        answer = result(self.ask("binary", input=embedding), self.ask("multilabel", input=embedding))
+        if not np.isfinite([answer.probability, *answer.findings.values()]).all():
+            raise StudyError("network", what="NaN")
+        return answer
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> "Models":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Local(Models):
+    """ONNX Runtime on the files of a repository; on the GPU where there is one, else on the CPUs."""
+
+    def __init__(self, repository: Path) -> None:
+        """SystemExit: a file is missing, cannot be opened or is no such network."""
+        complete(repository)
+        self.sessions = {name: session(repository / file) for name, file in ONNX.items()}
+        self.shape = expected_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
+        if (classes := self.sessions["multilabel"].get_outputs()[0].shape[-1]) != len(FINDINGS):
+            raise SystemExit(f"{repository / ONNX['multilabel']}: {classes} findings, expected {len(FINDINGS)}")
+        kinds = {opened.get_modelmeta().custom_metadata_map.get("weights") for opened in self.sessions.values()}
+        self.weights = "synthetic" if "synthetic" in kinds else "real"
+        self.bpreg = published(repository / BPREG)
+        try:
+            self.settings = self.bpreg.Settings.read(repository / SETTINGS)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        on_gpu = self.sessions["bpr"].get_providers()[0] == "CUDAExecutionProvider"
+        self.side, self.batch = self.sessions["bpr"].get_inputs()[0].shape[-1], BATCH_GPU if on_gpu else BATCH
+
+    def ask(self, model: str, **inputs: Array) -> Array:
+        try:
+            answer: Array = self.sessions[model].run(["output"], inputs)[0]
+        except Exception as error:  # ONNX Runtime's own classes, of which none is documented
+            raise StudyError("network", what=f"{model}: {type(error).__name__}") from None
+        return answer
+
+    def body_part(self, volume: Volume) -> str:
+        """The tag, as bpr_model answers it; NONE where that has no answer."""
+        hu, spacing = volume.for_body_part()
+        try:
+            slices = self.bpreg.preprocess(hu, spacing, self.side)
+        except ValueError:
+            return "NONE"
+        if not len(slices):
+            return "NONE"
+        starts = range(0, len(slices), self.batch)
+        scores = np.concatenate([self.ask("bpr", input=slices[start : start + self.batch]) for start in starts])
+        return str(self.bpreg.tag(scores, float(spacing[2]), self.settings))
+
+
+class Triton(Models):
+    """A server in explicit mode: the models are loaded at the beginning and unloaded at the end.
+
+    What kind of weights it serves, it does not tell; where `repository` is at hand and its heads answer as the
+    server's do, they are those.
+    """
+
+    def __init__(self, address: str, repository: Path) -> None:
+        """SystemExit: no server there, or one that cannot load a model."""
+        from tritonclient import grpc  # type: ignore[import-untyped]
+        from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
+
+        self.grpc, self.dtype, self.error = grpc, np_to_triton_dtype, InferenceServerException
+        self.address, self.loaded = address, list[str]()
+        options = [("grpc.max_send_message_length", 2**31 - 1), ("grpc.max_receive_message_length", 2**31 - 1),
+                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
+        self.client = grpc.InferenceServerClient(address, channel_args=options)
+        try:
+            for name in SERVED.values():
+                self.load(name)
+            metadata = self.client.get_model_metadata("vit_onnx", "1", client_timeout=PATIENCE)
+        except self.error as error:
+            self.close()
+            raise SystemExit(
+                f"TRITON={address}: {error.message()}; expected a server with these models: make serve"
+            ) from None
+        self.shape = expected_shape(metadata.inputs[0].shape, f"vit_onnx at {address}")
+        self.weights = self.kind(repository)
+
+    def load(self, name: str) -> None:
+        try:
+            self.client.load_model(name, client_timeout=PATIENCE)
+            self.loaded.append(name)
+        except self.error:
+            if not self.client.is_model_ready(name, "1", client_timeout=PATIENCE):  # a server that loads by itself
+                raise
+
+    def ask(self, model: str, **inputs: Array) -> Array:
+        tensors = []
+        for name, array in inputs.items():
+            tensors.append(self.grpc.InferInput(name, list(array.shape), self.dtype(array.dtype)))
+            tensors[-1].set_data_from_numpy(array)
+        try:
+            answer = self.client.infer(SERVED[model], tensors, model_version="1", client_timeout=PATIENCE)
+        except self.error as error:
+            if "UNAVAILABLE" in str(error.status()):
+                raise UnreachableError(f"TRITON={self.address}: the server no longer answers") from None
+            raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from None
+        return np.asarray(answer.as_numpy("output"))
+
+    def body_part(self, volume: Volume) -> str:
+        hu, spacing = volume.for_body_part()
+        try:
+            return str(self.ask("bpr", input=hu[None], metadata=spacing[None])[0].decode())
+        except StudyError:
+            return "NONE"
+
+    def kind(self, repository: Path) -> str:
+        try:
+            heads = {name: session(repository / ONNX[name]) for name in ("binary", "multilabel")}
+        except SystemExit:
+            return "unknown"
+        size = heads["binary"].get_inputs()[0].shape[-1]
+        probe = normalised(np.cos(np.arange(size, dtype=np.float32))[None])
+        for name, head in heads.items():
+            try:
+                there = self.ask(name, input=probe)
+            except StudyError:
+                return "unknown"
+            here = head.run(["output"], {"input": probe})[0]
+            if here.shape != there.shape or not np.allclose(here, there, atol=1e-3):
+                return "unknown"
+        kinds = {head.get_modelmeta().custom_metadata_map.get("weights") for head in heads.values()}
+        return "synthetic" if "synthetic" in kinds else "real"
+
+    def close(self) -> None:
+        for name in self.loaded:
+            with suppress(self.error):
+                self.client.unload_model(name, client_timeout=PATIENCE)
+        self.client.close()
+
+
+class UnreachableError(Exception):
+    """Triton is gone: no fault of a study."""
+
+
+def complete(repository: Path) -> None:
+    """SystemExit where the repository lacks a file that results come from."""
+    missing = [file for file in (*ONNX.values(), BPREG, SETTINGS) if not (repository / file).is_file()]
+    if missing:
+        raise SystemExit(
+            f"{repository} lacks {', '.join(missing)}; expected a whole repository with ONNX files; make repository"
+        )
+
+
+def session(file: Path) -> Any:
+    """SystemExit: ONNX Runtime cannot open the file."""
+    onnxruntime.set_default_logger_severity(4)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # The CPUs that this process may use, not all there are
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        cuda = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    try:
+        return onnxruntime.InferenceSession(os.fspath(file), options, providers=providers)
+    except Exception:  # ONNX Runtime's own classes, of which none is documented
+        raise SystemExit(f"{file} cannot be opened as an ONNX file; make verify, or make repository") from None
+
+
+def expected_shape(shape: Sequence[Any], where: object) -> tuple[int, int, int]:
+    """The three sizes at the end of (batch, 1, frames, height, width)."""
+    sizes = [int(size) for size in list(shape)[2:] if not isinstance(size, str) and int(size) > 0]
+    if len(shape) != 5 or len(sizes) != 3:
+        raise SystemExit(f"{where} takes {list(shape)}; expected (batch, 1, frames, height, width)")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def published(package: Path) -> ModuleType:
+    """The repository's own bpreg, imported from there."""
+    sys.path.insert(0, str(package.parents[1].resolve()))
+    try:
+        return importlib.import_module(package.parent.name)
+    finally:
+        del sys.path[0]

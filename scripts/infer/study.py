@@ -1,0 +1,96 @@
+"""One study, from its files to its result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from scripts.infer.findings import Result
+from scripts.infer.models import Models
+from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
+from scripts.infer.source import BROKEN, is_nifti, opened
+from scripts.infer.volume import Volume, check_size, oriented, preprocess
+from scripts.infer.words import StudyError, say
+
+
+@dataclass
+class Reading:
+    """What is known of a study so far; without a result where there was trouble."""
+
+    study_uid: str = ""
+    series_uid: str = ""
+    result: Result | None = None
+    warnings: list[str] | None = None
+
+
+def examine(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
+    """Fills in `reading`, the warnings and UIDs also where StudyError is raised."""
+    reading.warnings = []
+    volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
+    tensor = preprocess(volume, models.shape)
+    del volume
+    reading.result = models.read(tensor)
+
+
+def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
+    """The chosen series of a folder or archive."""
+    said = reading.warnings
+    assert said is not None
+    with opened(path, flat) as source:
+        found, skipped = read_headers(source)
+        if skipped:
+            said.append(say("skipped_files", count=skipped))
+        if (count := len({series.study for series in found})) > 1:
+            said.append(say("several_studies", count=count))
+        of_series: dict[str, list[str]] = {}
+
+        def read(series: Series) -> Volume:
+            if series.body_part == "CHEST":  # chosen, whatever its voxels are
+                reading.study_uid, reading.series_uid = series.study, series.uid
+            volume, of_series[series.uid] = read_volume(source, series)
+            return volume
+
+        series, volume = choose(found, read, models.body_part)
+    reading.study_uid, reading.series_uid = series.study, series.uid
+    said += [*remarks(series), *of_series[series.uid]]
+    return volume
+
+
+def nifti(path: Path, reading: Reading) -> Volume:
+    """A NIfTI file, taken as it is. StudyError: it is damaged or no volume."""
+    assert reading.warnings is not None
+    reading.warnings.append(say("unchecked"))
+    try:
+        path.open("rb").close()
+        image: Any = nibabel.load(path)
+        shape, affine = tuple(image.shape), np.asarray(image.affine, np.float64)
+    except BROKEN as error:
+        raise StudyError("unreadable" if isinstance(error, OSError) and error.errno else "bad_nifti") from None
+    except MemoryError:
+        raise
+    except Exception:  # a damaged header may raise anything
+        raise StudyError("bad_nifti") from None
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise StudyError("dimensions", count=len(shape))
+    steps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]  # NIfTI's axes are Right, Anterior, Superior
+    lengths = np.linalg.norm(steps, axis=0)
+    check_size(shape, lengths.tolist())
+    try:
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape, order="F")
+        if (slope, inter) != (1, 0) or raw.dtype not in (np.int16, np.int8, np.uint8):
+            raw = raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
+    except MemoryError:
+        raise
+    except Exception:
+        raise StudyError("bad_nifti") from None
+    if raw.dtype != np.int16 and raw.dtype.kind != "f":
+        raw = raw.astype(np.int16)
+    if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
+        reading.warnings.append(say("not_numbers", count=count))
+    view, order = oriented(raw, steps)
+    return Volume(view, (float(lengths[order[0]]), float(lengths[order[1]]), float(lengths[order[2]])))

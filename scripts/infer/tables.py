@@ -1,0 +1,153 @@
+"""The output folder: output.json, from which output.xlsx, output.csv and warnings_and_errors.txt are made.
+
+All four are written aside and renamed after each study, output.json first: a kill loses the study in work and no other.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openpyxl import Workbook  # type: ignore[import-untyped]
+from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped]
+
+from scripts.infer.words import say
+
+COLUMNS = (
+    "path_to_study", "study_uid", "series_uid", "probability_of_pathology", "pathology", "processing_status",
+    "time_of_processing", "most_dangerous_pathology_type",
+)  # fmt: skip
+FILES = "output.json", "output.xlsx", "output.csv", "warnings_and_errors.txt"
+Row = dict[str, Any]  # COLUMNS; findings, warnings, error; fingerprint and models, which say what it was made from
+
+
+class Output:
+    """The rows of an output folder, old and new, sorted by path."""
+
+    def __init__(self, folder: Path) -> None:
+        """SystemExit: the folder cannot be written, another run writes there, or its tables are none of ours."""
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit("OUTPUT: another run writes there; wait for it, or choose another folder") from None
+        except OSError as error:
+            raise SystemExit(f"OUTPUT: {(error.strerror or 'no folder').lower()}; choose another folder") from None
+        self.weights = ""
+        self.rows: dict[str, Row] = {}
+        if (folder / FILES[0]).exists():
+            try:
+                document = json.loads((folder / FILES[0]).read_text())
+                self.weights, self.rows = (
+                    document["weights"],
+                    {row["path_to_study"]: row for row in document["studies"]},
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                raise SystemExit(f"OUTPUT: its {FILES[0]} is not ours; choose another folder") from None
+        elif others := [name for name in FILES[1:] if (folder / name).exists()]:
+            raise SystemExit(f"OUTPUT: holds {others[0]} of another program; choose another folder")
+
+    def begin(self, weights: str) -> None:
+        """SystemExit where its results are of another kind of weights; results of different kinds never mix."""
+        if self.rows and self.weights != weights:
+            raise SystemExit(f"OUTPUT: its results are of {self.weights} weights, these are {weights}; choose another")
+        self.weights = weights
+
+    def add(self, row: Row) -> None:
+        self.rows[row["path_to_study"]] = row
+        self.write()
+
+    def write(self) -> None:
+        """SystemExit: the disk is full, or the folder has gone."""
+        rows = [self.rows[path] for path in sorted(self.rows)]
+        stamp = {"synthetic": say("synthetic"), "unknown": say("unknown_weights")}.get(self.weights, "")
+        document = {"weights": self.weights, **({"stamp": stamp} if stamp else {}), "studies": rows}
+        try:
+            contents = (
+                json.dumps(document, indent=1, ensure_ascii=False).encode(errors="replace"),
+                workbook(rows, self.weights, stamp),
+                table(rows, self.weights),
+                "".join(f"{line}\n" for line in remarks(rows, stamp)).encode(),
+            )
+            for name, content in zip(FILES, contents, strict=True):
+                self.replace(name, content)
+        except OSError as error:
+            raise SystemExit(f"OUTPUT: {(error.strerror or 'write error').lower()}; what was there stays") from None
+
+    def replace(self, name: str, content: bytes) -> None:
+        aside = self.folder / f".{name}.part"
+        try:
+            aside.write_bytes(content)
+            if os.geteuid() == 0:  # in a container: the folder's owner is to own what is in it
+                owner = self.folder.stat()
+                os.chown(aside, owner.st_uid, owner.st_gid)
+            aside.replace(self.folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def columns(weights: str) -> tuple[str, ...]:
+    """COLUMNS; of other than real weights one more, so that no row can be taken for a finding."""
+    return COLUMNS if weights == "real" else (*COLUMNS, "weights")
+
+
+def cells(row: Row, weights: str) -> list[Any]:
+    return [row[name] if name in COLUMNS else weights for name in columns(weights)]
+
+
+def workbook(rows: list[Row], weights: str, stamp: str) -> bytes:
+    """The table, and on a second sheet what warnings_and_errors.txt says."""
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("SYNTHETIC" if weights == "synthetic" else "studies")
+    for values in [list(columns(weights)), *(cells(row, weights) for row in rows)]:
+        sheet.append([cell(sheet, value) for value in values])
+    sheet = book.create_sheet("warnings_and_errors")
+    for line in remarks(rows, stamp):
+        sheet.append([cell(sheet, line)])
+    stream = io.BytesIO()
+    book.save(stream)
+    return stream.getvalue()
+
+
+def cell(sheet: Any, value: Any) -> Any:
+    """A text stays a text, even if it begins as a formula does."""
+    made = WriteOnlyCell(sheet, value)
+    if isinstance(value, str):
+        made.data_type = "s"
+    return made
+
+
+def table(rows: list[Row], weights: str) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns(weights))
+    writer.writerows(cells(row, weights) for row in rows)
+    return stream.getvalue().encode()
+
+
+def remarks(rows: list[Row], stamp: str) -> Iterator[str]:
+    """Lines of warnings_and_errors.txt: a study is named by its row in output.xlsx, which has its path."""
+    if stamp:
+        yield stamp
+    quiet = True
+    for number, row in enumerate(rows, 2):
+        for level, texts in (("error", [row["error"]] if row["error"] else []), ("warning", row["warnings"])):
+            for text in texts:
+                quiet = False
+                yield say("row", row=number, level=say(level), text=text)
+    if quiet:
+        yield say("none_wrong")
+
+
+def shown(path: Path, top: Path) -> str:
+    """A study's path for the table: below INPUT, printable, and no formula for a program that opens the CSV."""
+    name = "." if path == top else path.relative_to(top).as_posix()
+    name = name.encode(errors="surrogateescape").decode(errors="replace")
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    return f"./{name}" if name[0] in "=+-@" else name

@@ -1,0 +1,171 @@
+"""What a radiographer reads, in Russian or English by locale; no patient, path or content of a file is ever in it."""
+
+import os
+
+WORDS = {
+    # Failures: why a study has no result
+    "no_ct": ("the chest is shown, but by no CT series", "грудная клетка есть, но серий КТ нет"),
+    "no_chest": (
+        "there is CT, but no series shows the chest",
+        "КТ есть, но ни одна серия не показывает грудную клетку",
+    ),
+    "nothing": (
+        "neither CT nor chest: nothing in it can be read as a chest CT",
+        "нет ни КТ, ни грудной клетки: прочитать как КТ грудной клетки нечего",
+    ),
+    "only_scouts": (
+        "there are only localisers or single images, no series of slices",
+        "есть только топограммы или отдельные снимки, серии срезов нет",
+    ),
+    "few_slices": (
+        "the series has {count} along one of its axes, two or more are needed",
+        "в серии {count} по одной из осей, нужно не меньше двух",
+    ),
+    "too_small": (
+        "{size} voxels of {spacing} mm are less than one voxel for the network",
+        "{size} вокселей по {spacing} мм — меньше одного вокселя для сети",
+    ),
+    "too_large": (
+        "the file declares {shape} voxels, more than any CT series has",
+        "в файле заявлено {shape} вокселей — больше, чем бывает в серии КТ",
+    ),
+    "spacing": (
+        "the distance between voxels, {spacing} mm, is impossible",
+        "расстояние между вокселями {spacing} мм невозможно",
+    ),
+    "no_geometry": (
+        "images lack their position, orientation or pixel spacing; send the series from the scanner again",
+        "в снимках нет положения, ориентации или размера пикселя; отправьте серию с аппарата ещё раз",
+    ),
+    "mixed": (
+        "images of one series differ in size or orientation; send the axial series alone",
+        "снимки одной серии различаются размером или ориентацией; отправьте только аксиальную серию",
+    ),
+    "uneven": (
+        "the distances between slices are uneven ({least} to {most} mm)",
+        "расстояния между срезами неодинаковы (от {least} до {most} мм)",
+    ),
+    "gaps": (
+        "{share} % of the slices are missing; send the series again",
+        "нет {share} % срезов; отправьте серию ещё раз",
+    ),
+    "tilt_failure": (
+        "the gantry was tilted by {angle}°; this network reads straight slices",
+        "гентри наклонён на {angle}°; сеть читает прямые срезы",
+    ),
+    "damaged": (
+        "{count} images are damaged or cut short; send the series again",
+        "повреждены или обрезаны снимки: {count}; отправьте серию ещё раз",
+    ),
+    "compression": (
+        "images are compressed in a way that is not read here ({syntax}); send them uncompressed",
+        "снимки сжаты способом, который здесь не читается ({syntax}); отправьте без сжатия",
+    ),
+    "unreadable": (
+        "the study cannot be read: no permission, or the disk fails",
+        "исследование не читается: нет прав доступа или отказ диска",
+    ),
+    "bad_archive": (
+        "the archive is damaged or cut short; pack or copy it again",
+        "архив повреждён или обрезан; упакуйте или скопируйте его ещё раз",
+    ),
+    "locked_archive": (
+        "the archive has a password; pack it without one",
+        "архив с паролем; упакуйте его без пароля",
+    ),
+    "unknown_archive": (
+        "this kind of archive is not read; pack it as zip or tar.gz",
+        "такой архив не читается; упакуйте в zip или tar.gz",
+    ),
+    "archive_bomb": (
+        "the archive unpacks to more than a study can be ({what}); nothing was unpacked",
+        "архив распаковывается в большее, чем бывает исследование ({what}); он не распакован",
+    ),
+    "bad_nifti": (
+        "the NIfTI file is damaged or cut short; copy it again",
+        "файл NIfTI повреждён или обрезан; скопируйте его ещё раз",
+    ),
+    "dimensions": (
+        "the NIfTI file has {count} dimensions, a CT volume has 3",
+        "в файле NIfTI измерений: {count}, у объёма КТ их 3",
+    ),
+    "no_memory": ("there is not enough memory for this study", "для этого исследования не хватает памяти"),
+    "crashed": (
+        "reading or computing it broke the program, which went on with the next study",
+        "на нём программа аварийно прервалась и перешла к следующему исследованию",
+    ),
+    "network": (
+        "the networks gave no result for it ({what})",
+        "сети не дали для него результата ({what})",
+    ),
+    "internal": (
+        "an error of this program ({what}); report it to its authors",
+        "ошибка этой программы ({what}); сообщите авторам",
+    ),
+    # Warnings: a result, but look
+    "skipped_files": (
+        "{count} files are no readable DICOM and were skipped",
+        "пропущены файлы, которые не читаются как DICOM: {count}",
+    ),
+    "missing": ("about {share} % of the slices are missing", "не хватает около {share} % срезов"),
+    "filled": (
+        "{count} gaps between slices were filled from their neighbours",
+        "пропуски между срезами заполнены по соседним: {count}",
+    ),
+    "duplicates": ("{count} duplicates of slices were left out", "отброшены повторы срезов: {count}"),
+    "no_slope": ("RescaleSlope is missing, 1 was taken", "нет RescaleSlope, взята 1"),
+    "no_intercept": ("RescaleIntercept is missing, 0 was taken", "нет RescaleIntercept, взят 0"),
+    "monochrome1": (
+        "images are marked to be shown inverted; Hounsfield units were taken as stored",
+        "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
+    ),
+    "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
+    "several_studies": (
+        "it holds {count} studies, one series was taken",
+        "внутри исследований: {count}, взята одна серия",
+    ),
+    "unchecked": (
+        "NIfTI is taken as it is: nobody checked that it shows the chest",
+        "NIfTI берётся как есть: что это грудная клетка, не проверено",
+    ),
+    "not_numbers": ("{count} voxels are no numbers and count as air", "воксели без числа сочтены воздухом: {count}"),
+    # The rest of the output
+    "synthetic": (
+        "SYNTHETIC WEIGHTS: these results mean nothing and are for tests alone",
+        "СИНТЕТИЧЕСКИЕ ВЕСА: эти результаты ничего не значат и годятся только для проверки",
+    ),
+    "unknown_weights": (
+        "whether the weights in Triton are real or synthetic could not be found out",
+        "настоящие веса в Triton или синтетические — узнать не удалось",
+    ),
+    "row": ("row {row}: {level}: {text}", "строка {row}: {level}: {text}"),
+    "error": ("error", "ошибка"),
+    "warning": ("warning", "предупреждение"),
+    "none_wrong": ("no warnings and no errors", "предупреждений и ошибок нет"),
+    "progress": (
+        "{done} of {total} studies, {failed} failed, {left} s left",
+        "исследований: {done} из {total}, с ошибкой {failed}, осталось {left} с",
+    ),
+    "summary": (
+        "{total} studies: {good} succeeded, {failed} failed, {skipped} were in the output before; see {out}",
+        "исследований: {total}; успешно {good}, с ошибкой {failed}, уже были в результатах {skipped}; см. {out}",
+    ),
+}
+
+
+def russian() -> bool:
+    """Whether the locale is Russian: the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    values = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return next(filter(None, values), "").lower().startswith("ru")
+
+
+def say(key: str, **values: object) -> str:
+    return WORDS[key][russian()].format(**values)
+
+
+class StudyError(Exception):
+    """Why a study has no result: a sentence for its radiographer."""
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(say(key, **values))
+        self.key = key

@@ -1,0 +1,471 @@
+"""make infer as a program: the same rows from ONNX Runtime here, from a running Triton, and from the image."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import openpyxl
+import pytest
+from conftest import REPOSITORY, ROOT, Project, kill
+
+from scripts.infer.__main__ import Worker
+from scripts.infer.findings import BY_DANGER, FINDINGS, Result, normalised, result
+from scripts.infer.tables import COLUMNS, Output, shown
+from scripts.infer.words import WORDS, say
+from scripts.sample import SPACING, sample
+from scripts.triton_server import triton_server
+from tests.dicom_studies import PATIENT, lungs, series, uid
+from tests.inference_base_stand_in import inference_base_stand_in
+from tests.test_infer_series import COMPRESSED, compress
+
+BROKEN = {"Petrov_1950.zip", "head", "mr"}
+IMAGE = "chest-inference-test:synthetic"
+STAMP = "SYNTHETIC WEIGHTS: these results mean nothing and are for tests alone"
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight studies, three of them broken."""
+    top = tmp_path_factory.mktemp("studies")
+    chest = lungs(20)
+    series(top / "chest", chest, name="thick")
+    series(top / "chest" / "deeper", lungs(40, seed=1), name="thin", spacing=(2.5, 6, 6.5))
+    series(top / "chest", chest[:1], name="scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SliceThickness=0.5)
+    for path in series(top / "missing", chest, study="missing")[5:9:3]:
+        path.unlink()
+    for path in series(top / "files", chest, study="compressed"):
+        compress(path, COMPRESSED["JPEG lossless SV1"])
+    pack(top / "files", top / "compressed.zip")
+    body = sample({"family": "bpr"}, 0, 1)["input"][0]
+    (x, y, z) = SPACING
+    series(top / "files", body, study="unnamed", spacing=(z, y, x), BodyPartExamined=None)
+    pack(top / "files", top / "unnamed.tar.gz")
+    nibabel.save(nibabel.Nifti1Image(lungs(30).transpose(2, 1, 0), np.diag([1.5, 1.5, 3, 1])), top / "volume.nii.gz")
+    series(top / "head", chest, study="head", BodyPartExamined="HEAD")
+    series(top / "mr", chest, study="mr", Modality="MR", BodyPartExamined=None)
+    series(top / "files", chest, study="cut")
+    data = pack(top / "files", top / "Petrov_1950.zip").read_bytes()
+    (top / "Petrov_1950.zip").write_bytes(data[: len(data) // 2])
+    return top
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """Moves a folder into an archive."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for path in folder.iterdir():
+                out.write(path, f"{PATIENT}/{path.name}")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder, PATIENT)
+    shutil.rmtree(folder)
+    return archive
+
+
+def rows(output: Path) -> dict[str, dict[str, Any]]:
+    return {row["path_to_study"]: row for row in json.loads((output / "output.json").read_text())["studies"]}
+
+
+def infer(project: Path, *words: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The program as `make infer` and the image start it."""
+    return subprocess.run(
+        [project / ".venv-inference/bin/python3", "-m", "scripts.infer", *map(str, words)],
+        cwd=project, text=True, capture_output=True, env={**os.environ, "LC_ALL": "C", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of make infer, and what it said."""
+    output = tmp_path_factory.mktemp("here") / "made by it"
+    said = built.fail("infer", f"INPUT={studies}", f"OUTPUT={output}", LC_ALL="C")
+    return output, said
+
+
+def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
+    output, said = here
+    found = rows(output)
+
+    assert {name for name, row in found.items() if row["processing_status"] == "Failure"} == BROKEN
+    assert len(found) == 8
+    assert found["chest"]["series_uid"] == uid("study", "thin")
+    assert found["unnamed.tar.gz"]["study_uid"] == uid("unnamed")  # by the body-part network
+    assert found["head"]["error"] == "there is CT, but no series shows the chest"
+    assert found["mr"]["error"] == "neither CT nor chest: nothing in it can be read as a chest CT"
+    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or cut short; pack or copy it again"
+    assert found["missing"]["warnings"] == [
+        "about 10 % of the slices are missing", "2 gaps between slices were filled from their neighbours",
+    ]  # fmt: skip
+    for name, row in found.items():
+        assert list(row["findings"]) == ([] if name in BROKEN else list(FINDINGS))
+    assert "8 of 8 studies, 3 failed, 0 s left" in said
+    assert "8 studies: 5 succeeded, 3 failed, 0 were in the output before; see output.xlsx" in said
+    assert "Error 3" in said  # some succeeded
+
+
+def test_xlsx_and_csv_have_the_columns_of_the_existing_script_and_the_rows_of_the_json(here: tuple[Path, str]) -> None:
+    output, _ = here
+    expected = rows(output)
+    book = openpyxl.load_workbook(output / "output.xlsx")
+    header, *table = book.worksheets[0].iter_rows(values_only=True)
+    with (output / "output.csv").open() as file:
+        csv_header, *csv_table = csv.reader(file)
+
+    assert header == tuple(csv_header) == (*COLUMNS, "weights")
+    assert [str(row[0]) for row in table] == [row[0] for row in csv_table] == sorted(expected)
+    for line, csv_line in zip(table, csv_table, strict=True):
+        row = expected[str(line[0])]
+        assert [value if value is not None else "" for value in line[:8]] == [
+            row[name] if row[name] is not None else "" for name in COLUMNS
+        ]
+        assert csv_line == [*("" if row[name] is None else str(row[name]) for name in COLUMNS), "synthetic"]
+        if row["processing_status"] == "Success":
+            assert row["probability_of_pathology"] == round(row["probability_of_pathology"], 4)
+            assert row["pathology"] == int(row["probability_of_pathology"] > 0.5)
+
+
+def test_results_of_synthetic_weights_are_stamped_in_every_output(here: tuple[Path, str]) -> None:
+    output, said = here
+
+    assert said.count(STAMP) == 2
+    assert json.loads((output / "output.json").read_text())["weights"] == "synthetic"
+    assert (output / "warnings_and_errors.txt").read_text().startswith(f"{STAMP}\n")
+    assert all(line.endswith(",synthetic") for line in (output / "output.csv").read_text().splitlines()[1:])
+    book = openpyxl.load_workbook(output / "output.xlsx")
+    assert book.sheetnames == ["SYNTHETIC", "warnings_and_errors"]
+    assert {row[-1] for row in book.worksheets[0].iter_rows(min_row=2, values_only=True)} == {"synthetic"}
+    assert book.worksheets[1]["A1"].value == STAMP
+
+
+def test_no_patient_is_named_and_no_path_outside_of_the_table(here: tuple[Path, str], studies: Path) -> None:
+    output, said = here
+    remarks = (output / "warnings_and_errors.txt").read_text()
+    tables = (output / "output.json").read_text() + (output / "output.csv").read_text()
+    for sheet in openpyxl.load_workbook(output / "output.xlsx"):
+        tables += str(list(sheet.values))
+
+    said = said.replace(str(studies), "")  # make itself repeats its command where it fails
+    for text in (remarks, tables, said):
+        assert not [word for word in ("Ivanov", str(studies), "thick-0") if word in text]
+    assert "Petrov" not in remarks + said and "row 2: error: the archive is damaged" in remarks
+
+
+@pytest.fixture(scope="module")
+def served(built: Project) -> Iterator[Any]:
+    with triton_server(
+        built.path / REPOSITORY, built.path / "build/logs/infer.log", venv=ROOT / ".venv-triton"
+    ) as server:
+        yield server
+
+
+def same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    """The same rows but for the time, and for rounding in another ONNX Runtime."""
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        other = found[name]
+        for key in {*COLUMNS, "warnings", "error"} - {"time_of_processing", "probability_of_pathology"}:
+            assert other[key] == row[key], (name, key)
+        assert other["probability_of_pathology"] == pytest.approx(row["probability_of_pathology"], abs=2e-4)
+        assert other["findings"] == pytest.approx(row["findings"], abs=2e-4)
+
+
+def test_a_running_triton_gives_the_same_rows(
+    built: Project, served: Any, studies: Path, here: tuple[Path, str], tmp_path: Path
+) -> None:
+    said = built.fail("infer", f"INPUT={studies}", f"OUTPUT={tmp_path}", f"TRITON={served.grpc}", LC_ALL="C")
+
+    assert "Error 3" in said and said.count(STAMP) == 2
+    same(rows(tmp_path), rows(here[0]))
+    for _ in range(600):  # unloaded, as the client does; that takes a moment
+        states = {model["name"]: model.get("state") for model in served.ask("/v2/repository/index", "POST")}
+        if "UNLOADING" not in states.values():
+            break
+        time.sleep(0.1)
+    assert set(states.values()) == {"UNAVAILABLE"}
+
+
+def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
+    built: Project, served: Any, studies: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(studies / "chest", tmp_path / "in/chest")
+    words = ["--models", tmp_path / "nowhere", tmp_path / "in", tmp_path / "out"]
+
+    run = infer(built.path, "--triton", served.grpc, *words)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "out/output.json").read_text())["weights"] == "unknown"
+    assert "could not be found out" in (tmp_path / "out/warnings_and_errors.txt").read_text()
+
+    run = infer(built.path, "--triton", "127.0.0.1:1", *words)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("TRITON=127.0.0.1:1: ") and "Traceback" not in run.stderr
+
+
+@pytest.fixture(scope="module")
+def image(built: Project) -> Iterator[str]:
+    said = built.make("image", "TARGET=inference", f"IMAGE={IMAGE}", f"BASE={inference_base_stand_in()}")
+    assert f"{IMAGE}: synthetic weights" in said
+    yield IMAGE
+    subprocess.run(["docker", "image", "rm", "--force", IMAGE], capture_output=True, check=True)
+
+
+def test_the_image_gives_the_same_rows_and_the_folder_s_owner_owns_them(
+    image: str, studies: Path, here: tuple[Path, str], tmp_path: Path
+) -> None:
+    os.chown(tmp_path, 1234, 1235)
+
+    run = subprocess.run(
+        ["docker", "run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", f"--volume={studies}:/input:ro",
+         f"--volume={tmp_path}:/output", image], capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert run.returncode == 3, run.stderr
+    assert STAMP in run.stdout and STAMP in run.stderr and "Traceback" not in run.stderr
+    same(rows(tmp_path), rows(here[0]))
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(1234, 1235)}
+
+
+def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1235)
+    run = subprocess.run(
+        ["docker", "run", "--rm", "--user=1234:1235", "--env=LANG=ru_RU.UTF-8", f"--volume={studies}/mr:/input/mr:ro",
+         f"--volume={tmp_path}:/output", image], capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 4, run.stderr  # none
+    assert "осталось 0 с" in run.stderr
+    assert "строка 2: ошибка: нет ни КТ, ни грудной клетки" in (tmp_path / "warnings_and_errors.txt").read_text()
+
+    python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
+    assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
+    assert b"No module named 'torch'" in subprocess.run([*python, "import torch"], capture_output=True).stderr
+
+
+def test_an_image_of_the_same_files_is_not_built_again_and_a_synthetic_one_is_tagged_as_such(
+    built: Project, image: str
+) -> None:
+    base = f"BASE={inference_base_stand_in()}"
+    assert f"{image} is up to date" in built.make("image", "TARGET=inference", f"IMAGE={image}", base)
+    said = built.fail("image", "TARGET=inference", "IMAGE=chest-inference-test:1", base)
+    assert "a synthetic one is tagged as such, chest-inference-test:synthetic, say" in said
+
+
+# --- Once more, and in between
+
+
+def test_studies_in_the_output_are_skipped_until_they_change(built: Project, studies: Path, tmp_path: Path) -> None:
+    for name in ("chest", "mr"):
+        shutil.copytree(studies / name, tmp_path / "in" / name)
+    words = [tmp_path / "in", tmp_path / "out"]
+    assert infer(built.path, *words).returncode == 3
+    before = rows(tmp_path / "out")
+
+    run = infer(built.path, *words)
+    assert run.returncode == 3 and "2 studies: 1 succeeded, 1 failed, 2 were in the output before" in run.stdout
+    assert rows(tmp_path / "out") == before
+
+    series(tmp_path / "in/mr", lungs(20), study="now-ct")
+    run = infer(built.path, *words)
+    assert run.returncode == 0 and "1 were in the output before" in run.stdout
+    assert "0 were in the output before" in infer(built.path, "--again", *words).stdout
+
+
+def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Path, tmp_path: Path) -> None:
+    words = [
+        str(built.path / ".venv-inference/bin/python3"),
+        "-m",
+        "scripts.infer",
+        str(studies),
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.Popen(words, cwd=built.path, text=True, start_new_session=True, stderr=subprocess.PIPE)
+    assert run.stderr
+    while "2 of 8" not in run.stderr.readline():
+        assert run.poll() is None
+    kill(run)
+    done = rows(tmp_path / "out")
+    assert 2 <= len(done) < 8
+
+    run_again = infer(built.path, studies, tmp_path / "out")
+
+    assert f"3 failed, {len(done)} were in the output before" in run_again.stdout
+    after = rows(tmp_path / "out")
+    assert len(after) == 8 and all(after[name] == row for name, row in done.items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "output.csv", "output.json", "output.xlsx", "warnings_and_errors.txt",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_ends_it_without_a_traceback(built: Project, studies: Path, tmp_path: Path) -> None:
+    words = [
+        str(built.path / ".venv-inference/bin/python3"),
+        "-m",
+        "scripts.infer",
+        str(studies),
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.Popen(words, cwd=built.path, text=True, start_new_session=True, stderr=subprocess.PIPE)
+    assert run.stderr
+    while "1 of 8" not in run.stderr.readline():
+        assert run.poll() is None
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+
+    assert run.returncode == 130 and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        for _ in range(100):
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
+
+
+WORKER_STAND_IN = """
+import json, os, signal, sys
+print(json.dumps({"weights": "real", "models": "m"}), flush=True)
+for line in sys.stdin:
+    if "crash" in line:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print(json.dumps({"processing_status": "Success"}), flush=True)
+"""
+
+
+def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read() -> None:
+    with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
+        first = worker.row(Path("crash"), flat=False)
+        second = worker.row(Path("good"), flat=False)
+
+    assert (first["processing_status"], first["error"]) == ("Failure", say("crashed"))
+    assert second["processing_status"] == "Success"
+
+
+# --- What is refused
+
+
+def test_half_a_repository_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
+    (project.path / REPOSITORY / "bpr_model/1/weights/model.onnx").unlink()
+
+    run = infer(project.path, studies, tmp_path)
+
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr == (
+        f"{REPOSITORY} lacks bpr_model/1/weights/model.onnx; expected a whole repository with ONNX files; "
+        "make repository\n"
+    )
+
+
+def test_a_damaged_network_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
+    (project.path / REPOSITORY / "vit_onnx/1/model.onnx").write_bytes(b"no network")
+
+    run = infer(project.path, studies, tmp_path)
+
+    assert run.returncode == 1 and "vit_onnx/1/model.onnx cannot be opened as an ONNX file" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/output.xlsx").write_bytes(b"theirs")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/s.zip").write_bytes(b"")
+
+    for words, error in (
+        ((tmp_path / "gone", tmp_path / "out"), "INPUT: no such file or directory"),
+        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies there"),
+        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: holds output.xlsx of another program"),
+        ((tmp_path / "in", tmp_path / "theirs/output.xlsx"), "OUTPUT: file exists"),
+    ):
+        run = infer(built.path, *words)
+        assert run.returncode == 1 and run.stderr.startswith(error), run.stderr
+    assert (tmp_path / "theirs/output.xlsx").read_bytes() == b"theirs"
+    assert "expected both" in built.fail("infer", f"INPUT={tmp_path}")
+
+
+def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path: Path) -> None:
+    row = dict.fromkeys(COLUMNS, "") | {"path_to_study": "a", "warnings": [], "error": ""}
+    first = Output(tmp_path)
+    first.begin("real")
+    first.add(row)
+    with pytest.raises(SystemExit, match="another run writes there"):
+        Output(tmp_path)
+    os.close(first.lock)
+    with pytest.raises(SystemExit, match="its results are of real weights, these are synthetic"):
+        Output(tmp_path).begin("synthetic")
+
+
+def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    output.begin("real")
+    output.add(dict.fromkeys(COLUMNS, "") | {"path_to_study": "=1+1", "warnings": [], "error": ""})
+
+    sheet = openpyxl.load_workbook(tmp_path / "output.xlsx").worksheets[0]
+    assert [cell.value for cell in sheet[1]] == list(COLUMNS)
+    assert (sheet["A2"].value, sheet["A2"].data_type) == ("=1+1", "s")
+    assert (tmp_path / "output.csv").read_text().startswith(",".join(COLUMNS) + "\n")
+    assert (tmp_path / "warnings_and_errors.txt").read_text() == "no warnings and no errors\n"
+
+
+def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
+    top = Path("/in")
+
+    assert shown(top, top) == "."
+    assert shown(top / "Иванов.zip", top) == "Иванов.zip"
+    assert shown(top / "=HYPERLINK(1).zip", top) == "./=HYPERLINK(1).zip"
+    assert shown(top / "a\x1b[2J\nb", top) == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}b"
+    assert shown(top / os.fsdecode(b"\xff.zip"), top) == "\N{REPLACEMENT CHARACTER}.zip"
+
+
+# --- What is said
+
+
+def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    import string
+
+    for key, (english, russian) in WORDS.items():
+        names = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, russian)]
+        assert names[0] == names[1], key
+        assert any("а" <= letter <= "я" for letter in russian)
+    code = "".join(path.read_text() for path in (ROOT / "scripts/infer").glob("*.py"))
+    assert [key for key in WORDS if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
+    for environment, expected in (
+        ({"LC_ALL": "C", "LANG": "ru_RU.UTF-8"}, "error"), ({"LC_ALL": "", "LANG": "ru_RU.UTF-8"}, "ошибка"),
+    ):  # fmt: skip
+        for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+            monkeypatch.setenv(name, environment.get(name, ""))
+        assert say("error") == expected
+
+
+def test_probabilities_and_the_most_dangerous_finding() -> None:
+    logits = np.full((1, 20), -3.0)
+    logits[0, [FINDINGS.index("Emphysema"), FINDINGS.index("Lung nodule"), 0]] = 3
+    sick, well = result(np.array([[1.0, 2.0]]), logits), result(np.array([[2.0, 1.0]]), logits)
+    unclear = result(np.array([[1.0, 2.0]]), np.full((1, 20), -3.0))
+
+    assert sick.probability == pytest.approx(1 / (1 + np.exp(-1)))
+    assert sick.findings["Emphysema"] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert (sick.pathology, sick.most_dangerous) == (1, "Emphysema")
+    assert (well.pathology, well.most_dangerous) == (0, "")
+    assert unclear.most_dangerous == "cannot be determined"
+    assert Result(0.5, {}).pathology == 0
+    assert sorted(FINDINGS) == sorted(BY_DANGER) and len(set(FINDINGS)) == 20
+    np.testing.assert_allclose(np.linalg.norm(normalised(np.array([[3.0, 4.0]]))), 1)
+
+
+def test_both_requirements_pin_the_same_versions() -> None:
+    pins = [
+        dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line and line[0] != "#")
+        for name in ("requirements-inference.txt", "tests/requirements.txt", "requirements.txt")
+    ]
+    ours, *others = pins
+    for other in others:
+        differ = {name for name in ours.keys() & other.keys() if ours[name] != other[name]}
+        assert differ <= {"onnxruntime-gpu"}  # of CUDA 12 here, of CUDA 13 there

@@ -1,0 +1,373 @@
+"""Series of DICOM studies: which is chosen, what its voxels are, what is said of what is wrong with them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gdcm  # type: ignore[import-untyped]
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
+from scripts.infer.source import opened
+from scripts.infer.volume import Volume
+from scripts.infer.words import StudyError
+from tests.dicom_studies import lungs, series, uid
+
+HU = lungs(12)
+
+
+def never(volume: Volume) -> str:
+    raise AssertionError("the body-part network was asked")
+
+
+def chosen(study: Path, body_part: Callable[[Volume], str] = never) -> tuple[Series, Volume, list[str]]:
+    """The series that is chosen from a folder or archive, its voxels and the warnings."""
+    said: dict[str, list[str]] = {}
+    with opened(study) as source:
+
+        def read(one: Series) -> Volume:
+            volume, said[one.uid] = read_volume(source, one)
+            return volume
+
+        one, volume = choose(read_headers(source)[0], read, body_part)
+    return one, volume, remarks(one) + said[one.uid]
+
+
+def name_of(study: Path, names: str, body_part: Callable[[Volume], str] = never) -> str:
+    """Which of the series named by words was chosen."""
+    one = chosen(study, body_part)[0].uid
+    return next(name for name in names.split() if uid("study", name) == one)
+
+
+def failure(study: Path, body_part: Callable[[Volume], str] = never) -> str:
+    """The key of the error."""
+    with pytest.raises(StudyError) as error:
+        chosen(study, body_part)
+    return error.value.key
+
+
+def edit(path: Path, **tags: Any) -> None:
+    """Changes one file's tags; None deletes."""
+    ds = pydicom.dcmread(path)
+    for tag, value in tags.items():
+        if value is None:
+            delattr(ds, tag)
+        else:
+            setattr(ds, tag, value)
+    ds.save_as(path)
+
+
+# --- Which series
+
+
+def test_the_thinnest_slices_are_chosen(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="a-thick", SliceThickness=5)
+    series(tmp_path, HU, name="b-thin", SliceThickness=1)
+    series(tmp_path, HU, name="c-unknown", SliceThickness=None)
+
+    assert name_of(tmp_path, "a-thick b-thin c-unknown") == "b-thin"
+
+
+def test_among_equally_thin_ones_a_soft_tissue_window_is_preferred_else_the_first(tmp_path: Path) -> None:
+    series(tmp_path / "1", HU, name="lung", WindowCenter=-600, WindowWidth=1500)
+    series(tmp_path / "1", HU, name="soft", WindowCenter=[50, -600], WindowWidth=[500, 1500])
+    series(tmp_path / "1", HU, name="soft-too", WindowCenter=40, WindowWidth=400)
+    assert name_of(tmp_path / "1", "lung soft soft-too") == "soft"
+
+    series(tmp_path / "2", HU, name="lung", WindowCenter=-600, WindowWidth=1500)
+    series(tmp_path / "2", HU, name="wide", WindowCenter=40, WindowWidth=501)
+    assert name_of(tmp_path / "2", "lung wide") == "lung"
+
+
+def test_without_any_thickness_the_first_is_chosen_whatever_its_window(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="a", SliceThickness=None, WindowCenter=-600)
+    series(tmp_path, HU, name="b", SliceThickness=None)
+
+    assert name_of(tmp_path, "a b") == "a"
+
+
+def test_the_body_part_network_is_asked_in_the_order_of_preference_and_no_more_than_needed(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="head", SliceThickness=1, BodyPartExamined="HEAD")
+    series(tmp_path, HU + 1, name="unnamed", SliceThickness=2, BodyPartExamined=None)
+    series(tmp_path, HU, name="chest", SliceThickness=3)
+    series(tmp_path, HU, name="later", SliceThickness=3, BodyPartExamined="")
+    asked: list[Volume] = []
+
+    def tags(volume: Volume) -> str:
+        asked.append(volume)
+        return ["NECK-CHEST", "CHEST"][len(asked) - 1]
+
+    assert name_of(tmp_path, "head unnamed chest later", tags) == "unnamed"
+    asked.clear()
+    assert name_of(tmp_path, "head unnamed chest later", lambda volume: "NONE") == "chest"
+
+
+def test_a_localiser_is_no_volume_however_thin(tmp_path: Path) -> None:
+    series(tmp_path, HU[:2], name="scout", SliceThickness=0.1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    series(tmp_path, HU[:1], name="single", SliceThickness=0.2)
+    series(tmp_path, HU, name="chest", SliceThickness=5)
+
+    assert name_of(tmp_path, "scout single chest") == "chest"
+
+
+def test_each_way_to_have_no_chest_ct_is_an_error_of_its_own(tmp_path: Path) -> None:
+    series(tmp_path / "no_ct", HU, Modality="MR")
+    series(tmp_path / "no_chest", HU, BodyPartExamined="HEAD")
+    series(tmp_path / "nothing", HU, Modality="MR", BodyPartExamined="HEAD")
+    series(tmp_path / "only_scouts", HU, ImageType="LOCALIZER")
+    (tmp_path / "empty").mkdir()
+
+    assert failure(tmp_path / "no_ct") == "no_ct"
+    assert failure(tmp_path / "no_chest", lambda volume: "HEAD") == "no_chest"
+    assert failure(tmp_path / "nothing") == "nothing"
+    assert failure(tmp_path / "only_scouts") == "only_scouts"
+    assert failure(tmp_path / "empty") == "nothing"
+
+
+# --- Its voxels
+
+
+def test_hounsfield_units_come_back_however_they_were_stored(tmp_path: Path) -> None:
+    for name, options in {
+        "unsigned": {}, "signed": {"signed": True, "intercept": 0}, "half": {"slope": 0.5},
+        "above": {"slope": 2, "intercept": -3024}, "negative": {"MONOCHROME1": True},
+    }.items():  # fmt: skip
+        inverted = {"PhotometricInterpretation": "MONOCHROME1"} if options.pop("MONOCHROME1", None) else {}
+        series(tmp_path / name, HU // 2 * 2, **options, **inverted)  # type: ignore[arg-type]
+
+        volume = chosen(tmp_path / name)[1]
+
+        assert volume.hu.dtype == (np.float32 if name == "half" else np.int16)
+        np.testing.assert_array_equal(volume.hu, (HU // 2 * 2).transpose(0, 2, 1), err_msg=name)
+        np.testing.assert_allclose(volume.spacing, (5, 6.5, 6), rtol=1e-6)
+
+
+def test_what_old_scanners_keep_in_the_upper_bits_is_no_density(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU, BitsStored=12, HighBit=11):
+        pixels = pydicom.dcmread(path).pixel_array | 0x8000
+        edit(path, PixelData=pixels.tobytes())
+
+    np.testing.assert_array_equal(chosen(tmp_path)[1].hu, HU.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("turned", ["axial", "feet first", "coronal", "sagittal"])
+def test_any_orientation_gives_the_same_volume(tmp_path: Path, turned: str) -> None:
+    """The same body (superior, posterior, left) as scanned or reformatted; file names and numbers tell nothing."""
+    body = lungs(10, 11, 12)
+    orientation, step, planes, spacing = {
+        "axial": ((1, 0, 0, 0, 1, 0), (0, 0, 1), body, (3, 2, 1)),
+        "feet first": ((1, 0, 0, 0, 1, 0), (0, 0, -1), body[::-1], (3, 2, 1)),
+        "coronal": ((1, 0, 0, 0, 0, -1), (0, 1, 0), body.transpose(1, 0, 2)[:, ::-1], (2, 3, 1)),
+        "sagittal": ((0, 1, 0, 0, 0, -1), (1, 0, 0), body.transpose(2, 0, 1)[:, ::-1], (1, 3, 2)),
+    }[turned]
+    paths = series(tmp_path, planes, orientation=orientation, step=step, spacing=spacing)  # type: ignore[arg-type]
+    for number, path in enumerate(np.random.default_rng(0).permutation(np.array(paths))):
+        Path(path).rename(tmp_path / f"{number}")
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, body.transpose(0, 2, 1))
+    np.testing.assert_allclose(volume.spacing, (3, 1, 2), rtol=1e-6)
+    assert said == []
+
+
+COMPRESSED = {
+    "JPEG lossless SV1": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "JPEG lossless": gdcm.TransferSyntax.JPEGLosslessProcess14,
+    "JPEG-LS": gdcm.TransferSyntax.JPEGLSLossless,
+    "JPEG 2000": gdcm.TransferSyntax.JPEG2000Lossless,
+    "RLE": gdcm.TransferSyntax.RLELossless,
+    "big endian": gdcm.TransferSyntax.ExplicitVRBigEndian,
+    "implicit": gdcm.TransferSyntax.ImplicitVRLittleEndian,
+    "deflated": gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian,
+}
+
+
+def compress(path: Path, syntax: int) -> None:
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("signed", [False, True])
+def test_compressed_slices_are_read_without_loss(tmp_path: Path, name: str, signed: bool) -> None:
+    for path in series(tmp_path, HU, signed=signed, intercept=0 if signed else -1024):
+        compress(path, COMPRESSED[name])
+    assert pydicom.dcmread(next(tmp_path.iterdir())).file_meta.TransferSyntaxUID != "1.2.840.10008.1.2.1"
+
+    np.testing.assert_array_equal(chosen(tmp_path)[1].hu, HU.transpose(0, 2, 1))
+
+
+def test_enhanced_ct_with_all_slices_in_one_file(tmp_path: Path) -> None:
+    path = series(tmp_path, HU[:1])[0]
+    ds = pydicom.dcmread(path)
+    stored = (HU + 1024).astype(np.uint16)
+    measures, shift = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = ds.PixelSpacing, 5
+    shift.RescaleSlope, shift.RescaleIntercept = 1, -1024
+    shared, orientation = Dataset(), Dataset()
+    orientation.ImageOrientationPatient = ds.ImageOrientationPatient
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PixelValueTransformationSequence = Sequence([shift])
+    shared.PlaneOrientationSequence = Sequence([orientation])
+    frames = []
+    for z in range(len(HU)):
+        position, frame = Dataset(), Dataset()
+        position.ImagePositionPatient = [0, 0, -5 * z]
+        frame.PlanePositionSequence = Sequence([position])
+        frames.append(frame)
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(ds, tag)
+    ds.NumberOfFrames, ds.PixelData = len(HU), stored.tobytes()
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    ds.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    ds.ImageComments = "x" * 9000  # a header longer than what is read first
+    ds.AdditionalPatientHistory = "y" * 70000
+    ds.save_as(path)
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU[::-1].transpose(0, 2, 1))
+    np.testing.assert_allclose(volume.spacing, (5, 6.5, 6), rtol=1e-6)
+    assert said == []
+
+
+# --- What is wrong with it
+
+
+def test_missing_slices_are_told_and_filled_from_their_neighbours(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU)
+    for index in (3, 7, 8):
+        paths[index].unlink()
+
+    _, volume, said = chosen(tmp_path)
+
+    assert said == ["about 25 % of the slices are missing", "3 gaps between slices were filled from their neighbours"]
+    assert volume.hu.shape == (12, 40, 48) and volume.spacing[0] == pytest.approx(5)
+    np.testing.assert_array_equal(volume.hu[3], np.rint(HU[2] / 2 + HU[4] / 2).T)
+    np.testing.assert_array_equal(volume.hu[9], HU[9].T)
+
+
+def test_duplicates_and_missing_rescale_tags_are_told(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU, RescaleSlope=None, RescaleIntercept=None, PhotometricInterpretation="MONOCHROME1")
+    shutil.copy(paths[4], tmp_path / "copy")
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, (HU + 1024).transpose(0, 2, 1))
+    assert said == [
+        "RescaleSlope is missing, 1 was taken",
+        "RescaleIntercept is missing, 0 was taken",
+        "images are marked to be shown inverted; Hounsfield units were taken as stored",
+        "1 duplicates of slices were left out",
+    ]
+
+
+def test_a_tilted_gantry_is_told_and_a_steep_one_refused(tmp_path: Path) -> None:
+    series(tmp_path / "little", HU, step=(0, 0.05, 0.9987))
+    series(tmp_path / "steep", HU, step=(0, 0.5, 0.866))
+
+    _, volume, said = chosen(tmp_path / "little")
+
+    assert said == ["the gantry was tilted by 2.9°"] and volume.spacing[0] == pytest.approx(5, rel=1e-3)
+    assert failure(tmp_path / "steep") == "tilt_failure"
+
+
+@pytest.mark.parametrize(
+    ("key", "tags"),
+    [
+        ("no_geometry", {"ImagePositionPatient": None}),
+        ("no_geometry", {"ImageOrientationPatient": None}),
+        ("no_geometry", {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}),
+        ("no_geometry", {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}),
+        ("no_geometry", {"PixelSpacing": None}),
+        ("spacing", {"PixelSpacing": [0, 0]}),
+        ("spacing", {"PixelSpacing": [1e6, 1]}),
+        ("damaged", {"PixelData": None}),
+        ("damaged", {"PixelData": b"\0" * 100}),
+        ("damaged", {"BitsAllocated": 17}),
+        ("too_large", {"Rows": 65535, "Columns": 65535}),
+    ],
+)
+def test_missing_or_impossible_tags_are_told_in_words(tmp_path: Path, key: str, tags: dict[str, Any]) -> None:
+    for path in series(tmp_path, np.repeat(HU, 30 if key == "too_large" else 1, 0)):
+        edit(path, **tags)
+
+    assert failure(tmp_path) == key
+
+
+def test_values_that_are_no_numbers_count_as_missing(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU, SliceThickness=None):
+        raw = path.read_bytes().replace(b"DS\x08\x006.0\\6.5 ", b"DS\x08\x00nan\\nan ")
+        assert b"nan" in raw
+        path.write_bytes(raw)
+
+    assert failure(tmp_path) == "no_geometry"
+
+
+def test_a_mixture_of_sizes_or_uneven_steps_is_refused(tmp_path: Path) -> None:
+    for name, edits in {"mixed": {"PixelSpacing": [1, 1]}, "uneven": {"ImagePositionPatient": [-100, 0, -82]}}.items():
+        paths = series(tmp_path / name, HU, step=(0, 0, 1))
+        for index, path in enumerate(paths):
+            edit(path, ImagePositionPatient=[0, 0, 5 * index])
+        edit(paths[5], **({"ImagePositionPatient": [0, 0, 23]} if name == "uneven" else edits))
+        assert failure(tmp_path / name) == name
+
+
+def test_most_slices_missing_is_refused(tmp_path: Path) -> None:
+    paths = series(tmp_path, lungs(30))
+    for path in paths[3:-3]:
+        path.unlink()
+
+    assert failure(tmp_path) == "gaps"
+
+
+def test_a_file_cut_short_in_its_pixels_is_damaged_and_in_its_header_no_dicom(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU)
+    paths[2].write_bytes(paths[2].read_bytes()[:300])
+    with opened(tmp_path) as source:
+        found, skipped = read_headers(source)
+    assert (len(found[0].slices), skipped) == (11, 1)
+
+    paths[5].write_bytes(paths[5].read_bytes()[:-900])
+    assert failure(tmp_path) == "damaged"
+
+
+def test_a_compressed_slice_that_is_broken_is_damaged(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU):
+        compress(path, COMPRESSED["JPEG lossless SV1"])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 + 500] + b"\0" * 300)
+
+    assert failure(tmp_path) == "damaged"
+
+
+def test_a_compression_without_a_decoder_is_named(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU):
+        compress(path, COMPRESSED["JPEG 2000"])
+        ds = pydicom.dcmread(path)
+        ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+        ds.save_as(path)
+
+    with pytest.raises(StudyError, match="High-Throughput JPEG 2000"):
+        chosen(tmp_path)
+
+
+def test_colour_captures_are_no_slices(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="capture", SamplesPerPixel=3, PhotometricInterpretation="RGB", SliceThickness=0.1)
+    series(tmp_path, HU, name="chest")
+
+    assert name_of(tmp_path, "capture chest") == "chest"

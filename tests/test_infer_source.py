@@ -1,0 +1,281 @@
+"""Folders and archives of studies, hostile ones among them."""
+
+import gzip
+import io
+import os
+import shutil
+import struct
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from scripts.infer import source as module
+from scripts.infer.series import choose, read_headers, read_volume
+from scripts.infer.source import fingerprint, opened, studies
+from scripts.infer.study import Reading, nifti
+from scripts.infer.volume import Volume
+from scripts.infer.words import StudyError
+from tests.dicom_studies import lungs, series
+
+HU = lungs(6)
+
+
+def read(study: Path) -> Volume:
+    with opened(study) as source:
+        found = read_headers(source)[0]
+        return choose(found, lambda one: read_volume(source, one)[0], lambda volume: "NONE")[1]
+
+
+def failure(call: Callable[[], object]) -> str:
+    with pytest.raises(StudyError) as error:
+        call()
+    return error.value.key
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return series(tmp_path / "files", HU)
+
+
+def packed(files: list[Path], archive: Path, prefix: str = "a/b/") -> Path:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for file in files:
+                out.write(file, prefix + file.name)
+    else:
+        with tarfile.open(archive, "w:gz" if archive.name.endswith("gz") else "w") as tar:
+            for file in reversed(files):
+                tar.add(file, prefix + file.name)
+    return archive
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tgz", "s.tar.gz", "S.ZIP"])
+def test_an_archive_is_read_where_it_lies(tmp_path: Path, files: list[Path], name: str) -> None:
+    archive = packed(files, tmp_path / name.lower()).rename(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+
+    np.testing.assert_array_equal(read(archive).hu, HU.transpose(0, 2, 1))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar"])
+def test_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path: Path, files: list[Path], name: str) -> None:
+    archive = packed(files, tmp_path / name, prefix="../../../../tmp/slipped-")
+    before = sorted(tmp_path.parent.rglob("*"))
+
+    assert read(archive).hu.shape == (6, 40, 48)
+    assert sorted(tmp_path.parent.rglob("*")) == before and not list(Path("/tmp").glob("slipped-*"))
+
+
+def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            member = tarfile.TarInfo(f"m{kind!r}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+
+    assert failure(lambda: read(tmp_path / "s.tar")) == "nothing"
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        for number in range(40):
+            out.writestr(f"{number}", b"\0" * 100_000)
+    monkeypatch.setattr(module, "LARGEST_STUDY", 3_000_000)
+    assert failure(lambda: read(tmp_path / "many.zip")) == "archive_bomb"
+    monkeypatch.setattr(module, "MOST_FILES", 30)
+    monkeypatch.setattr(module, "LARGEST_STUDY", 64 << 30)
+    assert failure(lambda: read(tmp_path / "many.zip")) == "archive_bomb"
+
+
+def test_a_tar_that_declares_terabytes_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("huge")
+    member.size = 1 << 43
+    with gzip.open(tmp_path / "s.tgz", "wb") as out:
+        out.write(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096)
+
+    assert failure(lambda: read(tmp_path / "s.tgz")) == "archive_bomb"
+
+
+def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_declared(tmp_path: Path) -> None:
+    archive = tmp_path / "s.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("x.dcm", b"\0" * 128 + b"DICM" + b"\0" * 5_000_000)
+    data = bytearray(archive.read_bytes())
+    central = data.rindex(b"PK\x01\x02")
+    data[central + 24 : central + 28] = struct.pack("<I", 1000)
+    archive.write_bytes(bytes(data))
+
+    assert failure(lambda: read(archive)) in ("bad_archive", "nothing")
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tgz"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])
+def test_an_archive_cut_short_is_told_as_such(tmp_path: Path, files: list[Path], name: str, kept: float) -> None:
+    archive = packed(files, tmp_path / name)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * kept)])
+
+    if (name, kept) != ("s.tar", 0.98):  # there only the padding at its end is gone
+        assert failure(lambda: read(archive)) in ("bad_archive", "damaged")
+
+
+def test_random_bytes_are_no_archive_and_no_nifti(tmp_path: Path) -> None:
+    for name in ("s.zip", "s.tar", "s.tgz", "s.nii", "s.nii.gz"):
+        (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(5000))
+    for name in ("s.zip", "s.tar", "s.tgz"):
+        assert failure(lambda name=name: read(tmp_path / name)) == "bad_archive"  # type: ignore[misc]
+    for name in ("s.nii", "s.nii.gz"):
+        assert failure(lambda name=name: nifti(tmp_path / name, Reading(warnings=[]))) == "bad_nifti"  # type: ignore[misc]
+
+
+def test_a_damaged_member_is_told(tmp_path: Path, files: list[Path]) -> None:
+    archive = packed(files, tmp_path / "s.zip")
+    data = bytearray(archive.read_bytes())
+    data[3000:3100] = b"\x55" * 100
+    archive.write_bytes(bytes(data))
+
+    assert failure(lambda: read(archive)) in ("bad_archive", "damaged")
+
+
+def test_a_password_and_an_unknown_kind_of_archive_are_told(tmp_path: Path, files: list[Path]) -> None:
+    archive = packed(files, tmp_path / "s.zip")
+    data = bytearray(archive.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    data[central + 8] |= 1
+    archive.write_bytes(bytes(data))
+    (tmp_path / "s.rar").write_bytes(b"Rar!")
+
+    assert failure(lambda: read(archive)) == "locked_archive"
+    assert failure(lambda: read(tmp_path / "s.rar")) == "unknown_archive"
+
+
+def test_a_link_to_nothing_and_a_loop_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "gone.zip").symlink_to("nowhere")
+    (tmp_path / "loop.zip").symlink_to("loop.zip")
+    (tmp_path / "gone.nii").symlink_to("nowhere")
+
+    assert failure(lambda: read(tmp_path / "gone.zip")) == "unreadable"
+    assert failure(lambda: nifti(tmp_path / "gone.nii", Reading(warnings=[]))) == "unreadable"
+
+
+def test_a_folder_without_permission_cannot_be_read() -> None:
+    """Permission does not bind root, as which tests may run, so a child process gives that up."""
+    top = Path(tempfile.mkdtemp())
+    top.chmod(0o755)
+    study = top / "study"
+    series(study, HU)
+    study.chmod(0)
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os._exit(0 if failure(lambda: read(study)) == "unreadable" and len(fingerprint(study, top)) == 16 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    study.chmod(0o755)
+    shutil.rmtree(top)
+
+
+def test_what_counts_as_a_study(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("b.zip", "a.NII.GZ", "c.tar.gz", "d.7z", ".hidden.zip", "names.txt"):
+        (tmp_path / name).write_bytes(b"")
+
+    names = [path.name for path in studies(tmp_path, tmp_path / "out")]
+    assert names == [
+        "a.NII.GZ",
+        "b.zip",
+        "c.tar.gz",
+        "d.7z",
+        "folder",
+    ]
+
+    series(tmp_path, HU)
+    assert studies(tmp_path, tmp_path / "out")[0] == tmp_path
+
+
+def test_a_fingerprint_follows_what_is_in_a_study(tmp_path: Path, files: list[Path]) -> None:
+    folder = files[0].parent
+    before = fingerprint(folder, tmp_path)
+    assert fingerprint(folder, tmp_path) == before
+
+    files[0].write_bytes(files[0].read_bytes() + b"\0")
+    after = fingerprint(folder, tmp_path)
+    files[1].unlink()
+    assert len({before, after, fingerprint(folder, tmp_path)}) == 3
+
+
+# --- NIfTI
+
+
+def saved(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:  # type: ignore[type-arg]
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine), path)
+    return path
+
+
+def test_nifti_of_any_type_gives_its_hounsfield_units(tmp_path: Path) -> None:
+    body = lungs(5, 6, 7).transpose(2, 1, 0)  # left, posterior, superior; NIfTI counts from Left and Posterior up
+    for kind in (np.int16, np.int32, np.float32, np.float64):
+        affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+        volume = nifti(saved(tmp_path / "v.nii.gz", body.astype(kind), affine), Reading(warnings=[]))
+        np.testing.assert_allclose(volume.hu, body.transpose(2, 0, 1), err_msg=str(kind))
+        np.testing.assert_allclose(volume.spacing, (3, 1, 2))
+
+
+def test_scaled_nifti_is_scaled(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.full((4, 5, 6), 100, np.int16), np.diag([1.0, 1, 1, 1]))
+    image.header.set_slope_inter(2, -1000)
+    nibabel.save(image, tmp_path / "v.nii")
+
+    assert (nifti(tmp_path / "v.nii", Reading(warnings=[])).hu == -800).all()
+
+
+def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
+    four = saved(tmp_path / "4d.nii.gz", np.zeros((4, 4, 4, 3), np.int16))
+    flat = saved(tmp_path / "flat.nii", np.zeros((4, 4, 1), np.int16))
+    nan = saved(tmp_path / "nan.nii", np.zeros((4, 4, 4), np.int16))
+    data = bytearray(nan.read_bytes())
+    data[280:284] = struct.pack("<f", np.nan)
+    nan.write_bytes(bytes(data))
+    cut = saved(tmp_path / "cut.nii.gz", np.random.default_rng(0).integers(0, 99, (40, 40, 40), np.int16))
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    huge = saved(tmp_path / "huge.nii", np.zeros((4, 4, 4), np.int16))
+    data = bytearray(huge.read_bytes())
+    data[42:48] = struct.pack("<3h", 32000, 32000, 32000)
+    huge.write_bytes(bytes(data))
+    bomb = io.BytesIO()
+    with gzip.GzipFile(fileobj=bomb, mode="wb") as out:
+        out.write(bytes(data[:352]) + b"\0" * 1_000_000)
+    (tmp_path / "bomb.nii.gz").write_bytes(bomb.getvalue())
+
+    for path, key in ((four, "dimensions"), (flat, "few_slices"), (nan, "spacing"), (cut, "bad_nifti"),
+                      (huge, "too_large"), (tmp_path / "bomb.nii.gz", "too_large")):  # fmt: skip
+        assert failure(lambda path=path: nifti(path, Reading(warnings=[]))) == key, path  # type: ignore[misc]
+
+
+def test_one_volume_in_four_dimensions_is_a_volume(tmp_path: Path) -> None:
+    path = saved(tmp_path / "v.nii.gz", np.zeros((4, 5, 6, 1), np.int16))
+
+    assert nifti(path, Reading(warnings=[])).hu.shape == (6, 4, 5)
+
+
+def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    array = np.zeros((4, 4, 4), np.float32)
+    array[0, 0, :3] = np.nan
+    reading = Reading(warnings=[])
+
+    nifti(saved(tmp_path / "v.nii.gz", array), reading)
+
+    assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
