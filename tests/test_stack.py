@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -29,10 +30,10 @@ IMAGE = f"{NAME}:synthetic"
 PATIENCE = 120
 # A client such as the team's adapter, in a container of its own on the network `chest`: loads, asks, leaves loaded
 CLIENT = """
-import sys
+import os
 import numpy as np
 from tritonclient import grpc
-client = grpc.InferenceServerClient("tritonserver:8001")
+client = grpc.InferenceServerClient(os.environ["TRITON_URL"])
 for name in ("vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"):
     client.load_model(name)
 def ask(name, **inputs):
@@ -47,6 +48,28 @@ print(ask("binary_onnx", input=features).tolist())
 print(ask("multilabel_onnx", input=features).shape)
 print(ask("bpr_model", input=slices, metadata=np.ones((1, 3), np.float32))[0].decode())
 """
+
+
+def others(image: str) -> dict[str, Any]:
+    """A Compose file such as the team's, where the client above is the adapter."""
+    return {
+        "name": f"{NAME}-adapter",
+        "services": {
+            "tritonserver": {"image": "borntowarn/porcupine-tritonserver", "networks": ["chest"]},
+            "adapter": {
+                "image": image, "command": ["python3", "-c", CLIENT.replace("$", "$$")], "networks": ["chest"],
+                "depends_on": ["tritonserver"], "environment": {"TRITON_URL": "tritonserver:8001"},
+            },
+        },
+        "networks": {"chest": {}},
+    }  # fmt: skip
+
+
+def join() -> str:
+    """join.yml of docs/serving.md, for the network of this test."""
+    text = (ROOT / "docs/serving.md").read_text()
+    block = text[text.index("    networks:\n") : text.index("    docker compose -f")]
+    return textwrap.dedent(block).replace("name: chest", f"name: {NAME}")
 
 
 def docker(*words: str | Path) -> str:
@@ -90,7 +113,6 @@ class Story:
     container: Any = None
     index: Any = None
     left: str = ""
-    moved: dict[str, int] = field(default_factory=dict)  # bytes that a push added to an empty registry, then to that
     ports: list[int] = field(default_factory=list)
 
 
@@ -107,9 +129,13 @@ def story(
     def make(name: str, *args: str) -> None:
         told.said[name] = project.make(*args, *options, **environment)
 
+    joining = tmp_path_factory.mktemp("adapter")
+    (joining / "docker-compose.yml").write_text(json.dumps(others(base)))
+    (joining / "join.yml").write_text(join())
+
     def ask(name: str) -> None:
-        said = docker("run", "--rm", f"--network={NAME}", base, "python3", "-c", CLIENT)
-        told.answers[name] = said.splitlines()[-3:]
+        files = ("--file", joining / "docker-compose.yml", "--file", joining / "join.yml")
+        told.answers[name] = docker("compose", *files, "run", "--rm", "--no-deps", "adapter").splitlines()[-3:]
 
     try:
         make("image", "image", f"IMAGE={IMAGE}")
