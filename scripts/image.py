@@ -19,12 +19,12 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engine import labels, pulled
+from engine import inspect, labels, pulled
 from publish import content
 from records import lock, made_from, read, record
 
 DOCKERFILE = "docker/triton.Dockerfile"
-SERVER = "chest-ct-triton:server"
+SERVER = "chest-ct-triton-server"
 # The user's own environment that pip needs in the image as well
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
@@ -68,12 +68,12 @@ def built_from(base: str, files: Mapping[str, str]) -> str:
 
 def server(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
-    identity, needs = pulled(base), requirements(repository)
+    needs = requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    inputs = built_from(identity, {"requirements.txt": sha})
-    if labels(SERVER).get("chest.inputs") != inputs:
-        build(SERVER, base, {"chest.inputs": inputs, "chest.requirements": sha}, needs, repository, {}, target="server")
-    return SERVER
+    tag = f"{SERVER}:{built_from(pulled(base), {'requirements.txt': sha})[:12]}"
+    if not inspect("image", tag):
+        build(tag, base, {"chest.requirements": sha}, needs, repository, {}, target="server")
+    return tag
 
 
 def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
@@ -81,8 +81,11 @@ def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[s
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind = read(record("published", repository)).partition("\n")[0]
         tag = tag or f"chest-ct-triton:{kind}"
-        if kind == "synthetic" and "synthetic" not in tag.rpartition(":")[2]:
-            raise SystemExit(f"IMAGE={tag}: a synthetic one is tagged as such, {tag.partition(':')[0]}:synthetic, say")
+        name, _, version = tag.rpartition(":")
+        if not name or "/" in version:  # a registry's port
+            name, version = tag, "latest"
+        if kind == "synthetic" and "synthetic" not in version:
+            raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
         files = vouched_for(repository, verdict, sources)
         identity = pulled(base)
         inputs = built_from(identity, files)

@@ -40,7 +40,7 @@ def reload(repository: str) -> None:
                 took.pop(model, None)
                 print(f"{model}: no longer published, unloaded", flush=True)
             elif took.get(model) == files:
-                print(f"{model}: {'READY, ' if model in ready(identity) else ''}unchanged", flush=True)
+                print(f"{model}: unchanged, {'READY' if model in ready(identity) else 'not loaded'}", flush=True)
             else:
                 started = time.monotonic()
                 request(address, model, "load")

@@ -16,7 +16,7 @@ import sys
 import urllib.request
 from contextlib import suppress
 
-from engine import compose, docker, inspect
+from engine import compose, docker, inspect, pulled
 from image import models_in, server
 from publish import content
 from records import read, record, write
@@ -40,6 +40,8 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         chosen |= {"REPOSITORY": os.path.abspath(repository), "REPOSITORY_ID": folder(repository)}
         if owner := os.stat(repository).st_uid:
             chosen["TRITON_USER"] = f"{owner}:{os.stat(repository).st_gid}"
+    else:
+        pulled(image)
     if device == "cpu":
         files.append("compose.cpu.yaml")
     before = container()
@@ -54,7 +56,7 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         said += line
         print(f"  {line}", end="", flush=True)
     if run.wait():
-        why = reason(said, " ".join(ports))
+        why = reason(said)
         if not before:
             subprocess.run([*command, "--file", "docker/compose.yaml", "down"], capture_output=True)
         raise SystemExit(why)
@@ -70,7 +72,7 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
     print(f"in the network chest {SERVICE}:8001; a client loads what it asks: {names}")
 
 
-def reason(said: str, ports: str) -> str:
+def reason(said: str) -> str:
     """Return one sentence on why Compose could not start the container."""
     if found := re.search(r"(could not select device driver .*|.*nvidia-container-cli: .*)", said):
         return (
@@ -78,11 +80,11 @@ def reason(said: str, ports: str) -> str:
             "on the CPU: make up DEVICE=cpu; for a GPU its driver and the NVIDIA Container Toolkit are needed"
         )
     if found := re.search(r"([\d.]+:\d+)[^\n]*(?:already allocated|address already in use)", said):
-        return f"{found[1]} is taken; stop what listens there (docker ps, ss -ltnp), or other PORTS, not {ports}"
-    if "manifest unknown" in said or "pull access denied" in said or "failed to resolve" in said:
-        return "the image cannot be had; a mirror: REGISTRY=mirror.example/, or a file: docker load < FILE"
+        return f"{found[1]} is taken; stop what listens there (docker ps, ss -ltnp), or make up PORTS='8100 8101 8102'"
     last = docker("logs", "--tail=20", container()) if container() else ""
-    return f"{last}\n{SERVICE} did not become healthy; make logs tells more" if last else "nothing was started"
+    return (
+        f"{last}\n{SERVICE} did not become healthy" if last else "nothing was started; Compose's own words stand above"
+    )
 
 
 def container() -> str:

@@ -189,6 +189,9 @@ def in_docker(
     mirrors = [
         f"--env={key}" for key in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ
     ]
+    if certificate := os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"):
+        mounts.append(f"--mount=type=bind,source={os.path.realpath(certificate)},target=/tmp/ca.pem,readonly")
+        mirrors.append("--env=PIP_CERT=/tmp/ca.pem")
     start = (
         'for needs in "$0"/*/1/requirements.txt; do'
         ' if [ -e "$needs" ]; then python3 -m pip install --quiet --requirement "$needs" || exit; fi; done;'

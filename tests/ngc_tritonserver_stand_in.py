@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 REGISTRY = "chest-ngc-tritonserver-stand-in-test/"
 IMAGE = f"{REGISTRY}nvcr.io/nvidia/tritonserver:24.06-py3"
-PACKAGES = "base-files,bash,dash,coreutils,grep,sed,python3,libpython3.11,libexpat1,libstdc++6,zlib1g,curl"
+PACKAGES = "base-files,bash,dash,coreutils,findutils,grep,sed,python3,libpython3.11,libexpat1,libstdc++6,zlib1g,curl"
 SITE = "usr/lib/python3/dist-packages"
 LEFT_OUT = ("humanfriendly", "coloredlogs", "nvidia_cudnn", "tensorrt", "onnxruntime/capi/libonnxruntime_providers_")
 SERVER = f"""#!/bin/sh

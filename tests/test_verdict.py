@@ -484,6 +484,8 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     docker.write_text("#!/bin/sh\n")
     docker.chmod(0o755)
     monkeypatch.setenv("PATH", str(docker.parent))
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
     source = tmp_path / "vit.onnx"
     source.write_text("")
     stage([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
@@ -499,7 +501,11 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     ]  # fmt: skip
     assert command[start + 1 : start + 3] == ["bash", "-c"]
     assert command[start + 4 :] == [f"{tmp_path}/staging", *module.STRICT, "--allow-metrics=false"]
+    monkeypatch.setenv("PIP_CERT", str(source))
     command = in_docker("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
+    assert {"--env=PIP_CERT=/tmp/ca.pem", f"--mount=type=bind,source={source},target=/tmp/ca.pem,readonly"} <= set(
+        command
+    )
     assert {"--gpus=all", "--publish=0.0.0.0:3:8002", f"--shm-size={3 << 30}", "--allow-metrics=true"} <= set(command)
 
 
