@@ -27,7 +27,7 @@ from scripts.infer.words import WORDS, say
 from scripts.sample import SPACING, sample
 from scripts.triton_server import triton_server
 from tests.dicom_studies import PATIENT, lungs, series, uid
-from tests.inference_base_stand_in import inference_base_stand_in
+from tests.inference_base_stand_in import NAME, inference_base_stand_in
 from tests.test_infer_series import COMPRESSED, compress
 
 BROKEN = {"Petrov_1950.zip", "head", "mr"}
@@ -217,7 +217,7 @@ def image(built: Project) -> Iterator[str]:
     said = built.make("image", "TARGET=inference", f"IMAGE={IMAGE}", f"BASE={inference_base_stand_in()}")
     assert f"{IMAGE}: synthetic weights" in said
     yield IMAGE
-    subprocess.run(["docker", "image", "rm", "--force", IMAGE], capture_output=True, check=True)
+    subprocess.run(["docker", "image", "rm", "--force", IMAGE, NAME], capture_output=True, check=True)
 
 
 def test_the_image_gives_the_same_rows_and_the_folder_s_owner_owns_them(

@@ -350,7 +350,10 @@ def masked(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
 
 def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any]) -> None:
     """Stored values -> Hounsfield units, into `out` int16 or float32."""
-    if out.dtype == np.int16:
+    if out.dtype == np.int16 and pixels.dtype in (np.int16, np.uint16) and slope == 1 and fits(pixels, intercept):
+        # Where the sum fits, it does not matter that both count modulo 65536
+        np.add(pixels.view(np.uint16), np.uint16(int(intercept) % (1 << 16)), out=out.view(np.uint16))
+    elif out.dtype == np.int16:
         wide = np.int64 if pixels.dtype.itemsize > 2 or abs(slope) > 1000 else np.int32
         values: NDArray[np.int64 | np.int32] = pixels.astype(wide)
         values = values * int(slope) + int(np.clip(intercept, -(1 << 30), 1 << 30))
@@ -358,6 +361,11 @@ def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any
     else:
         np.multiply(pixels, slope, out=out, casting="unsafe")
         out += intercept
+
+
+def fits(pixels: NDArray[Any], intercept: float) -> bool:
+    """Whether every sum is an int16."""
+    return int(pixels.min()) + intercept >= -(1 << 15) and int(pixels.max()) + intercept < 1 << 15
 
 
 def fill(hu: NDArray[Any], present: list[int]) -> None:

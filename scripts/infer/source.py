@@ -23,7 +23,7 @@ ARCHIVES = ".zip", ".tar", ".tgz", ".tar.gz"
 NIFTI = ".nii", ".nii.gz"
 OTHER_ARCHIVES = ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"
 MOST_FILES = 50_000
-LARGEST_FILE = 4 << 30  # bytes; a multi-frame series of 8000 slices
+LARGEST_FILE = 1 << 30  # bytes; a multi-frame series of 2000 slices
 LARGEST_STUDY = 64 << 30
 BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 

@@ -97,8 +97,8 @@ def digest(repository: Path) -> str:
     from scripts.infer.models import BPREG, ONNX, SETTINGS
 
     total = hashlib.sha256()
-    for file in (*ONNX.values(), SETTINGS, *sorted(p.name for p in (repository / BPREG).parent.glob("*.py"))):
-        path = repository / file if "/" in file else (repository / BPREG).with_name(file)
+    bpreg = sorted((repository / BPREG).parent.glob("*.py"))
+    for path in [*(repository / file for file in (*ONNX.values(), SETTINGS)), *bpreg]:
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
