@@ -1,6 +1,6 @@
 """The Triton image and its stack, in a real Docker engine with a real Compose.
 
-What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/tritonserver_stand_in.py: Debian with
+What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian with
 Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
 """
 
@@ -23,7 +23,7 @@ import pytest
 from conftest import REPOSITORY, ROOT, Project
 
 from scripts.triton_server import free_ports
-from tests.tritonserver_stand_in import REGISTRY, stand_in
+from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 
 NAME = "chest-triton-test"
 IMAGE = f"{NAME}:synthetic"
