@@ -315,7 +315,7 @@ judged_as      = $(if $(filter prebuilt,$(firstword $(ours))),--verdict $(judged
 image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
 	$(image.$(TARGET))
 image.triton   = @$(system_python) scripts/image.py $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
-image.inference = @$(system_python) scripts/image_inference.py $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)'
+image.inference = @$(system_python) scripts/image_inference.py $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)' $(judged_as)
 
 push:  ## Push that image, after consent to its weights' licences
 	@$(system_python) scripts/push.py '$(IMAGE)'

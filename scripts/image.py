@@ -60,9 +60,9 @@ def requirements(repository: str) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
 
 
-def built_from(base: str, files: Mapping[str, str]) -> str:
+def built_from(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE) -> str:
     """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
-    told = [base, hashlib.sha256(Path(DOCKERFILE).read_bytes()).hexdigest(), sorted(files.items())]
+    told = [base, hashlib.sha256(Path(dockerfile).read_bytes()).hexdigest(), sorted(files.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -72,40 +72,50 @@ def server(repository: str, base: str) -> str:
     sha = hashlib.sha256(needs).hexdigest()
     tag = f"{SERVER}:{built_from(pulled(base), {'requirements.txt': sha})[:12]}"
     if not inspect("image", tag):
-        build(tag, base, {"chest.requirements": sha}, needs, repository, {}, target="server")
+        build(tag, base, {"chest.requirements": sha}, context(needs, repository, {}), target="server")
     return tag
 
 
 def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
     """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
-        kind = read(record("published", repository)).partition("\n")[0]
-        tag = tag or f"chest-ct-triton:{kind}"
-        name, _, version = tag.rpartition(":")
-        if not name or "/" in version:  # a registry's port
-            name, version = tag, "latest"
-        if kind == "synthetic" and "synthetic" not in version:
-            raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
+        kind, tag = named("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict, sources)
-        identity = pulled(base)
-        inputs = built_from(identity, files)
+        inputs = built_from(pulled(base), files)
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
-        told = {
-            "org.opencontainers.image.title": "Triton with chest-CT models",
-            "org.opencontainers.image.revision": revision(),
-            "org.opencontainers.image.base.name": base,
-            "org.opencontainers.image.base.digest": identity,
-            "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
-            "chest.weights": kind,
-            "chest.inputs": inputs,
-            "chest.files": json.dumps(files, sort_keys=True),
-        }
-        build(tag, base, told, requirements(repository), repository, files)
+        told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
+        build(tag, base, told, context(requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
         print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def named(usual: str, tag: str, repository: str) -> tuple[str, str]:
+    """Return the kind of weights of a repository, and the tag of an image of it; a synthetic one says so."""
+    kind = read(record("published", repository)).partition("\n")[0]
+    tag = tag or f"{usual}:{kind}"
+    name, _, version = tag.rpartition(":")
+    if not name or "/" in version:  # a registry's port
+        name, version = tag, "latest"
+    if kind == "synthetic" and "synthetic" not in version:
+        raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
+    return kind, tag
+
+
+def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return what an image says about itself."""
+    return {
+        "org.opencontainers.image.title": title,
+        "org.opencontainers.image.revision": revision(),
+        "org.opencontainers.image.base.name": base,
+        "org.opencontainers.image.base.digest": pulled(base),
+        "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
+        "chest.weights": kind,
+        "chest.inputs": inputs,
+        "chest.files": json.dumps(files, sort_keys=True),
+    }
 
 
 def revision() -> str:
@@ -117,16 +127,7 @@ def revision() -> str:
     return told.stdout.strip()
 
 
-def build(
-    tag: str,
-    base: str,
-    told: Mapping[str, str],
-    needs: bytes,
-    repository: str,
-    files: Mapping[str, str],
-    *,
-    target: str = "",
-) -> None:
+def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
     given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
@@ -135,7 +136,7 @@ def build(
     run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
     assert run.stdin
     try:
-        for block in context(needs, repository, files):
+        for block in archive:
             run.stdin.write(block)
         run.stdin.close()
     except BrokenPipeError:
@@ -156,8 +157,7 @@ def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator
     """
     yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
     yield from member("requirements.txt", needs)
-    if certificate := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
-        yield from member("ca.pem", Path(certificate).read_bytes())
+    yield from authority()
     for layer in ("vit", "bpr", "heads"):
         inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
         folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
@@ -173,6 +173,12 @@ def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator
             yield bytes(-sizes[path] % 512)
         yield END
     yield END
+
+
+def authority() -> Iterator[bytes]:
+    """Yield the certificates that pip here is told to trust, as ca.pem."""
+    if path := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
+        yield from member("ca.pem", Path(path).read_bytes())
 
 
 def layer_of(path: str) -> str:

@@ -1,111 +1,64 @@
-"""Build the image that runs the published networks on CT studies.
+"""Build the image that runs the published networks on CT studies, unless it is there already.
 
-    python3 -sES scripts/image_inference.py REPOSITORY --base IMAGE [--tag NAME:TAG]
+    python3 -sES scripts/image_inference.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [FILE=SOURCE...]
 
-Label chest.inputs tells what an image was built from; one that is built from the same is left as it is.
+As scripts/image.py, which says what the arguments are and how an image tells what it was built from.
 """
 
 import argparse
 import fcntl
-import hashlib
-import io
-import json
-import os
-import subprocess
-import sys
-import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from records import lock, read, record
+from engine import labels, pulled
+from image import END, authority, build, built_from, header, labels_of, member, named, verified, vouched_for
+from records import digest, lock
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"
 MODELS = "vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"
-# The user's own environment that pip needs in the image as well
-GIVEN = (
-    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy",
-    "https_proxy", "no_proxy",
-)  # fmt: skip
-CERTIFICATES = "PIP_CERT", "REQUESTS_CA_BUNDLE"
 
 
-def context(repository: Path) -> dict[str, Path]:
-    """Return each file that goes into the image, by its place in the context; SystemExit where a model lacks."""
-    for model in MODELS:
-        if not list((repository / model).glob("1/**/*.onnx")):
-            raise SystemExit(f"{repository}/{model}: no ONNX file there; expected a whole repository; make repository")
-    files = {"Dockerfile": Path(DOCKERFILE), REQUIREMENTS: Path(REQUIREMENTS)}
-    files |= {str(path): path for path in sorted(Path(PROGRAM).glob("*.py"))}
-    for model in MODELS:
-        folder = "vit" if model == "vit_onnx" else "models"
-        inside = (path for path in sorted((repository / model / "1").rglob("*")) if path.is_file())
-        files |= {
-            f"{folder}/{path.relative_to(repository)}": path for path in inside if "__pycache__" not in path.parts
-        }
-    return files
-
-
-def image(repository: Path, base: str, tag: str) -> None:
-    """Let `tag` be the image of the repository; SystemExit where docker does not build it."""
+def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
+    """Let `tag` be the image of the repository; SystemExit where that is not what it was judged as, or not whole."""
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
-        kind = read(record("published", str(repository))).partition("\n")[0] or "other"
-        tag = tag or f"chest-ct-inference:{kind}"
-        if kind == "synthetic" and "synthetic" not in tag.rpartition(":")[2]:
-            raise SystemExit(f"IMAGE={tag}: a synthetic one is tagged as such, {tag.partition(':')[0]}:synthetic, say")
-        files = context(repository)
-        digests = {place: hashlib.sha256(path.read_bytes()).hexdigest() for place, path in files.items()}
-        inputs = hashlib.sha256(json.dumps([base, sorted(digests.items())]).encode()).hexdigest()
-        if label(tag) == inputs:
-            print(f"{tag} is up to date: {len(files)} files, nothing rebuilt")
+        kind, tag = named("chest-ct-inference", tag, repository)
+        vouched = vouched_for(repository, verdict, sources)
+        for model in MODELS:
+            if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
+                raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
+        models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/1/" for name in MODELS))}
+        program = {str(path): digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]}
+        inputs = built_from(pulled(base), {**models, **program}, DOCKERFILE)
+        if labels(tag).get("chest.inputs") == inputs:
+            print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return
-        build(tag, base, {"chest.weights": kind, "chest.inputs": inputs}, files)
+        told = labels_of("Findings in chest CT", base, kind, inputs, models)
+        build(tag, base, told, context(repository, models, program))
     print(f"{tag}: {kind} weights\n  docker run --rm -v FOLDER:/input:ro -v FOLDER:/output {tag}")
 
 
-def label(tag: str) -> str:
-    """Return what an image was built from, "" if it is not there; SystemExit if there is no engine to ask."""
-    try:
-        words = ["docker", "image", "inspect", "--format", '{{index .Config.Labels "chest.inputs"}}', tag]
-        run = subprocess.run(words, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise SystemExit("docker is not installed; on Debian and Ubuntu: sudo apt install docker.io") from None
-    said = run.stderr.strip().splitlines()
-    if run.returncode and "no such image" not in run.stderr.lower():
-        raise SystemExit(f"docker does not answer: {said[-1] if said else 'no reason given'}")
-    return run.stdout.strip()
-
-
-def build(tag: str, base: str, labels: Mapping[str, str], files: Mapping[str, Path]) -> None:
-    """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
-    given = [f"{name}={os.environ[name]}" for name in GIVEN if os.environ.get(name)]
-    words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
-    words += [f"--label={name}={value}" for name, value in labels.items()]
-    certificate = next((Path(os.environ[name]) for name in CERTIFICATES if os.environ.get(name)), None)
-    print(f"building {tag}", flush=True)
-    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
-    assert run.stdin
-    try:
-        with run.stdin, tarfile.open(fileobj=run.stdin, mode="w|") as archive:
-            for place, path in sorted((dict(files) | ({"ca.pem": certificate} if certificate else {})).items()):
-                content = path.read_bytes()
-                entry = tarfile.TarInfo(place)  # tells nothing of this machine, readable by all
-                entry.size, entry.mode = len(content), 0o644
-                archive.addfile(entry, io.BytesIO(content))
-    except BrokenPipeError:
-        pass  # docker says why
-    except BaseException:
-        run.kill()
-        raise
-    finally:
-        status = run.wait()
-    if status:
-        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+def context(repository: str, models: Mapping[str, str], program: Mapping[str, str]) -> Iterator[bytes]:
+    """Yield the tar archive that docker builds from."""
+    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from authority()
+    places = {path: path for path in program} | {
+        f"{'vit' if path.startswith('vit_') else 'models'}/{path}": f"{repository}/{path}" for path in models
+    }
+    digests = {**program, **{f"{repository}/{path}": sha for path, sha in models.items()}}
+    for place, path in sorted(places.items()):
+        size = Path(path).stat().st_size
+        yield header(place, size)
+        yield from verified(path, size, digests[path])
+        yield bytes(-size % 512)
+    yield END
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("repository")
     parser.add_argument("--base", required=True)
     parser.add_argument("--tag", default="")
-    args = parser.parse_args()
-    image(args.repository, args.base, args.tag)
+    parser.add_argument("--verdict", required=True)
+    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
+    args = parser.parse_intermixed_args()
+    image(args.repository, args.base, args.tag, args.verdict, dict(pair.split("=", 1) for pair in args.files))
