@@ -310,7 +310,7 @@ infer: $$(needs.infer)  ## What the networks find in each CT study: make infer I
 
 # Images: the published repository inside NVIDIA's Triton; and the stack that runs it
 ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
-judged_as      = $(if $(filter prebuilt,$(firstword $(ours))),--verdict $(judged),--verdict build/checks/verdict.json $(contents))
+judged_as      = --verdict $(if $(filter prebuilt,$(firstword $(ours))),$(judged),build/checks/verdict.json)
 
 image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
 	$(image.$(TARGET))

@@ -1,9 +1,8 @@
 """Build the Triton image from the published repository, unless it is there already.
 
-    python3 -sES scripts/image.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [FILE=SOURCE...]
+    python3 -sES scripts/image.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict build/checks/verdict.json
     python3 -sES scripts/image.py REPOSITORY --base IMAGE --server
 
-FILE=SOURCE: what is published, and what of; none: FILE is the verdict on a finished archive and names what it judged.
 --server: Triton and the requirements alone, without models.  What goes into an image is read once, hashed on its way,
 and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
 """
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from engine import inspect, labels, pulled
 from publish import content
-from records import lock, made_from, read, record
+from records import digest, lock, read, record, wrote
 
 DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
@@ -32,12 +31,11 @@ CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 END = bytes(1024)  # of a tar archive
 
 
-def vouched_for(repository: str, verdict: str, sources: Mapping[str, str]) -> dict[str, str]:
+def vouched_for(repository: str, verdict: str) -> dict[str, str]:
     """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
-    judged = made_from(verdict)
-    right = {path: judged.get(source, "") for path, source in sources.items()}
-    if not sources and read(verdict):
-        right = json.loads(read(verdict))["files"]
+    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
+        raise SystemExit(f"{verdict}: not what its step wrote, so that no image is made; make {verdict}")
+    right: dict[str, str] = json.loads(told)["files"]
     here: dict[str, str] = {}
     for model in models_in(repository):
         here |= content(repository, model)
@@ -76,11 +74,11 @@ def server(repository: str, base: str) -> str:
     return tag
 
 
-def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
+def image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-triton", tag, repository)
-        files = vouched_for(repository, verdict, sources)
+        files = vouched_for(repository, verdict)
         inputs = built_from(pulled(base), files)
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
@@ -222,10 +220,8 @@ if __name__ == "__main__":
     parser.add_argument("--tag", default="")
     parser.add_argument("--verdict", default="")
     parser.add_argument("--server", action="store_true")
-    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_args()
     if args.server:
         server(args.repository, args.base)
     else:
-        pairs = dict(pair.split("=", 1) for pair in args.files)
-        image(args.repository, args.base, args.tag, args.verdict, pairs)
+        image(args.repository, args.base, args.tag, args.verdict)

@@ -1,6 +1,6 @@
 """Build the image that runs the published networks on CT studies, unless it is there already.
 
-    python3 -sES scripts/image_inference.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [FILE=SOURCE...]
+    python3 -sES scripts/image_inference.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE
 
 As scripts/image.py, which says what the arguments are and how an image tells what it was built from.
 """
@@ -18,11 +18,11 @@ DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements
 MODELS = "vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"
 
 
-def image(repository: str, base: str, tag: str, verdict: str, sources: Mapping[str, str]) -> None:
+def image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the repository; SystemExit where that is not what it was judged as, or not whole."""
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-inference", tag, repository)
-        vouched = vouched_for(repository, verdict, sources)
+        vouched = vouched_for(repository, verdict)
         for model in MODELS:
             if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
@@ -59,6 +59,5 @@ if __name__ == "__main__":
     parser.add_argument("--base", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--verdict", required=True)
-    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
-    args = parser.parse_intermixed_args()
-    image(args.repository, args.base, args.tag, args.verdict, dict(pair.split("=", 1) for pair in args.files))
+    args = parser.parse_args()
+    image(args.repository, args.base, args.tag, args.verdict)

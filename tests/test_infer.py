@@ -257,7 +257,7 @@ def test_an_image_of_the_same_files_is_not_built_again_and_a_synthetic_one_is_ta
     base = f"BASE={inference_base_stand_in()}"
     assert f"{image} is up to date" in built.make("image", "TARGET=inference", f"IMAGE={image}", base)
     said = built.fail("image", "TARGET=inference", "IMAGE=chest-inference-test:1", base)
-    assert "a synthetic one is tagged as such, chest-inference-test:synthetic, say" in said
+    assert "a synthetic image is tagged as such: IMAGE=chest-inference-test:synthetic" in said
 
 
 # --- Once more, and in between
