@@ -1,9 +1,8 @@
 """Build the Triton image from the published repository, unless it is there already.
 
     python3 -sES scripts/image.py REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict build/checks/verdict.json
-    python3 -sES scripts/image.py REPOSITORY --base IMAGE --server
 
---server: Triton and the requirements alone, without models.  What goes into an image is read once, hashed on its way,
+What goes into an image is read once, hashed on its way,
 and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
 """
 
@@ -218,10 +217,6 @@ if __name__ == "__main__":
     parser.add_argument("repository")
     parser.add_argument("--base", required=True)
     parser.add_argument("--tag", default="")
-    parser.add_argument("--verdict", default="")
-    parser.add_argument("--server", action="store_true")
+    parser.add_argument("--verdict", required=True)
     args = parser.parse_args()
-    if args.server:
-        server(args.repository, args.base)
-    else:
-        image(args.repository, args.base, args.tag, args.verdict)
+    image(args.repository, args.base, args.tag, args.verdict)
