@@ -74,7 +74,7 @@ contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
     $(model)_onnx/config.pbtxt=$(config.$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(model).onnx) \
   $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
-    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(model).plan)) \
+    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(model)$(variant).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
   bpr_model/1/requirements.txt=convertation/bpr/requirements.txt \
   $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
@@ -141,7 +141,7 @@ $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.jso
 
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json scripts/plan_request.py scripts/check_repository.py \
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call entry_of,$$*).json scripts/plan_request.py scripts/check_repository.py \
   | .venv/installed
 	$(call step,$(python) -m scripts.plan_request $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 
@@ -149,13 +149,13 @@ $(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).
 	$(call step,$(system_python) -m scripts.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
 
 # or one that was built elsewhere
-$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(*F).tolerance.json \
+$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(call entry_of,$$(*F)).tolerance.json \
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
 	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
 # Plan against ONNX Runtime, on the same input; of a ViT the heads' probabilities too
-$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx build/models/$$(*F).json \
-  build/models/$$(*F).tolerance.json $$(if $$(filter vit,$$(*F)),$$(head_onnx)) scripts/compare_plan.py \
+$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(call entry_of,$$(*F)).onnx \
+  build/models/$$(call entry_of,$$(*F)).json build/models/$$(call entry_of,$$(*F)).tolerance.json $$(if $$(filter vit%,$$(*F)),$$(head_onnx)) scripts/compare_plan.py \
   scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
 	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$(wordlist 5,99,$^)),onnxruntime-gpu numpy)
 
@@ -191,7 +191,7 @@ needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%.plan) $(chosen_plans:%=build/plan/$(gpu)/%.check.json)))
+needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%$(variant).plan) $(chosen_plans:%=build/plan/$(gpu)/%$(variant).check.json)))
 trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
 	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
 

@@ -55,7 +55,6 @@ def run(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> 
     words = command(artifact, inputs, out, options)
     name, log = container(artifact), log_of(artifact)
     log.parent.mkdir(parents=True, exist_ok=True)
-    end_with_parent()
     gpu.docker("rm", "--force", name)
     with log.open("w") as output:
         print(shlex.join(words), file=output, flush=True)
