@@ -110,9 +110,13 @@ def wait(process: "subprocess.Popen[bytes]", artifact: str) -> None:
 def end_with_parent() -> None:
     """Signals, and the death of the step that started this, unwind the stack, so that the container is removed."""
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def leave(number: int, _: FrameType | None) -> None:
+        for other in numbers:  # Ctrl-C is followed by the step's death, which must not stop the removal
+            signal.signal(other, lambda *_: None)
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, leave)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

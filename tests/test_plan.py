@@ -3,6 +3,7 @@
 What the stand-ins are, and what they put in the GPU's place: tests/gpu_stand_in.py, tests/trtexec_stand_in.py.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -257,6 +258,20 @@ def test_a_signal_takes_the_container_along(hanging: "subprocess.Popen[str]", nu
     assert hanging.returncode != 0
     assert docker("ps", "--all", "--quiet", f"--filter=name={trtexec.container(PLAN)}") == ""
     assert not Path("out.plan").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_make_takes_the_container_along(project: Project, images: None, number: signal.Signals) -> None:
+    run = project.start("trt", "MODEL=binary", *KNOBS, DOCKER_GPUS=docker_gpus("--env=STAND_IN=hang"))
+    name = f"chest-{hashlib.sha256(str(project.path).encode()).hexdigest()[:6]}-sm86-binary.plan"
+    wait_for(lambda: name in docker("ps", "--format={{.Names}}"))
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)  # as Ctrl-C does
+    else:
+        run.send_signal(number)
+    run.communicate(timeout=60)
+    wait_for(lambda: name not in docker("ps", "--all", "--format={{.Names}}"))
+    assert not (project.path / "build/plan/sm86/binary.plan").exists()
 
 
 def test_the_orphan_of_a_killed_build_is_removed_first(hanging: "subprocess.Popen[str]") -> None:
