@@ -283,7 +283,7 @@ doctor:  ## What this machine has, lacks, and what to do about it
 
 needs.verify-gpu = $(if $(gpu),$(onnx) $(published.checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
 verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
-	$(if $(gpu),@$(python) -m scripts.verify_gpu $(on_a_gpu) $(contents) build/verify-gpu.json,\
+	$(if $(gpu),@$(python) -m scripts.verify_gpu $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
 	  @$(system_python) -m scripts.doctor --gpu && $(subst @,,$(ask_gpu)))
 
 needs.fidelity = build/fidelity.json

@@ -18,7 +18,19 @@ HALF = {"MatMul", "Gemm", "Conv", "Gelu"}
 # Float32 if one side is: so the sum that runs through all layers stays float32
 EITHER = {"Add", "Mul"}
 # These compute nothing
-MOVES = {"Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Pad", "Expand", "Squeeze", "Unsqueeze", "Flatten"}
+MOVES = {
+    "Reshape",
+    "Transpose",
+    "Split",
+    "Concat",
+    "Slice",
+    "Gather",
+    "Pad",
+    "Expand",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+}
 FLOATS = (DataType.FLOAT, DataType.FLOAT16)
 
 

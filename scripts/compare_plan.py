@@ -148,9 +148,10 @@ def main() -> None:
     parser.add_argument("heads", type=Path, nargs="*")
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
+    trtexec.end_with_parent()
     result = compare(given.plan, given.onnx, entry, tolerance, given.heads, Path(f"{given.out}.d"))
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{given.plan}: differs from ONNX Runtime by {result['output']:.1e} of its scale, "
+    print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "
           f"cosine {result['cosine']:.6f}, probabilities by {result['probability']:.1e}")  # fmt: skip
 
 

@@ -175,6 +175,7 @@ def main() -> None:
         return
     if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
+    trtexec.end_with_parent()
     record = build(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
     write(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")
     median = record["latency_ms"].get("median", "?")

@@ -17,7 +17,7 @@ with_plans := $(if $(filter onnx,$(FORMAT)),$(filter trt verify-gpu,$(MAKECMDGOA
 ask        := $(if $(filter onnx,$(FORMAT)),,$(if $(gpu),,yes))
 ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.gpu $(if $(filter trt,$@),,--triton $(TRITON_IMAGE))) && \
                 $(MAKE) --no-print-directory $$answer $(if $(filter verify-gpu,$@),FORMAT=both) $@
-on_a_gpu    = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu))
+on_a_gpu    = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}.check.json)
 missed      = $(if $(filter plan,$(FORMAT)),$(if $(EXPLAIN),,$(info FORMAT=plan: the existing client asks for $(planned:%=%_onnx) and will not find them; FORMAT=both keeps them)))
 
 ifneq ($(and $(gpu),$(with_plans)),)

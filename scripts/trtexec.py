@@ -55,7 +55,6 @@ def run(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> 
     words = command(artifact, inputs, out, options)
     name, log = container(artifact), log_of(artifact)
     log.parent.mkdir(parents=True, exist_ok=True)
-    end_with_parent()
     gpu.docker("rm", "--force", name)
     with log.open("w") as output:
         print(shlex.join(words), file=output, flush=True)
@@ -111,9 +110,13 @@ def wait(process: "subprocess.Popen[bytes]", artifact: str) -> None:
 def end_with_parent() -> None:
     """Signals, and the death of the step that started this, unwind the stack, so that the container is removed."""
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def leave(number: int, _: FrameType | None) -> None:
+        for other in numbers:  # Ctrl-C is followed by the step's death, which must not stop the removal
+            signal.signal(other, lambda *_: None)
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, leave)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,7 +4,7 @@
     python -m scripts.verdict --repository model_repository_running build/verify.json
 
 FILE=SOURCE: what the repository will hold; links in a fresh staging folder stand for it, and nothing is copied.
---gpu-checks: of the models that were compared with plans, answers are judged as a GPU's, by FOLDER/<name>.check.json.
+--gpu-checks: of the models that were compared with plans, answers are judged as a GPU's, by PATTERN with <name> for {}.
 --repository: judges an existing repository where it lies. Model `<name>_…` is asked what build/checks/<name>.json
 holds. OUT is written only if nothing is wrong: per model READY, difference and latency, the sha256 of each file.
 """
@@ -39,7 +39,7 @@ def verdict(
     log: Path,
     image: str | None = None,
     timeout: float = 600,
-    gpu_checks: Path | None = None,
+    gpu_checks: str | None = None,
     fp16: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
@@ -201,12 +201,11 @@ def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
-def expected(checks: Path, gpu_checks: Path | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
+def expected(checks: Path, gpu_checks: str | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
     """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
-    if gpu_checks and (on_gpu := gpu_checks / f"{variant(model, fp16)}.check.json").is_file():
-        content: dict[str, Any] = json.loads(on_gpu.read_text())
-        return content
-    return read(checks, model, fp16)
+    on_gpu = Path((gpu_checks or "").format(variant(model, fp16)))
+    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu.is_file() else read(checks, model, fp16)
+    return content
 
 
 def variant(model: str, fp16: Sequence[str]) -> str:
@@ -240,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("build/models"))
     parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
-    parser.add_argument("--gpu-checks", type=Path, metavar="FOLDER", help="what a server with a GPU must answer")
+    parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
     given = parser.parse_intermixed_args(argv)  # options may stand between files

@@ -1,6 +1,6 @@
 """Judge ONNX models and plans in the real Triton image on a GPU, and measure them.
 
-    python -m scripts.verify_gpu --image IMAGE --gpu-checks build/plan/sm86 FILE=SOURCE... OUT.json
+    python -m scripts.verify_gpu --image IMAGE --gpu-checks build/plan/sm86/{}.check.json FILE=SOURCE... OUT.json
 
 First the verdict on the whole set, as before publishing.  Then each model alone in a server of its own: latency at one
 sample and at the most that it takes, and by how much the GPU's used memory grew, read from nvidia-smi five times a
@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 from scripts.check_repository import read_config
 from scripts.sample import sample
 from scripts.triton_server import triton_server
-from scripts.verdict import CHANNEL, as_input, stage, verdict
+from scripts.verdict import CHANNEL, as_input, stage, variant, verdict
 
 BUILD = Path("build")
 TIMES = 10  # requests of which the median is told, after one that warms up
@@ -87,18 +87,20 @@ def measure(name: str, contents: list[str], image: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", required=True)
-    parser.add_argument("--gpu-checks", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--gpu-checks", required=True, metavar="PATTERN")
+    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
     parser.add_argument("contents", nargs="+", metavar="FILE=SOURCE")
     parser.add_argument("out", type=Path)
     given = parser.parse_intermixed_args()
     stage(given.contents, BUILD / "staging")
     folders = BUILD / "checks", BUILD / "models"
-    told = verdict(BUILD / "staging", *folders, BUILD / "logs/verify-gpu.log", given.image, gpu_checks=given.gpu_checks)
-    records = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted(given.gpu_checks.glob("*[!k].json"))
-        if ".check" not in path.name
-    }
+    told = verdict(
+        BUILD / "staging", *folders, BUILD / "logs/verify-gpu.log", given.image,
+        gpu_checks=given.gpu_checks, fp16=given.fp16,
+    )  # fmt: skip
+    plans = {name: given.gpu_checks.format(variant(name, given.fp16)) for name in told["models"] if "_trt" in name}
+    found = {name: Path(path.replace(".check.json", ".json")) for name, path in plans.items()}
+    records = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
     names = list(told["models"])
     measured = {name: measure(name, given.contents, given.image) for name in names}
     first: dict[str, Any] = next(iter(records.values()), {})

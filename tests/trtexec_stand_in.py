@@ -1,9 +1,9 @@
 """Stand-in for TensorRT 10.1's trtexec, for machines without a GPU: it computes with ONNX Runtime and builds no engine.
 
-It takes exactly the options that trtexec has, checks the profile against the ONNX inputs, and writes in a plan's place a
-file that begins by saying what it is, and holds the ONNX file.  STAND_IN in the environment tells what goes wrong:
-error=0.01 (share of the output's scale that is added to it), same, nan, fail, hang, half, killed, silent, memory, driver,
-mismatch (of the timing cache) or fp32 (no tensor is fp16, whatever was asked).
+It takes exactly the options that trtexec has, checks the profile against the ONNX inputs, and writes in a plan's place
+a file that begins by saying what it is, and holds the ONNX file.  STAND_IN in the environment tells what goes wrong:
+error=0.01 (share of the output's scale that is added to it), same, nan, fail, hang, half, killed, silent, memory,
+driver, mismatch (of the timing cache) or fp32 (no tensor is fp16, whatever was asked).
 """
 
 import json
@@ -110,7 +110,7 @@ def build(given: dict[str, str], fault: str, said: str) -> None:
     if fault == "hang":
         time.sleep(3600)
     if fault in ("half", "killed"):
-        plan.write_bytes((MARKER + header + onnx)[: 2000 if fault == "half" else 10])
+        plan.write_bytes((MARKER + header + onnx)[: len(onnx) // 2 if fault == "half" else 10])
         if fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
             os._exit(137)  # the first process of a container is spared its own signals
