@@ -206,13 +206,12 @@ def test_verify_and_status_know_what_is_published(project: Project) -> None:
     project.make("repository", "PRECISION=fp16")
 
     assert "vit_onnx: READY" in project.make("verify")
-    assert "up to date" in project.make("status")
+    assert "nothing to do" in project.make("status")
 
 
 def test_heads_and_bpr_have_no_fp16_variant(stand_ins: Project) -> None:
-    said = stand_ins.make("onnx", "PRECISION=fp16")
+    stand_ins.make("onnx", "PRECISION=fp16")
 
-    assert FP16 in said
     assert sorted(path.name for path in (stand_ins.path / "build/onnx").glob("*.fp16.onnx")) == ["vit.fp16.onnx"]
 
 
