@@ -116,7 +116,8 @@ def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
         sides = [rounded[::step], *(normalize(side[part][::step], dim=-1) @ rounded_directions.T for side in others)]
         error = max(error, *(float((side - cosines).abs().max()) for side in sides))
     margins = torch.cat(parts)
-    for near in (margins <= (WIDER + 1) * 2 * error).nonzero().flatten().split(CHUNK):  # each wrong by 2 errors at most
+    doubtful = (margins <= (WIDER + 1) * 2 * error).nonzero().flatten()  # each is wrong by two errors at most
+    for near in torch.split(doubtful, CHUNK):
         best, second = (normalize(flat[near].double(), dim=-1) @ directions.T).topk(2).values.T
         margins[near] = best - second
     return Cosines(margins, error)

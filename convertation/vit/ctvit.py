@@ -95,7 +95,9 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
         """(…, n, d) -> two of (…, heads, n, dim_head)"""
-        return [split_heads(functional.linear(x, half), self.heads) for half in self.halves or halves(self.to_kv.weight)]
+        return [
+            split_heads(functional.linear(x, half), self.heads) for half in self.halves or halves(self.to_kv.weight)
+        ]
 
 
 class FeedForward(nn.Sequential):
@@ -110,12 +112,12 @@ class FeedForward(nn.Sequential):
 
     def fold(self) -> None:
         """In place: the halves of the first Linear become weights of their own."""
-        self.halves = frozen(halves(self[1].weight))
+        self.halves = frozen(halves(self[1].get_parameter("weight")))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, sequences, n, d) -> (b, sequences, n, d)"""
         norm, up, down = self[0], self[1], self[4]
-        value, gate = self.halves or halves(up.weight)  # cut the weights, not what passes through
+        value, gate = self.halves or halves(up.get_parameter("weight"))  # cut the weights, not what passes through
         return torch.cat(
             [
                 down(functional.linear(piece, value) * functional.gelu(functional.linear(piece, gate)))
