@@ -1,6 +1,7 @@
 """What every conversion shares: reading a checkpoint safely and writing a network as one reproducible ONNX file."""
 
 import argparse
+import gc
 import hashlib
 import json
 import logging
@@ -178,6 +179,7 @@ def main(convert: Callable[..., None]) -> None:
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)  # sums in float64 must not depend on the number of cores
+    gc.disable()  # tracing makes very many objects, and this process ends soon
     entry = json.loads(given.entry.read_text())
     try:
         convert(
