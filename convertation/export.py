@@ -1,6 +1,7 @@
 """What every conversion shares: reading a checkpoint safely and writing a network as one reproducible ONNX file."""
 
 import argparse
+import gc
 import hashlib
 import json
 import logging
@@ -16,11 +17,13 @@ import numpy as np
 import onnx_ir
 import onnxscript.optimizer
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convertation.onnx_file import write
 
 ANY_SIZE = 2**40  # bytes; constants are folded however large they are
+BEGINNING = 64  # numbers of a weight that say whether another may be equal
 LISTED = 8  # keys named in an error before "and n more"
 
 
@@ -149,14 +152,21 @@ def export(
 
 def _share_equal_weights(model: onnx_ir.Model) -> None:
     """Keep one of equal initializers: folding gives each use of a transposed weight a copy of its own."""
-    kept: dict[tuple[object, ...], onnx_ir.Value] = {}
+    kept: dict[tuple[object, ...], list[onnx_ir.Value]] = {}
     for name, value in sorted(model.graph.initializers.items()):
-        assert value.const_value is not None
-        array = np.ascontiguousarray(value.const_value.numpy())
-        first = kept.setdefault((value.dtype, array.shape, hashlib.sha256(array.tobytes()).digest()), value)
-        if first is not value:
+        array = _array(value)
+        # Reading all of each would cost as long as writing it: only what begins alike is compared
+        alike = kept.setdefault((value.dtype, array.shape, array.flat[:BEGINNING].tobytes()), [])
+        if first := next((other for other in alike if np.array_equal(_array(other), array)), None):
             onnx_ir.convenience.replace_all_uses_with(value, first)
             del model.graph.initializers[name]
+        else:
+            alike.append(value)
+
+
+def _array(value: onnx_ir.Value) -> NDArray[Any]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def main(convert: Callable[..., None]) -> None:
@@ -169,6 +179,7 @@ def main(convert: Callable[..., None]) -> None:
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)  # sums in float64 must not depend on the number of cores
+    gc.disable()  # tracing makes very many objects, and this process ends soon
     entry = json.loads(given.entry.read_text())
     try:
         convert(

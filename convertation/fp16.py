@@ -69,7 +69,7 @@ def fp16(model: Model) -> Model:
 def chosen(node: Node, floats: list[Value]) -> DataType:
     """The type that a node computes in, given its inputs so far."""
     passing = [value for value in floats if value.const_value is None]
-    if node.op_type in HALF or node.op_type in MOVES and not passing:
+    if node.op_type in HALF or (node.op_type in MOVES and not passing):
         return DataType.FLOAT16
     if node.op_type in MOVES | EITHER and all(value.dtype == DataType.FLOAT16 for value in passing):
         return DataType.FLOAT16
@@ -85,7 +85,7 @@ def cast(model: Model, user: Node, value: Value, kind: DataType) -> Value:
         if not np.isfinite(array).all():
             raise SystemExit(f"{value.name}: weights beyond 65504, the largest of fp16; keep this model in fp32")
         tensor = onnx_ir.tensor(array, name=name)
-        made = Value(name=name, shape=tensor.shape, type=onnx_ir.TensorType(kind), const_value=tensor)
+        made = Value(name=name, shape=value.shape, type=onnx_ir.TensorType(kind), const_value=tensor)
         model.graph.register_initializer(made)
         return made
     node = Node("", "Cast", [value], [onnx_ir.AttrInt64("to", kind)], name=f"{name}_cast")

@@ -10,6 +10,7 @@ medians; times are compared within one run only, for no two machines are alike. 
     vit      load, memory and run of the ViT against a straight export
     export   the export step against the straight one
     heads    runs of the heads
+    fp16     the ViT rounded to fp16; on a GPU, where there is one, against fp32
     bpr      one series through bpr_model
     fetch    1 GiB from a server on this machine
     unpack   against unzip
@@ -34,6 +35,7 @@ GROUPS: Mapping[str, Group] = {
     "vit": bench_models.vit,
     "export": bench_models.export,
     "heads": bench_models.heads,
+    "fp16": bench_models.fp16,
     "bpr": bench_models.bpr,
     "fetch": bench_fetch.fetch,
     "unpack": bench_fetch.unpack,
@@ -110,7 +112,7 @@ def main() -> None:
         missed = bench(chosen, options.rounds, options.out)
     finally:
         if not options.keep:
-            for name in ("tree", "straight", "fetch", "exported.onnx"):
+            for name in ("tree", "straight", "fetch", "exported.onnx", "vit.fp16.onnx"):
                 path = BENCH / name
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
     if old:

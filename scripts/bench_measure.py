@@ -20,7 +20,20 @@ REPOSITORY = "model_repository_running"
 REQUIREMENTS = "requirements.txt", "requirements-s3.txt", "requirements-triton.txt"
 SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
-KNOBS = "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "OPSET", "PYTHON", "EXPLAIN", "PYTHONPATH"
+KNOBS = (
+    "CI",
+    "FROM",
+    "WEIGHTS",
+    "VIT",
+    "WITH",
+    "REPOSITORY",
+    "MODEL",
+    "PRECISION",
+    "OPSET",
+    "PYTHON",
+    "EXPLAIN",
+    "PYTHONPATH",
+)
 
 
 @dataclass
@@ -46,10 +59,12 @@ class Row:
         return "pass" if (self.value <= self.goal if self.relation == "≤" else self.value >= self.goal) else "MISS"
 
 
-def ratio(what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None, unit: str) -> Row:
-    """A row that compares the medians of two measurements, in `unit`, of one run: of what is built and what is not."""
+def ratio(
+    what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None, unit: str, other: str = "straight"
+) -> Row:
+    """A row that compares the medians of two measurements, in `unit`, of one run: of what is built and of the other."""
     a, b = statistics.median(ours), statistics.median(theirs)
-    note = f"{a:.3g} {unit}, straight {b:.3g} {unit}"
+    note = f"{a:.3g} {unit}, {other} {b:.3g} {unit}"
     return Row(what, a / b, "≤", goal, "x", note, [x / b for x in ours])
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 from statistics import median
@@ -82,6 +83,34 @@ def heads(tree: Tree, rounds: int) -> list[Row]:
         a, b = ([1e6 * pair[side] for pair in found] for side in (0, 1))
         rows.append(ratio(f"{name}, batch {batch}", a, b, 1.05, "µs"))
     return rows
+
+
+def fp16(tree: Tree, rounds: int) -> list[Row]:
+    """The ViT rounded to fp16: its size, whether the release reads it, and a GPU's runs of it where there is one."""
+    exact, entry, rounded = tree.onnx("vit"), tree.entry("vit"), BENCH / "vit.fp16.onnx"
+    say("rounding the ViT to fp16")
+    probe("module", "convertation.fp16", exact, rounded, cwd=tree.path)
+    sizes = [path.stat().st_size / 1e9 for path in (rounded, exact)]
+    rows = [
+        Row("fp16 file, of fp32", sizes[0] / sizes[1], "≤", 0.53, "x", f"{sizes[0]:.3f} GB, fp32 {sizes[1]:.3f} GB")
+    ]
+    what = f"fp16, session load, ONNX Runtime {RELEASE}"
+    try:
+        release = {"PYTHONPATH": str(install(RELEASE))}
+        rows.append(Row(what, probe("session", rounded, entry, "0", cwd=tree.path, **release)["load"], unit="s"))
+    except SystemExit as reason:
+        rows.append(Row(what, None, note=str(reason)))
+    wanted = ("fp16, run on a GPU, of fp32", 0.3), ("fp16, peak GPU memory, of fp32", 0.6)
+    if not shutil.which("nvidia-smi"):
+        return [*rows, *(Row(what, None, "≤", goal, "x", "no GPU") for what, goal in wanted)]
+    ours, theirs = (
+        [probe("gpu", path, entry, "20", cwd=tree.path) for _ in range(rounds)] for path in (rounded, exact)
+    )
+    return [
+        *rows,
+        ratio(wanted[0][0], each(ours, "run"), each(theirs, "run"), wanted[0][1], "s", "fp32"),
+        ratio(wanted[1][0], giga(ours, "most"), giga(theirs, "most"), wanted[1][1], "GB", "fp32"),
+    ]
 
 
 def bpr(tree: Tree, rounds: int) -> list[Row]:

@@ -3,6 +3,7 @@
     nothing                                the interpreter alone
     module NAME ARGUMENT...                a program of the project
     session MODEL.onnx ENTRY.json RUNS     ONNX Runtime on the CPU: load, then RUNS times one sample
+    gpu MODEL.onnx ENTRY.json RUNS         ONNX Runtime on the GPU, one sample: median run, most memory on the GPU
     pair A.onnx B.onnx ENTRY.json BATCH    two models in turn, thousands of times
     bpr VERSION_FOLDER DEPTH SIDE          Triton's bpr_model on one series
     matmul SIZE                            the machine's best at float32
@@ -12,6 +13,7 @@ Memory in bytes; numbers of this process alone, from its start.  Whatever ONNX R
 
 import json
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,6 +53,29 @@ def session(path: str, entry: str, runs: str) -> dict[str, Any]:
         if run == 0:
             measured |= {"first_peak": memory("VmHWM"), "output": output.ravel().tolist()}
     return measured
+
+
+def gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
+    import numpy as np
+    import onnxruntime
+
+    from scripts.sample import sample
+
+    def used() -> int:
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        return int(subprocess.run(query, stdout=subprocess.PIPE, check=True).stdout) << 20
+
+    before = used()
+    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}  # float32 that is float32
+    model = onnxruntime.InferenceSession(path, providers=[("CUDAExecutionProvider", options)])
+    if model.get_providers()[0] != "CUDAExecutionProvider":
+        raise SystemExit(f"ONNX Runtime {onnxruntime.__version__} could not load its CUDA provider")
+    request, times = sample(json.loads(Path(entry).read_text()), 0, 1), []
+    for _ in range(int(runs)):
+        start = time.perf_counter()
+        model.run(["output"], request)
+        times.append(time.perf_counter() - start)
+    return {"run": float(np.median(times[1:])), "most": used() - before}  # an arena gives nothing back
 
 
 def pair(first: str, second: str, entry: str, batch: str) -> dict[str, Any]:
@@ -135,7 +160,15 @@ def _matmul(size: int, times: int) -> float:
 
 def main() -> None:
     out, what, *arguments = sys.argv[1:]
-    measures = {"nothing": dict, "module": module, "session": session, "pair": pair, "bpr": bpr, "matmul": matmul}
+    measures = {
+        "nothing": dict,
+        "module": module,
+        "session": session,
+        "gpu": gpu,
+        "pair": pair,
+        "bpr": bpr,
+        "matmul": matmul,
+    }
     measured = measures[what](*arguments)  # type: ignore[operator]
     measured |= {"cpu": time.process_time(), "peak": memory("VmHWM")}
     Path(out).write_text(json.dumps(measured))

@@ -8,7 +8,6 @@ import argparse
 import importlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -191,7 +190,9 @@ def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.Inferen
     # in memory, and only until it is read.
     with os.fdopen(os.memfd_create("model"), "wb") as copy:
         with onnx.open("rb") as file:
-            shutil.copyfileobj(file, copy, 1 << 24)
+            while os.sendfile(copy.fileno(), file.fileno(), None, 1 << 30):
+                pass
+        copy.seek(0, os.SEEK_END)
         outputs = [ValueInfoProto(name=name) for name in inner]
         copy.write(ModelProto(graph=GraphProto(output=outputs)).SerializeToString())
         copy.flush()

@@ -87,9 +87,8 @@ def main() -> None:
     result = compare_fp16(check, entry, tolerance, given.onnx, given.fp16)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     codes = f", {100 * result['codes']['share']:.2g} % of the codes flip" if "codes" in result else ""
-    print(
-        f"{entry['name']}: fp16 differs by {result['difference']:.1e} of its scale, allowed {result['tolerance']:g}{codes}"
-    )
+    difference, allowed = result["difference"], result["tolerance"]
+    print(f"{entry['name']}: fp16 differs by {difference:.1e} of its scale, allowed {allowed:g}{codes}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECI
 
 # Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16
 $(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
-  /^  tolerance:.* fp16:/ {print model ".fp16:=1"} \
+  /^  (tolerance:.* |  )fp16:/ {print model ".fp16:=1"} \
   /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
   $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
 

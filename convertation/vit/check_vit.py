@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 class Cosines(NamedTuple):
-    margins: Tensor  # (tokens,) float64: the greatest cosine of a token minus its second
+    margins: Tensor  # (tokens,) float64: the greatest cosine of a token minus its second; of near ties exact
     error: float  # the largest of float32, on either side, against float64 on PyTorch's tokens
 
     @property
@@ -99,21 +99,28 @@ def rows(network: CTViT) -> Tensor:
 
 
 def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
-    """Margins in float64 of all tokens, and on every n-th token the error of float32 for PyTorch's and `theirs`."""
+    """Margins of all tokens, in float64 where they are near ties, and on every n-th token the error of float32 for
+    PyTorch's and `theirs`.
+    """
     directions = normalize(rows(network).double(), dim=-1)
     rounded_directions = normalize(rows(network), dim=-1)
     flat, *others = (side.flatten(0, -2) for side in (tokens, *theirs))
     step = max(1, len(flat) // MEASURED)
-    margins, error = [], 0.0
+    parts, error = [], 0.0
     for start in range(0, len(flat), CHUNK):
         part = slice(start, start + CHUNK)
-        cosines = normalize(flat[part].double(), dim=-1) @ directions.T
-        best, second = cosines.topk(2).values.T
-        margins.append(best - second)
-        for side in (flat, *others):
-            rounded = normalize(side[part][::step], dim=-1) @ rounded_directions.T
-            error = max(error, float((rounded - cosines[::step]).abs().max()))
-    return Cosines(torch.cat(margins), error)
+        rounded = normalize(flat[part], dim=-1) @ rounded_directions.T
+        best, second = rounded.topk(2).values.T
+        parts.append((best - second).double())
+        cosines = normalize(flat[part][::step].double(), dim=-1) @ directions.T
+        sides = [rounded[::step], *(normalize(side[part][::step], dim=-1) @ rounded_directions.T for side in others)]
+        error = max(error, *(float((side - cosines).abs().max()) for side in sides))
+    margins = torch.cat(parts)
+    doubtful = (margins <= (WIDER + 1) * 2 * error).nonzero().flatten()  # each is wrong by two errors at most
+    for near in torch.split(doubtful, CHUNK):
+        best, second = (normalize(flat[near].double(), dim=-1) @ directions.T).topk(2).values.T
+        margins[near] = best - second
+    return Cosines(margins, error)
 
 
 def flips(
@@ -152,8 +159,7 @@ def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -
     limit = WIDER * cosines.limit
     near = [token for token in cosines.margins.argsort()[:MOST].tolist() if cosines.margins[token] <= limit]
     changes = [torch.zeros(0, len(weight), dtype=torch.float64)]
-    for token in near:
-        cosine = directions @ normalize(flat[token].double(), dim=-1)
+    for token, cosine in zip(near, normalize(flat[near].double(), dim=-1) @ directions.T, strict=True):
         others = (cosine >= cosine.max() - limit).nonzero().flatten()
         others = others[others != chosen[token]]
         change = (book[others] - book[chosen[token]]) / tokens.shape[1]

@@ -22,6 +22,7 @@ LOGIT_SCALE = 8.0  # of the attention between unit vectors
 CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
 PARTIAL_SUMS = 8  # of the projection
 PIECES = 4  # along t, where the whole would take hundreds of megabytes at once
+FEED_FORWARD_PIECES = 2  # along t, or along the places
 
 
 class Norm(nn.Module):
@@ -68,11 +69,13 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
         self.scale: Tensor | None
         self.register_buffer("scale", None, persistent=False)
+        self.halves: nn.ParameterList | None = None
 
     def fold(self) -> None:
-        """In place: the three factors of the logits become one."""
+        """In place: the three factors of the logits become one, the weights of keys and values two."""
         scale = self.q_scale.double() * self.k_scale.double() * LOGIT_SCALE
         self.scale = scale.float()
+        self.halves = frozen(halves(self.to_kv.weight))
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
@@ -92,7 +95,9 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
         """(…, n, d) -> two of (…, heads, n, dim_head)"""
-        return [split_heads(functional.linear(x, weight), self.heads) for weight in halves(self.to_kv.weight)]
+        return [
+            split_heads(functional.linear(x, half), self.heads) for half in self.halves or halves(self.to_kv.weight)
+        ]
 
 
 class FeedForward(nn.Sequential):
@@ -103,14 +108,23 @@ class FeedForward(nn.Sequential):
         gate, dropout = nn.Identity(), nn.Identity()
         up, down = nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
         super().__init__(nn.LayerNorm(dim), up, gate, dropout, down)
+        self.halves: nn.ParameterList | None = None
+
+    def fold(self) -> None:
+        """In place: the halves of the first Linear become weights of their own."""
+        self.halves = frozen(halves(self[1].get_parameter("weight")))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, d) -> (…, d)"""
-        norm, up, _, _, down = self
-        assert isinstance(up, nn.Linear)
-        normed, (value, gate) = norm(x), halves(up.weight)  # cut the weights, not what passes through
-        moved: Tensor = down(functional.linear(normed, value) * functional.gelu(functional.linear(normed, gate)))
-        return moved
+        """(b, sequences, n, d) -> (b, sequences, n, d)"""
+        norm, up, down = self[0], self[1], self[4]
+        value, gate = self.halves or halves(up.get_parameter("weight"))  # cut the weights, not what passes through
+        return torch.cat(
+            [
+                down(functional.linear(piece, value) * functional.gelu(functional.linear(piece, gate)))
+                for piece in norm(x).chunk(FEED_FORWARD_PIECES, dim=1)
+            ],
+            dim=1,
+        )
 
 
 class Transformer(nn.Module):
@@ -190,8 +204,8 @@ class Projection(nn.Module):
         self.columns: nn.ParameterList | None = None
 
     def fold(self) -> None:
-        """In place: the parts become weights of their own, still mapped from the file."""
-        self.columns = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in self.parts())
+        """In place: the parts become weights of their own."""
+        self.columns = frozen(self.parts())
 
     def parts(self) -> Sequence[Tensor]:
         return self.weight.chunk(PARTIAL_SUMS, dim=1)
@@ -239,7 +253,7 @@ class CTViT(nn.Module):
         self.bias = self.attention_bias(torch.float64).float()
         self.directions = self.codebook_directions(torch.float64).float()
         for module in self.modules():
-            if isinstance(module, Attention | Projection):
+            if isinstance(module, Attention | FeedForward | Projection):
                 module.fold()
         return self
 
@@ -324,6 +338,11 @@ def unit(x: Tensor) -> Tensor:
 
 def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Identity(), nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
+
+
+def frozen(parts: Sequence[Tensor]) -> nn.ParameterList:
+    """Parts of a weight as weights, still mapped from the file."""
+    return nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in parts)
 
 
 def halves(weight: Tensor) -> tuple[Tensor, Tensor]:
