@@ -93,6 +93,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "images", "--quiet", "--no-trunc", "--filter=reference=chest-*", "--filter=reference=localhost:*/chest-*"
     )
     made += "\n" + docker("images", "--quiet", "--no-trunc", "--filter=dangling=true")
+    made += "\n" + inspect("image", name)["Id"]
     ours = {image for image in made.split() if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]}
     subprocess.run(["docker", "rmi", "--force", *sorted(ours)], capture_output=True)
 
