@@ -8,9 +8,6 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
 
-# These speak of what is published, and so take its kind of weights and its precision
-of_the_published := $(filter verify status graph provenance fidelity report image,$(MAKECMDGOALS))
-
 # Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
 FROM ?= weights
 # Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
@@ -23,30 +20,17 @@ REPOSITORY_ZIP ?=
 VIT ?= LiPro
 # Optional models to add, such as lipro; in `make compare`, the folder of the other repository
 WITH ?=
-# Where the finished models are published
-REPOSITORY ?= model_repository_running
 # What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
 MODEL ?=
 # Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
 PRECISION ?= $(or $(if $(of_the_published),$(if $(seen_fp16),fp16)),fp32)
 # ONNX operator set; Triton 24.06 reads up to 21
 OPSET ?= 20
-# Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
-CACHE ?=
-# read: nothing is put there
-CACHE_MODE ?= write
-# Python that .venv is made with (3.11 or 3.12)
-PYTHON ?= python3
-# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
-ADDRESS ?= 127.0.0.1
-# Its ports for HTTP, gRPC and metrics
-PORTS ?= 8000 8001 8002
-# Consent: 1 lets `make update` lock the new archives, unserved lets FROM=prebuilt publish what cannot be served here, licences lets `make push` push
-ACCEPT ?=
-# Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
-IMAGE ?=
 # What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
 FORMAT ?= onnx
+# Where the finished models are published
+REPOSITORY ?= model_repository_running
+
 # NVIDIA's release that the images of TensorRT and Triton come from
 NGC_RELEASE ?= 24.06
 # Prefix of a mirror of nvcr.io, such as registry.example.org/
@@ -57,12 +41,20 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
+
+# Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
+IMAGE ?=
 # Which image `make image` makes: triton or inference
 TARGET ?= triton
-# What `make up` gives Triton: gpu, or cpu where there is none
-DEVICE ?= gpu
 # What the inference image starts from: the GPU's libraries; python:3.11-slim is smaller and runs on the CPU
 BASE ?= nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
+# What `make up` gives Triton: gpu, or cpu where there is none
+DEVICE ?= gpu
+# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
+ADDRESS ?= 127.0.0.1
+# Its ports for HTTP, gRPC and metrics
+PORTS ?= 8000 8001 8002
+
 # The folder that `make infer` reads: a folder, archive or NIfTI file per study; volumes for `make compare` (.npy, .npz)
 INPUT ?=
 # The folder that `make infer` writes its tables to
@@ -71,8 +63,17 @@ OUTPUT ?=
 TRITON ?=
 # 1: it reads also the studies that are in OUTPUT already
 AGAIN ?=
+
+# Consent: 1 (`make update` locks new archives), unserved (FROM=prebuilt publishes what cannot be served here), licences (`make push`)
+ACCEPT ?=
 # An earlier build/bench.json: `make bench` then says what moved
 COMPARE ?=
+# Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
+CACHE ?=
+# read: nothing is put there
+CACHE_MODE ?= write
+# Python that .venv is made with (3.11 or 3.12)
+PYTHON ?= python3
 
 include scripts/knobs.mk
 
@@ -368,8 +369,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
-knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL PRECISION OPSET FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS \
-         DRY INPUT OUTPUT TRITON AGAIN COMPARE \
-         ADDRESS PORTS ACCEPT IMAGE TARGET BASE DEVICE CACHE CACHE_MODE PYTHON
+knobs = $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 include scripts/content.mk

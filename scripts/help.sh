@@ -10,5 +10,5 @@ sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' "$makefile" | expand -t 20
 echo
 for knob in "$@"; do
   comment=$(sed -n "/^${knob%%=*} ?=/{x;p;q};h" "$makefile")
-  printf '  %-38s %s\n' "$knob" "${comment#\# }"
+  printf '  %-50s %s\n' "$knob" "${comment#\# }"
 done

@@ -23,6 +23,9 @@ override REPOSITORY := $(patsubst $(CURDIR)/%,%,$(or $(realpath $(REPOSITORY)),$
 $(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(error \
   REPOSITORY=$(REPOSITORY): expected a folder for published models alone, such as model_repository_running))
 
+# These speak of what is published, and so take its kind of weights and its precision
+of_the_published := $(filter verify status graph provenance fidelity report image,$(MAKECMDGOALS))
+
 # The kind of weights that REPOSITORY was made from, and each file that was ever published there
 ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
 $(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \

@@ -1,7 +1,7 @@
 """The Triton image and its stack, in a real Docker engine with a real Compose.
 
-What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian with
-Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
+What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian
+with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
 """
 
 import json
