@@ -234,7 +234,7 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
   scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py $(verdict) \
-  $(network.vit) $(network.head) $(check.vit) convertation/export.py requirements-triton.txt | .venv/installed .venv-triton/installed
+  $(network.vit) $(network.head) $(check.vit) convertation/export.py convertation/onnx_file.py requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
 	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
 
