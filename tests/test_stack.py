@@ -89,13 +89,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     name = stand_in(tmp_path_factory.mktemp("base"))
     layer = inspect("image", name)["RootFS"]["Layers"][0]
     yield name
-    made = docker(
-        "images", "--quiet", "--no-trunc", "--filter=reference=chest-*", "--filter=reference=localhost:*/chest-*"
-    )
+    made = docker("images", "--quiet", "--no-trunc", "--filter=reference=chest-*")
     made += "\n" + docker("images", "--quiet", "--no-trunc", "--filter=dangling=true")
     made += "\n" + inspect("image", name)["Id"]
-    ours = {image for image in made.split() if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]}
-    subprocess.run(["docker", "rmi", "--force", *sorted(ours)], capture_output=True)
+    newest_first = dict.fromkeys(made.split())  # an image goes after those that were built on it
+    ours = [image for image in newest_first if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]]
+    subprocess.run(["docker", "rmi", "--force", *ours], capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +342,8 @@ def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     yield f"localhost:{port}", tmp_path / "registry"
     process.terminate()
     process.wait()
+    pushed = docker("images", "--quiet", f"--filter=reference=localhost:{port}/*")
+    subprocess.run(["docker", "rmi", "--force", *pushed.split()], capture_output=True)
 
 
 def as_real(image: str, tag: str, scratch: Path) -> None:
