@@ -153,11 +153,14 @@ $(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json buil
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
 	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
-# Plan against ONNX Runtime, on the same input; of a ViT the heads' probabilities too
-$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(call entry_of,$$(*F)).onnx \
+# What ONNX Runtime answers; a plan against it, on the same input; of a ViT the heads' probabilities too
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json scripts/expected.py scripts/sample.py | .venv/installed
+	$(call step,$(python) -m scripts.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
+
+$(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(call entry_of,$$(*F)).expected.npy \
   build/models/$$(call entry_of,$$(*F)).json build/models/$$(call entry_of,$$(*F)).tolerance.json $$(if $$(filter vit%,$$(*F)),$$(head_onnx)) scripts/compare_plan.py \
-  scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
-	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$(wordlist 5,99,$^)),onnxruntime-gpu numpy)
+  scripts/expected.py scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
+	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
   scripts/check_repository.py | .venv/installed

@@ -11,7 +11,7 @@
 
 EXPLAIN   :=
 artifacts := .venv/installed .venv/installed-for-tests .venv-triton/installed $(entries) $(checkpoints) $(onnx) $(checks) \
-             build/checks/verdict.json $(judged) $(requests) $(plans) $(compared) $(plan_configs)
+             build/checks/verdict.json $(judged) $(requests) $(expected) $(plans) $(compared) $(plan_configs)
 $(artifacts): FORCE
 .PHONY: FORCE
 .PRECIOUS: $(artifacts)

@@ -20,6 +20,8 @@ ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.gpu $(if $(f
 on_a_gpu    = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}$(variant).check.json)
 missed      = $(if $(filter plan,$(FORMAT)),$(if $(EXPLAIN),,$(info FORMAT=plan: the existing client asks for $(planned:%=%_onnx) and will not find them; FORMAT=both keeps them)))
 
+requests := $(if $(with_plans),$(planned:%=build/plan/%$(variant).request.json))
+expected := $(if $(with_plans),$(planned:%=build/plan/%.expected.npy))
 ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
 others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(PLANS),$(wildcard $(folder)/*/*.plan))))
@@ -31,8 +33,7 @@ plans    := $(foreach folder,$(folders),$(planned:%=build/plan/$(folder)/%$(vari
 $(foreach plan,$(others),$(eval brought.$(call under,$(plan))/$(basename $(notdir $(plan))) := $(plan)))
 taken    := $(foreach plan,$(plans),$(if $(brought.$(patsubst build/plan/%.plan,%,$(plan))),$(plan)))
 built    := $(filter-out $(taken),$(plans))
-requests := $(planned:%=build/plan/%$(variant).request.json)
-compared := $(planned:%=build/plan/$(gpu)/%$(variant).check.json)
+compared := $(sort $(planned:%=build/plan/$(gpu)/%$(variant).check.json) $(built:.plan=.check.json))
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
 head_onnx := $(heads:%=build/onnx/%.onnx)
