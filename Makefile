@@ -48,6 +48,8 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
+# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": names in scripts/fleet.yaml
+GPUS ?=
 
 include scripts/knobs.mk
 
@@ -183,7 +185,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt weights doctor verify-gpu update verify serve rollback test bench status graph provenance clean distclean help
+.PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify serve rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -194,9 +196,12 @@ needs.onnx = $(chosen:%=build/onnx/%.onnx) $(chosen:%=build/checks/%.json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%$(variant).plan) $(chosen_plans:%=build/plan/$(gpu)/%$(variant).check.json)))
+needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(chosen_plans:%=build/models/%.json),$(if $(gpu),$(call plans_for,$(gpu))))
 trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
 	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
+
+trt-fleet: .venv/installed  ## Plans for many kinds of GPU, one Slurm job for each: make trt-fleet GPUS="a100 l4"
+	$(if $(DRY),$(error DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this),$(if $(dry),,+)@$(fleet))
 
 needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
@@ -261,6 +266,6 @@ distclean: clean  ## Also the environments and records; your files and the repos
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
 knobs := FROM WEIGHTS WEIGHTS_ZIP REPOSITORY_ZIP VIT WITH REPOSITORY MODEL OPSET ADDRESS PORTS ACCEPT IMAGE PYTHON \
-         FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY
+         FORMAT NGC_RELEASE REGISTRY PLANS TRTEXEC_FLAGS DRY GPUS
 
 include scripts/content.mk

@@ -41,6 +41,14 @@ entry_of   = $(firstword $(subst ., ,$1))
 flags = $(if $(variant),--precision fp16) $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
 chosen_plans   = $(or $(filter $(planned),$(chosen)),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))
+plans_for      = $(chosen_plans:%=build/plan/$1/%$(variant).plan) $(chosen_plans:%=build/plan/$1/%$(variant).check.json)
 print_commands = @answer=$$($(system_python) -m scripts.gpu 2>/dev/null) || echo "\# no GPU could be asked (make doctor): sm86 stands for its compute capability"; \
   eval "$${answer:-gpu=sm86 tensorrt=}"; $(foreach model,$(chosen_plans),$(system_python) -m scripts.plan --print --gpu $$gpu --tensorrt "$$tensorrt" \
   $(flags) build/models/$(model).json build/onnx/$(model)$(variant).onnx build/plan/$$gpu/$(model)$(variant).plan;)
+
+# Many kinds of GPU: what needs none is made first; then each job runs `make trt` with the knobs that were given
+prepared     = $(foreach model,$(chosen_plans),build/plan/$(model)$(variant).request.json build/plan/$(model).expected.npy \
+                 build/models/$(model).tolerance.json) $(if $(filter vit,$(chosen_plans)),$(heads:%=build/plan/%$(variant).request.json))
+given        = $(foreach knob,$(filter-out GPUS DRY,$(knobs)),$(if $(filter file,$(origin $(knob))),,$(call quote,$(knob)=$($(knob)))))
+fleet        = exec $(python) -m scripts.fleet scripts/fleet.yaml $(call quote,$(GPUS)) $(call quote,$(prepared)) \
+                 $(call quote,$(call plans_for,{gpu})) $(MAKE) trt $(given)
