@@ -41,6 +41,8 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
+# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": names in scripts/fleet.yaml
+GPUS ?=
 
 # Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
 IMAGE ?=
@@ -203,11 +205,15 @@ $(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json buil
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
 	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
-# Plan against ONNX Runtime, on the same input; of a ViT the heads' probabilities too
-$(compared): build/plan/%.check.json: build/plan/%.plan build/onnx/$$(*F).onnx build/models/$$(call plain,$$(*F)).json \
+# What ONNX Runtime answers; a plan against it, on the same input; of a ViT the heads' probabilities too
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/expected.py scripts/sample.py \
+  | .venv/installed
+	$(call step,$(python) -m scripts.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
+
+$(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
   build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/compare_plan.py \
-  scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
-	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$(wordlist 5,99,$^)),onnxruntime-gpu numpy)
+  scripts/expected.py scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
+	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
   scripts/check_repository.py | .venv/installed
@@ -246,7 +252,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuil
   | $(prebuilt) .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
+.PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
         logs down rollback test bench status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
@@ -258,9 +264,12 @@ needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx 
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(chosen_plans:%=build/plan/$(gpu)/%.plan) $(chosen_plans:%=build/plan/$(gpu)/%.check.json)))
+needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(call plans_for,$(gpu))))
 trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
 	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
+
+trt-fleet: .venv/installed  ## Plans for many kinds of GPU, one Slurm job for each: make trt-fleet GPUS="a100 l4"
+	$(if $(DRY),$(error DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this),$(if $(dry),,+)@$(fleet))
 
 needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay

@@ -1,9 +1,10 @@
-"""Compare a plan with ONNX Runtime: python -m scripts.compare_plan PLAN ONNX ENTRY.json TOLERANCE.json OUT HEAD.onnx...
+"""Compare a plan with ONNX Runtime: python -m scripts.compare_plan PLAN EXPECTED.npy ENTRY.json TOLERANCE.json OUT HEAD
 
-trtexec runs the plan on stored seeded inputs at the smallest, usual and largest batch; ONNX Runtime gets the same, on
-the CPU.  Compared are the output, of a ViT also the cosine of each embedding, and the probabilities of the classes: of
-a ViT those that each HEAD makes of both embeddings.  OUT, written only if all are within the tolerance (models.yaml:
-gpu, cosine, probability), also holds the answers that a server with a GPU must give.
+trtexec runs the plan on stored seeded inputs at the smallest, usual and largest batch; EXPECTED is what ONNX Runtime
+answers to the same (scripts/expected.py).  Compared are the output, of a ViT also the cosine of each embedding, and the
+probabilities of the classes: of a ViT those that each HEAD, an ONNX file, makes of both embeddings.  OUT, written only
+if all are within the tolerance (models.yaml: gpu, cosine, probability), also holds the answers that a server with a GPU
+must give.
 """
 
 import argparse
@@ -14,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from scripts import trtexec
+from scripts.expected import SEED, open_onnx
 from scripts.records import sha256
 from scripts.sample import sample
 
 Array = NDArray[Any]
 
-SEED = 0
 LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once, as in scripts/compare.py
 
 
 def compare(
-    plan: Path, onnx: Path, entry: dict[str, Any], tolerance: dict[str, float], heads: list[Path], scratch: Path
+    plan: Path, expected: Array, entry: dict[str, Any], tolerance: dict[str, float], heads: list[Path], scratch: Path
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit if trtexec does not run the plan, or it differs by more than it may."""
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
@@ -36,9 +36,6 @@ def compare(
         raise SystemExit(f"convertation/models.yaml: {entry['name']}: a plan's tolerance lacks {', '.join(missing)}")
     batches = sorted(set(entry["batch"]))
     request = sample(entry, SEED, batches[-1])["input"]
-    session = open_onnx(onnx)
-    expected = np.concatenate([session.run(["output"], {"input": one[None]})[0] for one in request])
-    del session
     scale = float(np.abs(expected).max())
     result: dict[str, Any] = {"output": 0.0, "cosine": 1.0, "probability": 0.0}
     for batch in batches:
@@ -112,12 +109,6 @@ def ask(plan: Path, request: Array, scratch: Path) -> Array:
     return values.reshape([int(size) for size in output["dimensions"].split("x")])
 
 
-def open_onnx(file: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
-
-
 def probabilities(entry: dict[str, Any], output: Array, heads: list[Path]) -> list[Array]:
     """The classes' probabilities, per head (batch, classes): as the client makes them of logits and embeddings."""
     if entry["family"] == "vit":
@@ -143,13 +134,13 @@ def cosine(one: Array, other: Array) -> Array:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in "plan", "onnx", "entry", "tolerance", "out":
+    for name in "plan", "expected", "entry", "tolerance", "out":
         parser.add_argument(name, type=Path)
     parser.add_argument("heads", type=Path, nargs="*")
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
     trtexec.end_with_parent()
-    result = compare(given.plan, given.onnx, entry, tolerance, given.heads, Path(f"{given.out}.d"))
+    result = compare(given.plan, np.load(given.expected), entry, tolerance, given.heads, Path(f"{given.out}.d"))
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "
           f"cosine {result['cosine']:.6f}, probabilities by {result['probability']:.1e}")  # fmt: skip

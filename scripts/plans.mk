@@ -20,6 +20,8 @@ ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.gpu $(if $(f
 on_a_gpu    = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}.check.json)
 missed      = $(if $(filter plan,$(FORMAT)),$(if $(EXPLAIN),,$(info FORMAT=plan: the existing client asks for $(planned:%=%_onnx) and will not find them; FORMAT=both keeps them)))
 
+requests := $(if $(with_plans),$(variants:%=build/plan/%.request.json))
+expected := $(if $(with_plans),$(variants:%=build/plan/%.expected.npy))
 ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
 others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(PLANS),$(wildcard $(folder)/*/*.plan))))
@@ -31,8 +33,7 @@ plans    := $(foreach folder,$(folders),$(variants:%=build/plan/$(folder)/%.plan
 $(foreach plan,$(others),$(eval brought.$(call under,$(plan))/$(basename $(notdir $(plan))) := $(plan)))
 taken    := $(foreach plan,$(plans),$(if $(brought.$(patsubst build/plan/%.plan,%,$(plan))),$(plan)))
 built    := $(filter-out $(taken),$(plans))
-requests := $(variants:%=build/plan/%.request.json)
-compared := $(variants:%=build/plan/$(gpu)/%.check.json)
+compared := $(sort $(variants:%=build/plan/$(gpu)/%.check.json) $(built:.plan=.check.json))
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
 head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
@@ -40,6 +41,15 @@ precision = $(if $(filter %.fp16,$1),--precision=fp16)
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
 chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))
+plans_for      = $(chosen_plans:%=build/plan/$1/%.plan) $(chosen_plans:%=build/plan/$1/%.check.json)
 print_commands = @answer=$$($(system_python) -m scripts.gpu 2>/dev/null) || echo "\# no GPU could be asked (make doctor): sm86 stands for its compute capability"; \
   eval "$${answer:-gpu=sm86 tensorrt=}"; $(foreach model,$(chosen_plans),$(system_python) -m scripts.plan --print --gpu $$gpu --tensorrt "$$tensorrt" \
   $(call precision,$(model)) $(flags) build/models/$(call plain,$(model)).json build/onnx/$(model).onnx build/plan/$$gpu/$(model).plan;)
+
+# Many kinds of GPU: what needs none is made first; then each job runs `make trt` with the knobs that were given
+prepared     = $(foreach model,$(chosen_plans),build/plan/$(model).request.json build/plan/$(model).expected.npy \
+                 build/models/$(call plain,$(model)).tolerance.json) \
+               $(if $(filter vit%,$(chosen_plans)),$(foreach head,$(heads),build/plan/$(call variant,$(head)).request.json))
+given        = $(foreach knob,$(filter-out GPUS DRY,$(knobs)),$(if $(filter file,$(origin $(knob))),,$(call quote,$(knob)=$($(knob)))))
+fleet        = exec $(python) -m scripts.fleet scripts/fleet.yaml $(call quote,$(GPUS)) $(call quote,$(prepared)) \
+                 $(call quote,$(call plans_for,{gpu})) $(MAKE) trt $(given)

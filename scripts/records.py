@@ -102,7 +102,7 @@ def read(path: str) -> str:
 def write(path: str, text: str) -> None:
     """Write a file at one stroke."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(draft := f"{path}.{os.getpid()}~", "w") as file:
+    with open(draft := f"{path}.{os.uname().nodename}.{os.getpid()}~", "w") as file:
         file.write(text)
     os.replace(draft, path)
 
@@ -110,7 +110,7 @@ def write(path: str, text: str) -> None:
 def lock(path: str, kind: int = fcntl.LOCK_EX) -> TextIO:
     """Return an open file that keeps `path` locked until it, and the copy a child may have of it, is closed."""
     os.makedirs(".make/lock", exist_ok=True)
-    file = open(record("lock", path), "w")
+    file = open(record("lock", path), "w+")  # NFS lets no one share a lock on what is open for writing alone
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from conftest import REPOSITORY, ROOT, Project
 BINARY = {"build/onnx/binary.onnx", "build/checks/binary.json", "build/checks/verdict.json"}
 
 
-def github() -> Any:
-    return yaml.safe_load((ROOT / ".github/workflows/models.yml").read_text())
+def github(name: str = "models") -> Any:
+    return yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
 
 
 def gitlab() -> Any:
@@ -96,3 +97,35 @@ def test_a_changed_head_of_the_teams_needs_neither_archive_nor_other_checkpoints
 def test_the_page_explains_each_cached_path() -> None:
     page = (ROOT / "docs/ci.md").read_text()
     assert [path for path in cached() if f"| `{path}` |" not in page] == []
+
+
+def test_plans_are_built_for_each_runner_and_merged_in_both_workflows() -> None:
+    jobs, ours = github("plans")["jobs"], gitlab()
+    assert jobs["plan"]["strategy"]["matrix"]["gpu"] == ours["plan"]["parallel"]["matrix"][0]["GPU"]
+    assert jobs["repository"]["needs"] == "plan" and ours["plans"]["needs"] == ["plan"]
+    up, down = (uses(jobs[job], f"{way}-artifact")[0] for job, way in (("plan", "upload"), ("repository", "download")))
+    assert "${{ matrix.gpu }}" in up["name"]  # an artifact of this name is there once
+    assert fnmatch(up["name"], down["pattern"])
+    assert commands(jobs["plan"]) == ["make trt"]
+    assert commands(jobs["repository"]) == [f'make repository FORMAT=both PLANS="$(echo {down["path"]}/*)"']
+    assert ours["plan"]["script"] == ["make trt", "mkdir plans && mv build/plan/sm* plans/"]
+    assert ours["plans"]["script"] == ["make repository FORMAT=both PLANS=plans"]
+    assert ours["plan"]["artifacts"]["paths"] == ["plans"]
+
+
+def test_plans_are_built_of_what_the_main_workflow_left() -> None:
+    for job in github("plans")["jobs"].values():
+        assert [cache["path"].split() for cache in uses(job, "cache/restore")] == [cached()]
+    for name in "plan", "plans":
+        assert gitlab()[name]["cache"]["paths"] == cached()
+        assert gitlab()[name]["cache"]["key"] == gitlab()["repository"]["cache"][1]["key"]
+    assert github("plans")["env"]["WEIGHTS"] == github()["env"]["WEIGHTS"]
+
+
+def uses(job: Any, action: str) -> list[Any]:
+    """Return what a job gives to an action of that name, for each use."""
+    return [step["with"] for step in job["steps"] if action in step.get("uses", "")]
+
+
+def commands(job: Any) -> list[str]:
+    return [step["run"] for step in job["steps"] if "run" in step]

@@ -23,7 +23,7 @@ from conftest import ROOT, Project
 from gpu_stand_in import KNOBS, TENSORRT_IMAGE, TRITON_IMAGE, docker_gpus, import_image, remove_image
 from triton_models import ENTRY, linear
 
-from scripts import compare_plan, doctor, gpu, plan, plan_config, plan_request, take_plan, trtexec
+from scripts import compare_plan, doctor, expected, gpu, plan, plan_config, plan_request, take_plan, trtexec
 from scripts.check_repository import STAND_IN_PLAN
 
 PYTHON = [sys.executable, "-sESB", "-m"]
@@ -421,7 +421,8 @@ def test_the_doctor_says_what_the_onnx_path_lacks(monkeypatch: pytest.MonkeyPatc
 
 def compared(fault: str, tolerance: dict[str, float] = TOLERANCE) -> dict[str, Any]:
     built(fault)
-    return compare_plan.compare(Path("out.plan"), Path("model.onnx"), ENTRY, tolerance, [], Path("scratch"))
+    right = expected.expected(Path("model.onnx"), ENTRY)
+    return compare_plan.compare(Path("out.plan"), right, ENTRY, tolerance, [], Path("scratch"))
 
 
 def test_a_plan_within_the_tolerance_is_told_how_far_it_is_off(desk: Path) -> None:
@@ -563,8 +564,9 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     steps = both.make("trt", "MODEL=binary", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "build/onnx/binary.onnx: " in steps
     assert "build/plan/binary.request.json: " in steps
-    assert "build/plan/sm86/binary.plan: " not in steps
-    assert "build/plan/sm86/binary.check.json: " in steps
+    assert "build/plan/binary.expected.npy: " in steps
+    assert "build/plan/sm86/binary.plan: up to date" in steps
+    assert "build/plan/sm86/binary.check.json: " not in steps
     steps = both.make("trt", "MODEL=binary", "TRTEXEC_FLAGS=--noTF32", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "build/plan/sm86/binary.plan: binary.request.json changed" in steps
 
