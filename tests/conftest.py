@@ -181,7 +181,7 @@ if [[ $2 == scripts.compare || $2 == scripts.compare_fp16 ]]; then echo '{{"diff
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
     project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
-    for venv in (".venv", ".venv-triton"):
+    for venv in (".venv", ".venv-triton", ".venv-inference"):
         (project.path / venv).unlink()
         (project.path / venv / "bin").mkdir(parents=True)
         shutil.copy(ROOT / venv / "installed", project.path / venv)

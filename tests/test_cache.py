@@ -34,7 +34,7 @@ def empty(project: Project, path: Path) -> Project:
     """A machine with the sources alone, and the stand-in for its environments."""
     leave = shutil.ignore_patterns("build", ".make", REPOSITORY, f".{REPOSITORY}")
     shutil.copytree(project.path, path, ignore=leave, copy_function=shutil.copy)
-    for venv in (".venv", ".venv-triton"):
+    for venv in (".venv", ".venv-triton", ".venv-inference"):
         (path / venv / "installed").unlink()
     return Project(path)
 
