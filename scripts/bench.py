@@ -12,6 +12,7 @@ medians; times are compared within one run only, for no two machines are alike. 
     heads    runs of the heads
     fp16     the ViT rounded to fp16; on a GPU, where there is one, against fp32
     bpr      one series through bpr_model
+    cache    a shared folder cache, cold and warm
     fetch    1 GiB from a server on this machine
     unpack   against unzip
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts import bench_compare, bench_fetch, bench_models, bench_pipeline
+from scripts import bench_cache, bench_compare, bench_fetch, bench_models, bench_pipeline
 from scripts.bench_measure import BENCH, Row, Tree, others
 
 Group = Callable[[Tree, int], list[Row]]
@@ -37,6 +38,7 @@ GROUPS: Mapping[str, Group] = {
     "heads": bench_models.heads,
     "fp16": bench_models.fp16,
     "bpr": bench_models.bpr,
+    "cache": bench_cache.cache,
     "fetch": bench_fetch.fetch,
     "unpack": bench_fetch.unpack,
 }

@@ -17,23 +17,13 @@ from typing import Any
 ROOT = Path.cwd()
 BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
-REQUIREMENTS = "requirements.txt", "requirements-s3.txt", "requirements-triton.txt"
+REQUIREMENTS = tuple(path.name for path in sorted(ROOT.glob("requirements*.txt")))
 SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = (
-    "CI",
-    "FROM",
-    "WEIGHTS",
-    "VIT",
-    "WITH",
-    "REPOSITORY",
-    "MODEL",
-    "PRECISION",
-    "OPSET",
-    "PYTHON",
-    "EXPLAIN",
-    "PYTHONPATH",
-)
+    "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "PRECISION", "OPSET", "FORMAT", "CACHE", "CACHE_MODE",
+    "PYTHON", "EXPLAIN", "PYTHONPATH",
+)  # fmt: skip
 
 
 @dataclass

@@ -1,0 +1,81 @@
+"""The shared cache's figures: taking a whole repository from a warm folder, and putting a build's results there."""
+
+import json
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from scripts.bench_measure import BENCH, ENVIRONMENTS, ROOT, Row, Tree, copy_sources, environment, say
+
+FOLDER = BENCH / "cache"
+MODELS = "vit", "binary", "multilabel", "bpr"
+GOALS = (
+    *(f"build/onnx/{model}.onnx" for model in MODELS),
+    *(f"build/checks/{model}.json" for model in MODELS),
+    "build/synthetic/bpr/inference-settings.json",
+)
+# Puts what each step of a tree wrote into the cache, as step.py does after the step
+FILL = """import os, sys, time
+sys.path.insert(0, "scripts")
+from cache import Cache
+from records import found, read, wrote
+cache, start = Cache(), time.perf_counter()
+for target in sys.argv[1:]:
+    made = read(f".make/made/{target.replace('/', '%')}")
+    cache.keep(target, made.partition(" ")[2], wrote(target), found(wrote(target)))
+print(time.perf_counter() - start)"""
+
+
+def cache(tree: Tree, rounds: int) -> list[Row]:
+    """A cold cache beside a build without one, and a warm one beside `cp`."""
+    tree.ready("repository")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    fresh = BENCH / "empty"
+    try:
+        return [put(tree), take(fresh, rounds)]
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def put(tree: Tree) -> Row:
+    """What putting all results there adds to the steps that make them."""
+    took = {path.name.replace("%", "/"): path for path in (tree.path / ".make/took").iterdir()}
+    cached = [name for name in took if not name.startswith((".venv", "build/checks/verdict"))]
+    steps = sum(float(json.loads(path.read_text())["seconds"]) for path in took.values())
+    say(f"putting {len(cached)} results into a folder")
+    run = subprocess.run(
+        ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, env=environment(CACHE=str(FOLDER), MAKE_RUN="bench"),
+        text=True, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    seconds = float(run.stdout.split()[-1])
+    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
+    note = f"{len(cached)} results, {size / 1e9:.2f} GB in {seconds:.1f} s beside {steps:.0f} s of steps"
+    return Row("a build with a cold cache", (steps + seconds) / steps, "≤", 1.05, "x", note)
+
+
+def take(fresh: Path, rounds: int) -> Row:
+    """How fast an empty machine has all that is published and the verdict needs, against `cp` of the same files."""
+    ratios, makes, copies = [], [], []
+    say("taking everything from the warm folder, and copying it")
+    for _ in range(rounds):
+        shutil.rmtree(fresh, ignore_errors=True)
+        (fresh / ".make/made").mkdir(parents=True)
+        copy_sources(fresh)
+        for venv in ENVIRONMENTS:
+            (fresh / venv).symlink_to(ROOT / venv)
+            shutil.copy(ROOT / f".make/made/{venv}%installed", fresh / ".make/made")
+        seconds, said = Tree(fresh).make(*GOALS, f"CACHE={FOLDER}", "CACHE_MODE=read")
+        if missed := [goal for goal in GOALS if f"{goal}: from the cache" not in said]:
+            raise SystemExit(f"bench: {missed[0]} did not come from the cache\n{said[-2000:]}")
+        start = time.perf_counter()
+        subprocess.run(["cp", "-r", "build", "copy"], cwd=fresh, check=True)
+        copy = time.perf_counter() - start
+        makes.append(seconds)
+        copies.append(copy)
+        ratios.append(copy / seconds)
+    size = sum(path.stat().st_size for path in (fresh / "copy").rglob("*") if path.is_file())
+    note = f"{size / 1e9:.2f} GB: make {statistics.median(makes):.2f} s, cp {statistics.median(copies):.2f} s"
+    return Row("warm folder cache, rate of cp", statistics.median(ratios), "≥", 0.6, "x", note, ratios)
