@@ -21,8 +21,8 @@ REQUIREMENTS = tuple(path.name for path in sorted(ROOT.glob("requirements*.txt")
 SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = (
-    "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "PRECISION", "OPSET", "FORMAT", "CACHE", "CACHE_MODE",
-    "PYTHON", "EXPLAIN", "PYTHONPATH",
+    "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "PRECISION", "OPSET", "FORMAT", "CACHE",
+    "CACHE_MODE", "PYTHON", "EXPLAIN", "PYTHONPATH",
 )  # fmt: skip
 
 
