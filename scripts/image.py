@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engine import inspect, labels, pulled
+from engine import docker, inspect, labels, pulled
 from publish import content
 from records import digest, lock, read, record, wrote
 
@@ -75,6 +75,7 @@ def server(repository: str, base: str) -> str:
 
 def image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
+    docker("version")  # before a gigabyte is read
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict)

@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engine import labels, pulled
+from engine import docker, labels, pulled
 from image import END, authority, build, built_from, header, labels_of, member, named, verified, vouched_for
 from records import digest, lock
 
@@ -20,6 +20,7 @@ MODELS = "vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"
 
 def image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the repository; SystemExit where that is not what it was judged as, or not whole."""
+    docker("version")  # before a gigabyte is read
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-inference", tag, repository)
         vouched = vouched_for(repository, verdict)
