@@ -61,6 +61,7 @@ class Answers(NamedTuple):
     embedding: Array  # (volumes, output)
     codes: Array | None  # (volumes, tokens); None: they lie inside and cannot be seen
     probabilities: dict[str, Array]  # head: (volumes, findings)
+    tokens: Array | None = None  # (volumes, t, h, w, d), where they were asked for
 
 
 class Hop(NamedTuple):
@@ -77,8 +78,9 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
     """
     batch = task.entries["vit"]["batch"][-1]
     one, many, rounded = "ONNX, batch 1", f"ONNX, batch {batch}", "fp16 on a CPU: rounded weights"
+    first = by_onnx_runtime(task, one, hops["onnx"], 1, ("tokens", "codes"))
     found = [
-        Hop(one, "PyTorch", by_onnx_runtime(task, one, hops["onnx"], 1)),
+        Hop(one, "PyTorch", first),
         Hop(many, one, by_onnx_runtime(task, many, hops["onnx"], batch)),
     ]
     if "vit" in hops.get("fp16", {}):
@@ -87,7 +89,7 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
         found.append(Hop(rounded, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
     seen = {hop.name: hop.answers.codes for hop in found if hop.answers}
     pairs = {hop.name: (seen.get(hop.against), hop.answers.codes) for hop in found if hop.answers}
-    exact, flips, ties, shared = by_pytorch(task, hops["pytorch"], pairs)
+    exact, flips, ties, shared = by_pytorch(task, hops["pytorch"], pairs, first.tokens)
     found += [by_plan(task, key, hops[key]) for key in hops if key.startswith("plan/")]
     if not any(key.startswith("plan/") for key in hops):
         found.append(Hop("plan", "PyTorch", None, "not built: make trt, where there is a GPU"))
@@ -208,20 +210,20 @@ def batches(title: str, size: int) -> Iterator[list[int]]:
         yield numbers
 
 
-def by_onnx_runtime(task: Task, title: str, files: Files, size: int) -> Answers:
-    """ONNX Runtime on the CPU, the volumes in batches of `size`."""
+def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tuple[str, ...] = ("codes",)) -> Answers:
+    """ONNX Runtime on the CPU, the volumes in batches of `size`; of `inner`, the values that the ViT's graph names."""
     path = files["vit"]
-    graph = read_without_weights(path)[0].graph
-    inner = tuple(name for node in graph.node for name in node.output if name == "codes")
-    embedding, codes = [], []
+    inside = {name for node in read_without_weights(path)[0].graph.node for name in node.output}
+    inner = tuple(name for name in inner if name in inside)
+    found: dict[str, list[Array]] = {name: [] for name in ("output", *inner)}
     try:
         session = open_session(path, inner)
         for numbers in batches(title, size):
-            answer = session.run(["output", *inner], {"input": request(task, numbers)})
-            embedding.append(answer[0])
-            codes += [one.reshape(len(numbers), -1) for one in answer[1:]]
+            for name, values in zip(found, session.run(list(found), {"input": request(task, numbers)}), strict=True):
+                found[name].append(values)
         del session
-        embeddings, scores = np.concatenate(embedding), {}
+        whole = {name: np.concatenate(values) for name, values in found.items()}
+        embeddings, scores = whole["output"], {}
         for head in task.heads:
             path = files[head]
             (logits,) = open_session(path).run(["output"], {"input": unit(embeddings)})
@@ -230,17 +232,19 @@ def by_onnx_runtime(task: Task, title: str, files: Files, size: int) -> Answers:
         if type(error).__module__.split(".")[0] != "onnxruntime":
             raise
         raise SystemExit(f"{path}: ONNX Runtime does not run it: {str(error).splitlines()[0]}; make onnx") from None
-    return Answers(embeddings, np.concatenate(codes) if codes else None, scores)
+    codes = whole["codes"].reshape(VOLUMES, -1) if "codes" in whole else None
+    return Answers(embeddings, codes, scores, whole.get("tokens"))
 
 
 def by_pytorch(
-    task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]]
+    task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]], theirs: Array | None = None
 ) -> tuple[Answers, dict[str, list[list[float]]], list[Array], dict[str, Any]]:
     """The network as trained; for each pair of codes (None on the left: PyTorch's) the margins of those that differ.
 
     The margin is between the cosines of PyTorch's token, in float64, with both codebook rows.  Then, per volume, what
     each near tie would change if it fell the other way (check_vit.near_ties).  And what all tokens have in common:
-    `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip.
+    `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip,
+    on PyTorch's tokens and on `theirs`, as scripts/compare.py has it.
     """
     network = ctvit.load(files["vit"], task.entries["vit"])
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
@@ -253,7 +257,8 @@ def by_pytorch(
             exact = network.quantise(tokens)
             embedding.append(network.project(exact).numpy())
             codes.append(exact.numpy().reshape(1, -1))
-            all_tokens = check_vit.measure(network, tokens, [])
+            others = [] if theirs is None else [torch.from_numpy(theirs[number : number + 1])]
+            all_tokens = check_vit.measure(network, tokens, others)
             margins += histogram(all_tokens.margins.numpy())
             rounding = max(rounding, all_tokens.limit)
             ties.append(check_vit.near_ties(network, tokens, exact, all_tokens))

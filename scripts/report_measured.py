@@ -35,8 +35,8 @@ def fidelity() -> str:
         if (ties := hop["near_ties"]) and ties["explain"]:
             parts.append(
                 f"<p><b>{escape(hop['hop'])}</b>: its codes cannot be seen, but each leaves its "
-                f"trace in the embedding. {ties['explain']} near ties of the quantiser that fell the other way explain "
-                f"the difference; {ties['remains']:.1e} of the scale remains.</p>"
+                f"trace in the embedding: {ties['explain']} near ties of the quantiser fell the other way; beyond them "
+                f"{ties['remains']:.1e} of the scale remains.</p>"
             )
     return "\n".join([*parts, differences(found, hops), margins(found, hops), distances(found, hops)])
 
