@@ -212,7 +212,7 @@ $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call p
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
   build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/compare_plan.py \
-  scripts/expected.py scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py | .venv/installed
+  scripts/expected.py scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py scripts/probabilities.py | .venv/installed
 	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
@@ -377,7 +377,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock
 
 help:  ## Show this list
-	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),'$(knob)=$($(knob))')
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
 knobs = $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 include scripts/content.mk

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from records import read, write
@@ -32,8 +32,9 @@ class Folder:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        if not os.path.isdir(path) and os.environ.get("CACHE_MODE") != "read":
-            os.mkdir(path)  # not its parents: what is not mounted is not to be filled
+        if os.environ.get("CACHE_MODE") != "read":
+            with suppress(FileExistsError):
+                os.mkdir(path)  # not its parents: what is not mounted is not to be filled
         os.listdir(path)
 
     def read(self, name: str) -> bytes | None:
@@ -86,10 +87,15 @@ class Bucket:
     def __init__(self, url: str) -> None:
         import boto3  # type: ignore[import-untyped]
         from botocore.config import Config  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
         self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-        self.client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 2}))
+        patience = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 2})
+        try:
+            self.client = boto3.client("s3", config=patience)
+        except BotoCoreError as error:  # a profile that is not there, a malformed ~/.aws/config
+            raise OSError(error) from None
 
     def read(self, name: str) -> bytes | None:
         """Return what the small entry `name` holds, None if there is none."""
@@ -189,7 +195,7 @@ class Cache:
             if sha in self.spoiled or self.store.size(f"files/{sha}") != result.size:
                 self.store.put(f"files/{sha}", path)
                 self.stored = result.size
-            write(draft := f".make/out/{sha}", f"{sha} {result.size}\n")
+            write(draft := f".make/out/{target}.entry", f"{sha} {result.size}\n")
             self.store.put(_step(target, recipe), draft)
             os.remove(draft)
         except OSError as error:

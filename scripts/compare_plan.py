@@ -9,6 +9,7 @@ must give.
 
 import argparse
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts import trtexec
+from scripts import gpu, trtexec
+from scripts import probabilities as client
 from scripts.expected import SEED, open_onnx
 from scripts.records import sha256
 from scripts.sample import sample
@@ -111,18 +113,10 @@ def ask(plan: Path, request: Array, scratch: Path) -> Array:
 
 def probabilities(entry: dict[str, Any], output: Array, heads: list[Path]) -> list[Array]:
     """The classes' probabilities, per head (batch, classes): as the client makes them of logits and embeddings."""
-    if entry["family"] == "vit":
-        unit = (output / np.linalg.norm(output, axis=1, keepdims=True)).astype(np.float32)
-        logits = [open_onnx(head).run(["output"], {"input": unit})[0] for head in heads]
-    else:
-        logits = [output]
-    return [softmax(one) if one.shape[1] == 2 else 1 / (1 + np.exp(-one.astype(np.float64))) for one in logits]
-
-
-def softmax(logits: Array) -> Array:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    if entry["family"] != "vit":
+        return [client.probabilities(output)]
+    embedding = client.unit(output)
+    return [client.probabilities(open_onnx(head).run(["output"], {"input": embedding})[0]) for head in heads]
 
 
 def cosine(one: Array, other: Array) -> Array:
@@ -140,6 +134,11 @@ def main() -> None:
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
     trtexec.end_with_parent()
+    if (here := gpu.present(os.environ["TENSORRT_IMAGE"])).folder != given.plan.parent.name:
+        raise SystemExit(
+            f"{given.plan}: to be compared on {given.plan.parent.name}, this is {here.folder} ({here.name});\n"
+            "make trt on such a machine, or make trt-fleet"
+        )
     result = compare(given.plan, np.load(given.expected), entry, tolerance, given.heads, Path(f"{given.out}.d"))
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "

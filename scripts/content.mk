@@ -73,7 +73,7 @@ start = @$(call make_it,$(if $(cached),--cached $(if $(wanted),,--record)),$1,$2
 make_it = $(step_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $1 $@ $(call quote,$2) '$(call pins,$3)' $(inputs)
 
 # With a shared cache a step that lacks an input need not have it made: what its record says is enough to ask for the result
-cached  = $(and $(CACHE),$(filter-out .venv% build/checks/verdict.json $(judged),$@))
+cached  = $(and $(CACHE),$(filter-out .venv% build/checks/verdict.json build/fidelity.json $(plans) $(judged),$@))
 look_up = $(if $(dry),,+)@$(call make_it,--ask $(if $(wanted),,--record),$1,$2) || { [[ $$? == 3 ]] && \
             $(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@; }
 

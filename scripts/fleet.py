@@ -75,7 +75,13 @@ class Kind(NamedTuple):
         file, content = self.told
         for path in file, self.log:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        ours = [f"--job-name={self.job()}", f"--output={self.log}", "--export=ALL", "--no-requeue", *self.options]
+        ours = [
+            f"--job-name={self.job()}",
+            f"--output={self.log}",
+            "--export=ALL,DOCKER_GPUS=",
+            "--no-requeue",
+            *self.options,
+        ]
         said = run("sbatch", "--parsable", *ours, "scripts/fleet_job.sh", file, json.dumps(content), *self.command)
         if said.returncode:
             raise OSError(f"{self.line}: sbatch {shlex.join(self.options)}: {said.stderr.strip()}")

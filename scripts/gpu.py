@@ -30,12 +30,13 @@ QUERY = ["--query-gpu=name,compute_cap,driver_version,memory.total", "--format=c
 
 # What Docker, NVIDIA's container toolkit or TensorRT says, and what that means; the first that fits
 MEANINGS = [
-    (
-        "cannot connect to the docker daemon",
-        "the Docker daemon does not answer; start it: sudo systemctl start docker (as root: dockerd &)",
+    *(
+        (sign, "the Docker daemon does not answer; start it: sudo systemctl start docker (as root: dockerd &)")
+        for sign in ("cannot connect to the docker daemon", "failed to connect to the docker", "error during connect")
     ),
+    ("unable to find image", "the image is not on this machine; make trt gets it, or docker load < image.tgz"),
     (
-        "permission denied",
+        "permission denied while trying to connect",
         "this user may not use Docker; join its group: sudo usermod -aG docker $USER, then log in again",
     ),
     ("unsatisfied condition: cuda", f"the NVIDIA driver is too old for this image; install R{DRIVER} or newer"),
@@ -128,7 +129,7 @@ def image(name: str, pull: bool = True) -> Image:
 
 def present(name: str) -> Gpu:
     """Return the first GPU that a container of the image gets, the one that --device=0 means in it."""
-    run = docker("run", "--rm", "--network=none", "--entrypoint=nvidia-smi", *options(), name, *QUERY)
+    run = docker("run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *options(), name, *QUERY)
     if run.returncode or not (found := parse(run.stdout)):
         fail(f"{run.stderr}\n{run.stdout}")
     return found

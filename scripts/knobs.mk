@@ -31,8 +31,9 @@ ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
 $(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
-# Whether the ViT published there is the one rounded to fp16
-seen_fp16 = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
+# Whether the ViT published there is the one rounded to fp16; with plans alone, the verdict's record tells
+seen_fp16 = $(if $(wildcard $(REPOSITORY)/vit_onnx),$(fp16_onnx),$(findstring /vit.fp16.,$(file <.make/made/build%checks%verdict.json)))
+fp16_onnx = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
               $(findstring =$(sha),$(firstword $(file <.make/made/build%onnx%vit.fp16.onnx)))))
 $(call one_of,PRECISION,fp32 fp16)
 $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))

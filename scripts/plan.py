@@ -14,12 +14,13 @@ import re
 import shlex
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scripts import gpu, trtexec
 from scripts.plan_request import options
-from scripts.records import found, sha256, write, wrote
+from scripts.records import found, made_from, sha256, write, wrote
 
 REJECTED = re.compile(r"timing ?cache.*(reject|mismatch|not be used|fail|invalid|different|corrupt|assert|skip)", re.I)
 LATENCY = re.compile(r"\[I\] Latency: (.*)")
@@ -60,7 +61,7 @@ def build(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str,
             check_layers(plan, scratch / "layers.json")
         if draft.is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
-            Path(shutil.copyfile(draft, f"{cache}.{os.getpid()}~")).replace(cache)
+            Path(shutil.copyfile(draft, f"{cache}.{os.uname().nodename}.{os.getpid()}~")).replace(cache)
         shutil.move(made, out)
     except trtexec.TrtexecError as error:
         full = shutil.disk_usage(scratch).free < SPARE
@@ -120,7 +121,8 @@ def timing_cache(folder: str, tensorrt: str) -> Path:
 def set_aside(cache: Path) -> None:
     """Keep a rejected timing cache for whoever wants to know, out of the way."""
     print(f"  {cache}: TensorRT rejects it; set aside as {cache.name}.rejected, built without", flush=True)
-    cache.replace(f"{cache}.rejected")
+    with suppress(FileNotFoundError):  # another job was first
+        cache.replace(f"{cache}.rejected")
 
 
 def check_layers(plan: str, file: Path) -> None:
@@ -129,7 +131,8 @@ def check_layers(plan: str, file: Path) -> None:
     half = sum(bool(re.search("FP16|Half", kind, re.IGNORECASE)) for kind in kinds)
     if not half:
         raise SystemExit(
-            f"{plan}: asked for fp16, and none of the {len(kinds)} tensors TensorRT tells of is; see {file}"
+            f"{plan}: asked for fp16, and none of the {len(kinds)} tensors TensorRT tells of is;\n"
+            f"whole log: {trtexec.log_of(plan)}"
         )
     print(f"  {plan}: {half} of {len(kinds)} tensors of its layers are fp16", flush=True)
 
@@ -175,6 +178,8 @@ def main() -> None:
         return
     if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
+    if (was := made_from(str(given.request)).get(given.onnx)) and was != sha256(onnx):
+        raise SystemExit(f"{onnx}: not what {given.request} was written of, another make replaced it; run make again")
     trtexec.end_with_parent()
     record = build(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
     write(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")

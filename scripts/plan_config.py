@@ -27,8 +27,9 @@ def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
     config.backend, config.platform = "", "tensorrt_plan"
     config.default_model_filename = f"{folders[0]}.plan"
     for folder in folders:
-        major, minor = re.fullmatch(r"sm(\d+)(\d)", folder).groups()  # type: ignore[union-attr]
-        config.cc_model_filenames[f"{major}.{minor}"] = f"{folder}.plan"
+        if not (capability := re.fullmatch(r"sm(\d+)(\d)", folder)):
+            raise SystemExit(f"{folder}: expected a folder named by compute capability, such as sm86, in PLANS")
+        config.cc_model_filenames[f"{capability[1]}.{capability[2]}"] = f"{folder}.plan"
     return f"# The TensorRT plan of {onnx}, written by scripts/plan_config.py\n{text_format.MessageToString(config)}"
 
 

@@ -16,7 +16,9 @@ METADATA = 14  # ModelProto.metadata_props
 # Given by us; or they change the precision, which comes from the types in the ONNX file
 OURS = ("--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes",
         "--timingCacheFile", "--device", "--exportOutput", "--loadInputs", "--skipInference")  # fmt: skip
-PRECISIONS = ("--fp16", "--bf16", "--fp8", "--int8", "--int4", "--best", "--stronglyTyped")
+PRECISIONS = ("--fp16", "--bf16", "--fp8", "--int8", "--int4", "--best", "--stronglyTyped", "--calib",
+              "--layerPrecisions", "--layerOutputTypes", "--precisionConstraints", "--inputIOFormats",
+              "--outputIOFormats")  # fmt: skip
 
 
 def graph_sha256(onnx: Path) -> str:
@@ -36,7 +38,10 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
-    more = shlex.split(flags)
+    try:
+        more = shlex.split(flags)
+    except ValueError as error:
+        raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
     for flag in more:
         if flag.partition("=")[0] in PRECISIONS:
             raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision comes from the ONNX file: PRECISION=fp16")

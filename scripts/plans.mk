@@ -24,11 +24,11 @@ requests := $(if $(with_plans),$(variants:%=build/plan/%.request.json))
 expected := $(if $(with_plans),$(variants:%=build/plan/%.expected.npy))
 ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
-others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(PLANS),$(wildcard $(folder)/*/*.plan))))
+others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(realpath $(PLANS)),$(wildcard $(folder)/*/*.plan))))
 under     = $(lastword $(subst /, ,$(dir $1)))
 others   := $(foreach plan,$(others),$(if $(filter $(variants),$(basename $(notdir $(plan)))),$(plan)))
 folders  := $(sort $(gpu) $(foreach plan,$(others),$(call under,$(plan))) \
-              $(if $(filter build/plan $(CURDIR)/build/plan,$(abspath $(PLANS))),$(foreach plan,$(wildcard build/plan/*/*.plan),$(call under,$(plan)))))
+              $(if $(filter $(CURDIR)/build/plan,$(realpath $(PLANS))),$(foreach plan,$(wildcard build/plan/*/*.plan),$(call under,$(plan)))))
 plans    := $(foreach folder,$(folders),$(variants:%=build/plan/$(folder)/%.plan))
 $(foreach plan,$(others),$(eval brought.$(call under,$(plan))/$(basename $(notdir $(plan))) := $(plan)))
 taken    := $(foreach plan,$(plans),$(if $(brought.$(patsubst build/plan/%.plan,%,$(plan))),$(plan)))

@@ -73,6 +73,9 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
             for name, place in away.items():
                 command = command.replace(name, place)
             run(target, command, out)
+        if not hit and (changed := [name for name in inputs if name not in away and digest(name) != digests[name]]):
+            os.remove(out)
+            raise SystemExit(f"{changed[0]} changed while {target} was made from it; run make again")
         new = hit.sha if hit else sha256(out)
         if cache and not hit:
             cache.keep(target, recipe, new, out)

@@ -32,9 +32,8 @@ def refusal(plan: Path, request: dict[str, Any], tolerance: dict[str, float], fo
     for name, told in (("record", record), ("comparison", check)):
         if told["plan_sha256"] != digest:
             return f"its sha256 is {digest[:12]}, its {name} tells of {told['plan_sha256'][:12]}; copy the folder again"
-    for key, limit in check["tolerance"].items():
-        value = check["difference" if key == "gpu" else key]
-        allowed = tolerance.get(key, limit)
+    for key in ["gpu", *(key for key in ("cosine", "probability") if key in tolerance)]:
+        value, allowed = check["difference" if key == "gpu" else key], tolerance[key]
         if not (value >= allowed if key == "cosine" else value <= allowed):
             return f"its comparison gave {key} {value:.3g}, the tolerance of convertation/models.yaml is {allowed:g}"
     return ""

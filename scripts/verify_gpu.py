@@ -31,10 +31,10 @@ TIMES = 10  # requests of which the median is told, after one that warms up
 
 
 def used() -> int:
-    """MiB in use on the first GPU."""
-    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    """MiB in use on all GPUs, whichever of them the container has."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return sum(map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"nvidia-smi does not tell the GPU's memory ({error}); run it by hand") from None
 

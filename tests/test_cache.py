@@ -142,7 +142,7 @@ def test_with_mode_read_nothing_is_put_there(stand_ins: Project, cache: Path, tm
     ("where", "reason"),
     [
         ("/proc/1/nowhere/cache", "No such file"),
-        ("/proc/version", "File exists"),
+        ("/proc/version", "Not a directory"),
         ("/proc/sys", "Permission denied|not permitted|No such file"),
     ],
 )
