@@ -124,13 +124,13 @@ def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Pro
 
     (stand_ins.path / "build/onnx").mkdir(exist_ok=True)
     (stand_ins.path / "build/onnx/vit.fp16.onnx").write_text("another hop")
-    assert announced(stand_ins.make(goal)) == {goal}
+    assert goal in announced(stand_ins.make(goal))
     assert "fp16/vit " in (stand_ins.path / goal).read_text()
 
     plan = stand_ins.path / "build/plan/RTX/vit.plan"
     plan.parent.mkdir(parents=True)
     plan.write_text("and another")
-    assert announced(stand_ins.make(goal)) == {goal}
+    assert goal in announced(stand_ins.make(goal))
     assert "plan/RTX/vit " in (stand_ins.path / goal).read_text()
 
 
