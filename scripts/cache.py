@@ -127,7 +127,7 @@ class Bucket:
 
     def _ask(self, call: Any, name: str) -> Any:
         from boto3.exceptions import S3UploadFailedError  # type: ignore[import-untyped]
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return call(Bucket=self.bucket, Key=self.prefix + name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def compose() -> list[str]:
         if shutil.which(words[0]):
             run = subprocess.run([*words, "version", "--short"], capture_output=True, text=True)
             version = run.stdout.strip().removeprefix("v")
-            if run.returncode == 0 and int(version.partition(".")[0] or 0) >= 2:
+            numbers = re.match(r"(\d+)\.(\d+)", version)
+            if run.returncode == 0 and numbers and (int(numbers[1]), int(numbers[2])) >= (2, 24):
                 return words
             old = version if run.returncode == 0 else old
     raise SystemExit(

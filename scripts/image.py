@@ -34,6 +34,8 @@ def vouched_for(repository: str, verdict: str) -> dict[str, str]:
     """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
     if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
         raise SystemExit(f"{verdict}: not what its step wrote, so that no image is made; make {verdict}")
+    if unserved := json.loads(told).get("unserved"):
+        raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that no image is made of it")
     right: dict[str, str] = json.loads(told)["files"]
     here: dict[str, str] = {}
     for model in models_in(repository):
@@ -92,7 +94,8 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
 
 def named(usual: str, tag: str, repository: str) -> tuple[str, str]:
     """Return the kind of weights of a repository, and the tag of an image of it; a synthetic one says so."""
-    kind = read(record("published", repository)).partition("\n")[0]
+    if not (kind := read(record("published", repository)).partition("\n")[0]):
+        raise SystemExit(f"{repository} was not published here, so that no image is made of it; make repository")
     tag = tag or f"{usual}:{kind}"
     name, _, version = tag.rpartition(":")
     if not name or "/" in version:  # a registry's port
@@ -127,6 +130,11 @@ def revision() -> str:
 
 def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
+    for name in PIP:
+        if "@" in os.environ.get(name, ""):
+            raise SystemExit(
+                f"{name} holds a password, which whoever has the image could read; use a mirror without one"
+            )
     given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
     words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])

@@ -27,13 +27,15 @@ def reload(repository: str) -> None:
         raise SystemExit("tritonserver serves the models of its image; make image, then make up IMAGE=…")
     if labels["chest.repository"] != folder(repository):
         raise SystemExit(f"tritonserver serves another folder than {repository}; make up")
-    if labels.get("chest.requirements") != hashlib.sha256(requirements(repository)).hexdigest():
-        raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
     address = http(identity)
     told = json.loads(read(SERVING) or "{}")
     took = dict(told.get("models", {})) if told.get("container") == identity else {}
     with lock("publish", fcntl.LOCK_SH):  # a model's files must not change while it loads
-        for model in [*models_in(repository), *sorted(ready(identity) - set(models_in(repository)))]:
+        if labels.get("chest.requirements") != hashlib.sha256(requirements(repository)).hexdigest():
+            raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
+        # The ViT first: it needs the most memory, and where it does not load the heads stay those that belong to it
+        here = sorted(models_in(repository), key=lambda name: (not name.startswith("vit_"), name))
+        for model in [*here, *sorted(ready(identity) - set(here))]:
             files = content(repository, model)
             if not files:
                 request(address, model, "unload")

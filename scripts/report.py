@@ -10,13 +10,14 @@ import json
 import sys
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import fidelity_table
 from explain import FRESH, LOCAL, Step, judged
 from graph import picture
 from page import heading, load, missing, stale, table
 from provenance import provenance
-from records import read, record
+from records import known, read, record
 from report_measured import benchmark, compared, fidelity
 from summary import size
 
@@ -32,7 +33,7 @@ def report(repository: str, steps: dict[str, Step]) -> str:
     """Return the whole page."""
     kind = read(record("published", repository)).partition("\n")[0]
     parts = {
-        "Models": models(kind),
+        "Models": models(repository, kind),
         "Pipeline": pipeline(repository, steps),
         "Made of": made_of(repository, steps),
         "Fidelity": fidelity(),
@@ -57,9 +58,16 @@ def report(repository: str, steps: dict[str, Step]) -> str:
     )
 
 
+def verdict_on(repository: str) -> Any:
+    """The verdict, if it was passed on the very files that are published; else None."""
+    verdict = load("build/checks/verdict.json")
+    fits = verdict and all(known(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
+    return verdict if fits else None
+
+
 def figures(repository: str, kind: str) -> str:
     """The handful of numbers that one looks for first."""
-    verdict, measured = load("build/checks/verdict.json"), load("build/fidelity.json")
+    verdict, measured = verdict_on(repository), load("build/fidelity.json")
     files = [path for path in Path(repository).rglob("*") if path.is_file() and path.name != ".gitkeep"]
     shown = [
         (kind or "none", "weights"),
@@ -79,10 +87,10 @@ def figures(repository: str, kind: str) -> str:
     )
 
 
-def models(kind: str) -> str:
+def models(repository: str, kind: str) -> str:
     """Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
     parts = [heading("Models", kind)]
-    if verdict := load("build/checks/verdict.json"):
+    if verdict := verdict_on(repository):
         parts.append(
             f"<p>{escape(verdict['server'])} loaded each model strictly, and each was asked over gRPC what PyTorch had "
             f"answered before.{stale('build/checks/verdict.json', 'make repository')}</p>"

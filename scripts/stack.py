@@ -16,7 +16,7 @@ import sys
 import urllib.request
 from contextlib import suppress
 
-from engine import compose, docker, inspect, pulled
+from engine import compose, docker, inspect, labels, pulled
 from image import models_in, server
 from publish import content
 from records import read, record, write
@@ -65,7 +65,9 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         took = {model: content(repository, model) for model in models_in(repository)}
         write(SERVING, json.dumps({"container": now, "models": took}))
     names = ", ".join(sorted(model["name"] for model in index(now)))
-    kind = read(record("published", repository)).partition("\n")[0] if repository else ""
+    kind = (
+        read(record("published", repository)).partition("\n")[0] if repository else labels(image).get("chest.weights")
+    )
     if kind == "synthetic":
         print("the weights are synthetic: the answers are nonsense, by design")
     print(f"{SERVICE} is ready: HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};")
@@ -90,13 +92,16 @@ def reason(said: str) -> str:
 def container() -> str:
     """Return the id of the container of the service, "" if there is none."""
     project = os.environ.get("COMPOSE_PROJECT_NAME", "chest")
-    labels = (f"label=com.docker.compose.{key}={name}" for key, name in (("project", project), ("service", SERVICE)))
-    return docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labels)).partition("\n")[0]
+    labelled = (f"label=com.docker.compose.{key}={name}" for key, name in (("project", project), ("service", SERVICE)))
+    return docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
 
 
 def http(identity: str) -> str:
     """Return host:port where a container answers HTTP."""
-    bound = inspect("container", identity)["NetworkSettings"]["Ports"]["8000/tcp"][0]
+    ports = inspect("container", identity)["NetworkSettings"]["Ports"]
+    if not ports.get("8000/tcp"):
+        raise SystemExit("tritonserver starts again and again and does not answer; make logs")
+    bound = ports["8000/tcp"][0]
     return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
 
 

@@ -46,8 +46,11 @@ def volumes(folder: Path | None, entry: dict[str, Any]) -> Iterator[NDArray[np.f
             yield sample(entry, FIRST_SEED + number, 1)["input"]
         return
     for path in found(folder):
-        with opened(path) as stream:
-            volume = np.load(stream, allow_pickle=False)
+        try:
+            with opened(path) as stream:
+                volume = np.load(stream, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise SystemExit(f"{path}: no array of numpy.save ({error}); write it anew") from None
         low, high = float(volume.min()), float(volume.max())
         if not -1.001 <= low <= high <= 1.001:  # false of NaN, too
             raise SystemExit(f"{path}: values from {low:.4g} to {high:.4g}; expected HU / 1000, clipped to [-1, 1]")
