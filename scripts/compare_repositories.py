@@ -86,6 +86,11 @@ class Repository:
             raise UnlikeError(f"{self.path / name}: {error}") from None
 
 
+def after_its_vit(name: str) -> tuple[str, bool, str]:
+    """Sorts vit_onnx before the heads_onnx, and vit_trt before theirs: heads are asked with the embeddings before."""
+    return name.rpartition("_")[2], not name.startswith("vit_"), name
+
+
 class Comparison:
     """Model by model; the heads are asked with the embeddings of both ViTs, so each side decides as it would."""
 
@@ -98,7 +103,7 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """What OUT holds."""
-        common = sorted(set(self.ours.models) & set(self.theirs.models), key=lambda name: (name[:4] != "vit_", name))
+        common = sorted(set(self.ours.models) & set(self.theirs.models), key=after_its_vit)
         files = {name: (self.ours.files(name), self.theirs.files(name)) for name in common}
         alike = {name: mine == other for name, (mine, other) in files.items()}
         heads = [name for name in common if self.family(name) == "head"]
@@ -183,7 +188,7 @@ class Comparison:
         count = len(self.inputs)
         new, old = probabilities(mine[:count]), probabilities(other[count : 2 * count])
         head = name.rpartition("_")[0]
-        self.probabilities[head] = {"new": new.tolist(), "old": old.tolist()}
+        self.probabilities[head] = self.probabilities.get(head) or {"new": new.tolist(), "old": old.tolist()}
         return [
             {
                 "input": self.inputs[row],
