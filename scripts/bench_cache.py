@@ -48,8 +48,8 @@ def put(tree: Tree) -> Row:
     say(f"putting {len(cached)} results into a folder")
     FOLDER.mkdir(parents=True)
     run = subprocess.run(
-        ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, env=environment(CACHE=str(FOLDER), MAKE_RUN=f"{time.time_ns()}"),
-        text=True, stdout=subprocess.PIPE, check=True,
+        ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, text=True, stdout=subprocess.PIPE, check=True,
+        env=environment(CACHE=str(FOLDER), MAKE_RUN=f"{time.time_ns()}"),
     )  # fmt: skip
     seconds = float(run.stdout.split()[-1])
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
