@@ -129,6 +129,24 @@ def test_each_way_to_have_no_chest_ct_is_an_error_of_its_own(tmp_path: Path) -> 
     assert failure(tmp_path / "empty") == "nothing"
 
 
+def test_series_of_two_studies_with_one_uid_are_two_series(tmp_path: Path) -> None:
+    """As anonymisers make them."""
+    for study, hu in (("first", HU), ("second", HU + 1)):
+        series(tmp_path, hu, name=study, study=study, SeriesInstanceUID="1.2.3")
+
+    one, volume, _ = chosen(tmp_path)
+
+    assert one.study == uid("first")
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+
+
+def test_images_of_no_series_are_skipped_and_counted(tmp_path: Path) -> None:
+    series(tmp_path, HU, SeriesInstanceUID=None)
+
+    with opened(tmp_path) as source:
+        assert read_headers(source) == ([], 12)
+
+
 # --- Its voxels
 
 

@@ -66,10 +66,15 @@ class Series:
     inverted: bool = False
     slices: list[Slice] = field(default_factory=list)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Anonymisers give series of different studies the same UID."""
+        return self.study, self.uid
+
 
 def read_headers(source: Source) -> tuple[list[Series], int]:
     """The series of a study, in the order in which their first files are met, and how many files are no DICOM."""
-    found: dict[str, Series] = {}
+    found: dict[tuple[str, str], Series] = {}
     skipped = 0
     for name, size in limited(source):
         with source.open(name) as file:
@@ -86,7 +91,10 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 skipped += not uid and header.file_meta.MediaStorageSOPClassUID != MEDIA_DIRECTORY
                 skipped += text(header, "Modality") == "CT"
             elif uid:
-                add(found.setdefault(uid, Series(uid, text(header, "StudyInstanceUID"))), name, header)
+                series = Series(uid, text(header, "StudyInstanceUID"))
+                add(found.setdefault(series.key, series), name, header)
+            else:
+                skipped += 1
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
             skipped += 1
     return list(found.values()), skipped

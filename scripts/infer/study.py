@@ -44,17 +44,17 @@ def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
             said.append(say("skipped_files", count=skipped))
         if (count := len({series.study for series in found})) > 1:
             said.append(say("several_studies", count=count))
-        of_series: dict[str, list[str]] = {}
+        of_series: dict[tuple[str, str], list[str]] = {}
 
         def read(series: Series) -> Volume:
             if series.body_part == "CHEST":  # chosen, whatever its voxels are
                 reading.study_uid, reading.series_uid = series.study, series.uid
-            volume, of_series[series.uid] = read_volume(source, series)
+            volume, of_series[series.key] = read_volume(source, series)
             return volume
 
         series, volume = choose(found, read, models.body_part)
     reading.study_uid, reading.series_uid = series.study, series.uid
-    said += [*remarks(series), *of_series[series.uid]]
+    said += [*remarks(series), *of_series[series.key]]
     return volume
 
 
