@@ -420,8 +420,14 @@ def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
     assert shown(top, top) == "."
     assert shown(top / "Иванов.zip", top) == "Иванов.zip"
     assert shown(top / "=HYPERLINK(1).zip", top) == "./=HYPERLINK(1).zip"
-    assert shown(top / "a\x1b[2J\nb", top) == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}b"
-    assert shown(top / os.fsdecode(b"\xff.zip"), top) == "\N{REPLACEMENT CHARACTER}.zip"
+    assert shown(top / "a\x1b[2J\nb", top) == r"a\x1b[2J\nb"
+
+
+def test_names_in_an_old_encoding_stay_apart() -> None:
+    names = ["Иванов.zip".encode("cp1251"), "Петров.zip".encode("cp1251"), rb"\udcc8.zip", b"\xc8.zip"]
+
+    assert len({shown(Path("/in") / os.fsdecode(name), Path("/in")) for name in names}) == 4
+    assert shown(Path("/in") / os.fsdecode(b"\xc8.zip"), Path("/in")) == r"\udcc8.zip"
 
 
 # --- What is said

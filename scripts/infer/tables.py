@@ -146,8 +146,13 @@ def remarks(rows: list[Row], stamp: str) -> Iterator[str]:
 
 
 def shown(path: Path, top: Path) -> str:
-    """A study's path for the table: below INPUT, printable, and no formula for a program that opens the CSV."""
+    """A study's path for the table: below INPUT, printable, and no formula for a program that opens the CSV.
+
+    Letters that cannot be shown, and those of names in an old encoding, are escaped, so that each study has its own.
+    """
     name = "." if path == top else path.relative_to(top).as_posix()
-    name = name.encode(errors="surrogateescape").decode(errors="replace")
-    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    plain = (letter.isprintable() and letter != "\\" for letter in name)
+    name = "".join(
+        letter if kept else letter.encode("unicode_escape").decode() for letter, kept in zip(name, plain, strict=True)
+    )
     return f"./{name}" if name[0] in "=+-@" else name
