@@ -217,6 +217,18 @@ def test_a_fingerprint_follows_what_is_in_a_study(tmp_path: Path, files: list[Pa
     assert len({before, after, fingerprint(folder, tmp_path)}) == 3
 
 
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_another(tmp_path: Path, files: list[Path]) -> None:
+    os.utime(files[0], (0, 0))
+    before, state = fingerprint(files[0].parent, tmp_path), files[0].stat()
+
+    while files[0].stat().st_ctime_ns == state.st_ctime_ns:  # clocks of file systems tick every few milliseconds
+        files[0].write_bytes(files[0].read_bytes()[::-1])
+        os.utime(files[0], (0, 0))
+
+    assert files[0].stat().st_mtime_ns == 0
+    assert fingerprint(files[0].parent, tmp_path) != before
+
+
 # --- NIfTI
 
 

@@ -57,12 +57,15 @@ def is_dicom(path: Path) -> bool:
 
 
 def fingerprint(path: Path, top: Path) -> str:
-    """Of a study's files: names, sizes and times. It changes when a file does, without reading any."""
+    """Of a study's files: names, sizes and times. It changes when a file does, without reading any.
+
+    Anonymisers set the time of modification to a constant; that of the last change no program can set.
+    """
     digest = hashlib.sha256()
     try:
         for file in [path] if path.is_file() else map(Path, (name for name, _ in Folder(path, path == top).files())):
             state = file.stat()
-            line = f"{file.relative_to(top)}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            line = f"{file.relative_to(top)}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\n"
             digest.update(line.encode(errors="surrogateescape"))
     except OSError as error:  # what can be read of it, and why no more
         digest.update(f"{error.errno}".encode())
