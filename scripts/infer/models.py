@@ -7,8 +7,9 @@ with Triton("localhost:8001", Path("model_repository_running")) as models:
 
 import importlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -33,6 +34,8 @@ SETTINGS = "bpr_model/1/weights/inference-settings.json"
 SERVED = {"vit": "vit_onnx", "binary": "binary_onnx", "multilabel": "multilabel_onnx", "bpr": "bpr_model"}
 BATCH, BATCH_GPU = 8, 32  # slices that the body-part network scores at a time
 PATIENCE = 600  # s for one answer of Triton
+# What bpr_model says where it can see no part of a body: Local's `ValueError` and `not len(slices)`
+REFUSED = re.compile(r"bpr_model: (no slice is left|volume is |spacing \[|\d+ voxels of )")
 Array = NDArray[Any]
 
 
@@ -76,8 +79,7 @@ class Local(Models):
         self.shape = expected_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
         if (classes := self.sessions["multilabel"].get_outputs()[0].shape[-1]) != len(FINDINGS):
             raise SystemExit(f"{repository / ONNX['multilabel']}: {classes} findings, expected {len(FINDINGS)}")
-        kinds = {opened.get_modelmeta().custom_metadata_map.get("weights") for opened in self.sessions.values()}
-        self.weights = "synthetic" if "synthetic" in kinds else "real"
+        self.weights = weights(self.sessions.values())
         self.bpreg = published(repository / BPREG)
         try:
             self.settings = self.bpreg.Settings.read(repository / SETTINGS)
@@ -108,7 +110,7 @@ class Local(Models):
 
 
 class Triton(Models):
-    """A server in explicit mode: the models are loaded at the beginning and unloaded at the end.
+    """A server in explicit mode: models that are not loaded are so at the beginning and unloaded at the end.
 
     What kind of weights it serves, it does not tell; where `repository` is at hand and its heads answer as the
     server's do, they are those.
@@ -133,16 +135,17 @@ class Triton(Models):
             raise SystemExit(
                 f"TRITON={address}: {error.message()}; expected a server with these models: make serve"
             ) from None
-        self.shape = expected_shape(metadata.inputs[0].shape, f"vit_onnx at {address}")
-        self.weights = self.kind(repository)
+        try:
+            self.shape = expected_shape(metadata.inputs[0].shape, f"vit_onnx at {address}")
+            self.weights = self.kind(repository)
+        except (SystemExit, UnreachableError) as error:
+            self.close()
+            raise SystemExit(str(error)) from None
 
     def load(self, name: str) -> None:
-        try:
+        if not self.client.is_model_ready(name, "1", client_timeout=PATIENCE):  # else someone else's, and stays loaded
             self.client.load_model(name, client_timeout=PATIENCE)
             self.loaded.append(name)
-        except self.error:
-            if not self.client.is_model_ready(name, "1", client_timeout=PATIENCE):  # a server that loads by itself
-                raise
 
     def ask(self, model: str, **inputs: Array) -> Array:
         tensors = []
@@ -154,15 +157,17 @@ class Triton(Models):
         except self.error as error:
             if "UNAVAILABLE" in str(error.status()):
                 raise UnreachableError(f"TRITON={self.address}: the server no longer answers") from None
-            raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from None
+            raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from error
         return np.asarray(answer.as_numpy("output"))
 
     def body_part(self, volume: Volume) -> str:
         hu, spacing = volume.for_body_part()
         try:
             return str(self.ask("bpr", input=hu[None], metadata=spacing[None])[0].decode())
-        except StudyError:
-            return "NONE"
+        except StudyError as error:
+            if REFUSED.search(str(error.__cause__)):
+                return "NONE"
+            raise
 
     def kind(self, repository: Path) -> str:
         try:
@@ -179,8 +184,7 @@ class Triton(Models):
             here = head.run(["output"], {"input": probe})[0]
             if here.shape != there.shape or not np.allclose(here, there, atol=1e-3):
                 return "unknown"
-        kinds = {head.get_modelmeta().custom_metadata_map.get("weights") for head in heads.values()}
-        return "synthetic" if "synthetic" in kinds else "real"
+        return weights(heads.values())
 
     def close(self) -> None:
         for name in self.loaded:
@@ -191,6 +195,12 @@ class Triton(Models):
 
 class UnreachableError(Exception):
     """Triton is gone: no fault of a study."""
+
+
+def weights(sessions: Iterable[Any]) -> str:
+    """synthetic if any network is, real if all say so, else unknown."""
+    kinds = {opened.get_modelmeta().custom_metadata_map.get("weights") for opened in sessions}
+    return "synthetic" if "synthetic" in kinds else "real" if kinds == {"real"} else "unknown"
 
 
 def complete(repository: Path) -> None:
