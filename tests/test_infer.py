@@ -20,10 +20,14 @@ import openpyxl
 import pytest
 from conftest import REPOSITORY, ROOT, Project, kill
 
+from scripts.infer import __main__ as program
+from scripts.infer import models, tables
 from scripts.infer.__main__ import Worker
 from scripts.infer.findings import BY_DANGER, FINDINGS, Result, normalised, result
 from scripts.infer.tables import COLUMNS, Output, shown
-from scripts.infer.words import WORDS, say
+from scripts.infer.volume import Volume
+from scripts.infer.words import WORDS, StudyError, say
+from scripts.infer.worker import local
 from scripts.sample import SPACING, sample
 from scripts.triton_server import triton_server
 from tests.dicom_studies import PATIENT, lungs, series, uid
@@ -334,6 +338,8 @@ print(json.dumps({"weights": "real", "models": "m"}), flush=True)
 for line in sys.stdin:
     if "crash" in line:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if "hang" in line:
+        signal.pause()
     print(json.dumps({"processing_status": "Success"}), flush=True)
 """
 
@@ -345,6 +351,147 @@ def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read()
 
     assert (first["processing_status"], first["error"]) == ("Failure", say("crashed"))
     assert second["processing_status"] == "Success"
+
+
+def test_a_study_that_takes_for_ever_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
+        monkeypatch.setattr(program, "LIMIT", 0.01)
+        first = worker.row(Path("hang"), flat=False)
+        monkeypatch.setattr(program, "LIMIT", 600)
+        second = worker.row(Path("good"), flat=False)
+
+    assert (first["processing_status"], first["failure"]) == ("Failure", "slow")
+    assert second["processing_status"] == "Success"
+
+
+def test_models_replaced_between_two_studies_end_the_run() -> None:
+    code = WORKER_STAND_IN.replace('"models": "m"', '"models": os.getpid()')
+    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):  # noqa: SIM117
+        with Worker([sys.executable, "-c", code]) as worker:
+            worker.row(Path("crash"), flat=False)
+
+
+def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (*models.ONNX.values(), models.BPREG, models.SETTINGS):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"old")
+
+    def publish(repository: Path) -> None:
+        (repository / models.ONNX["binary"]).write_bytes(b"new")
+
+    monkeypatch.setattr(models, "Local", publish)
+    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):
+        local(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("failure", "triton", "read_again"),
+    [("", None, False), ("no_chest", None, False), ("crashed", None, True), ("network", None, True), ("", "t:1", True)],
+)
+def test_what_may_pass_and_what_triton_said_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, triton: str | None, read_again: bool
+) -> None:
+    (tmp_path / "in/study").mkdir(parents=True)
+    read: list[Path] = []
+
+    class WorkerStandIn(Worker):
+        def __init__(self, command: object) -> None:
+            self.about = {"weights": "real", "models": "m"}
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def row(self, path: Path, flat: bool) -> dict[str, Any]:
+            read.append(path)
+            row: dict[str, Any] = dict.fromkeys(COLUMNS[1:], "")
+            status = "Failure" if failure else "Success"
+            return row | {"processing_status": status, "warnings": [], "failure": failure, "error": failure}
+
+    monkeypatch.setattr(program, "Worker", WorkerStandIn)
+    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
+    for _ in range(2):
+        program.infer(tmp_path / "in", tmp_path / "out", tmp_path, triton, again=False)
+
+    assert len(read) == 1 + read_again
+
+
+# --- A Triton that fails
+
+
+class TritonStandInError(Exception):
+    def status(self) -> str:
+        return "StatusCode.INTERNAL"
+
+
+class ClientStandIn:
+    """Of a server that has some models loaded and fails to infer."""
+
+    def __init__(self, message: str = "", ready: str = "") -> None:
+        self.said, self.ready, self.calls = message, ready, list[str]()
+
+    def is_model_ready(self, name: str, *_: object, **__: object) -> bool:
+        return name == self.ready
+
+    def load_model(self, name: str, **_: object) -> None:
+        self.calls.append(f"load {name}")
+
+    def unload_model(self, name: str, **_: object) -> None:
+        self.calls.append(f"unload {name}")
+
+    def infer(self, *_: object, **__: object) -> None:
+        raise TritonStandInError(self.said)
+
+    def close(self) -> None:
+        pass
+
+
+def triton_of(client: ClientStandIn) -> models.Triton:
+    from tritonclient import grpc  # type: ignore[import-untyped]
+    from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
+
+    triton = models.Triton.__new__(models.Triton)
+    triton.client, triton.loaded, triton.error = client, [], TritonStandInError
+    triton.grpc, triton.dtype = grpc, np_to_triton_dtype
+    return triton
+
+
+def test_a_model_that_someone_else_has_loaded_stays_loaded() -> None:
+    client = ClientStandIn(ready="bpr_model")
+    triton = triton_of(client)
+
+    triton.load("bpr_model")
+    triton.load("vit_onnx")
+    triton.close()
+
+    assert client.calls == ["load vit_onnx", "unload vit_onnx"]
+
+
+def test_a_failing_server_is_not_taken_for_a_study_without_chest() -> None:
+    volume = Volume(lungs(4), (5, 6, 6))
+
+    for message in (
+        "bpr_model: no slice is left: each is 0 after preprocessing",
+        "bpr_model: 4 voxels of 0.5 mm resample to 1 of 3.5 mm, expected 2 or more",
+    ):
+        assert triton_of(ClientStandIn(message)).body_part(volume) == "NONE"
+    for message in ("bpr_model: CUDA out of memory", "Deadline Exceeded"):
+        with pytest.raises(StudyError) as error:
+            triton_of(ClientStandIn(message)).body_part(volume)
+        assert error.value.key == "network"
+
+
+def test_weights_are_real_only_if_every_network_says_so() -> None:
+    class SessionStandIn:
+        def __init__(self, kind: str) -> None:
+            self.custom_metadata_map = {"weights": kind} if kind else {}
+
+        def get_modelmeta(self) -> "SessionStandIn":
+            return self
+
+    for kinds, expected in (
+        (["real", "real"], "real"), (["real", ""], "unknown"), (["", "synthetic"], "synthetic"), ([""], "unknown"),
+    ):  # fmt: skip
+        assert models.weights(map(SessionStandIn, kinds)) == expected
 
 
 # --- What is refused
@@ -400,6 +547,13 @@ def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path:
     os.close(first.lock)
     with pytest.raises(SystemExit, match="its results are of real weights, these are synthetic"):
         Output(tmp_path).begin("synthetic")
+
+
+def test_an_output_with_rows_of_another_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "output.json").write_text('{"weights": "real", "studies": [{"path_to_study": "a"}]}')
+
+    with pytest.raises(SystemExit, match=r"its output\.json is not ours"):
+        Output(tmp_path)
 
 
 def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Path) -> None:

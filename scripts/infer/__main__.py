@@ -9,6 +9,7 @@ Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 nothing cou
 
 import argparse
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from typing import Any
 
 from scripts.infer.source import fingerprint, studies
 from scripts.infer.tables import Output, shown
-from scripts.infer.words import say
+from scripts.infer.words import PASSING, REPLACED, say
 
 ALL, SOME, NONE = 0, 3, 4
 PATIENCE = 30  # s for a worker that was told to end
+LIMIT = 1800  # s for a study; a large one on two CPUs takes one or two minutes
 
 
 class Worker:
@@ -42,9 +44,12 @@ class Worker:
             raise SystemExit(f"the models could not be opened: the process {self.end()}; is there memory enough?")
         return about
 
-    def hear(self) -> dict[str, Any] | None:
-        """Its next answer, None if it died instead; SystemExit where it cannot go on."""
+    def hear(self, limit: float | None = None) -> dict[str, Any] | None:
+        """Its next answer, None if it died instead or after `limit` seconds; SystemExit where it cannot go on."""
         assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], limit)[0]:  # an answer is one line, so nothing is buffered
+            self.process.kill()
+            return None
         line = self.process.stdout.readline()
         if not line.endswith("\n"):
             return None
@@ -60,14 +65,18 @@ class Worker:
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"path": str(path), "flat": flat}) + "\n")
             self.process.stdin.flush()
-        if row := self.hear():
+        if row := self.hear(LIMIT):
             return row
         self.end()
-        self.start()
+        seconds = time.monotonic() - start
+        failure = "slow" if seconds > LIMIT else "crashed"
+        if self.start() != self.about:
+            raise SystemExit(REPLACED)
         return {
             "study_uid": "", "series_uid": "", "probability_of_pathology": None, "pathology": None,
-            "processing_status": "Failure", "time_of_processing": round(time.monotonic() - start, 2),
-            "most_dangerous_pathology_type": "", "findings": {}, "warnings": [], "error": say("crashed"),
+            "processing_status": "Failure", "time_of_processing": round(seconds, 2),
+            "most_dangerous_pathology_type": "", "findings": {}, "warnings": [], "failure": failure,
+            "error": say(failure, minutes=LIMIT // 60),
         }  # fmt: skip
 
     def end(self) -> str:
@@ -110,7 +119,9 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
         for path in paths:
             key = {"path_to_study": shown(path, top), "fingerprint": fingerprint(path, top), "models": about["models"]}
             old = output.rows.get(key["path_to_study"], {})
-            if not again and all(old.get(name) == value for name, value in key.items()):
+            same = all(old.get(name) == value for name, value in key.items())
+            # Triton does not tell which models it serves, so that its results are never known to be up to date
+            if same and not again and not triton and old.get("failure") not in PASSING:
                 statuses.append(old["processing_status"])
             else:
                 todo.append((path, key))

@@ -22,7 +22,8 @@ COLUMNS = (
     "time_of_processing", "most_dangerous_pathology_type",
 )  # fmt: skip
 FILES = "output.json", "output.xlsx", "output.csv", "warnings_and_errors.txt"
-Row = dict[str, Any]  # COLUMNS; findings, warnings, error; fingerprint and models, which say what it was made from
+REMARKS = "warnings", "error"
+Row = dict[str, Any]  # COLUMNS; findings; REMARKS; failure, a key of WORDS; fingerprint and models it was made from
 
 
 class Output:
@@ -48,7 +49,9 @@ class Output:
                     document["weights"],
                     {row["path_to_study"]: row for row in document["studies"]},
                 )
-            except (OSError, ValueError, KeyError, TypeError):
+                if not all(row.keys() >= {*COLUMNS, *REMARKS} for row in self.rows.values()):
+                    raise KeyError
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise SystemExit(f"OUTPUT: its {FILES[0]} is not ours; choose another folder") from None
         elif others := [name for name in FILES[1:] if (folder / name).exists()]:
             raise SystemExit(f"OUTPUT: holds {others[0]} of another program; choose another folder")

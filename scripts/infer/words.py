@@ -2,6 +2,8 @@
 
 import os
 
+REPLACED = "the models were replaced meanwhile; run it again"
+PASSING = "no_memory", "crashed", "slow", "network", "unreadable", "internal"  # failures that may not come again
 WORDS = {
     # Failures: why a study has no result
     "no_ct": ("the chest is shown, but by no CT series", "грудная клетка есть, но серий КТ нет"),
@@ -94,6 +96,10 @@ WORDS = {
         "reading or computing it broke the program, which went on with the next study",
         "на нём программа аварийно прервалась и перешла к следующему исследованию",
     ),
+    "slow": (
+        "reading or computing it took more than {minutes} minutes and was broken off",
+        "чтение или расчёт заняли больше {minutes} мин и были прерваны",
+    ),
     "network": (
         "the networks gave no result for it ({what})",
         "сети не дали для него результата ({what})",
@@ -135,8 +141,8 @@ WORDS = {
         "СИНТЕТИЧЕСКИЕ ВЕСА: эти результаты ничего не значат и годятся только для проверки",
     ),
     "unknown_weights": (
-        "whether the weights in Triton are real or synthetic could not be found out",
-        "настоящие веса в Triton или синтетические — узнать не удалось",
+        "whether the weights are real or synthetic could not be found out",
+        "настоящие веса или синтетические — узнать не удалось",
     ),
     "row": ("row {row}: {level}: {text}", "строка {row}: {level}: {text}"),
     "error": ("error", "ошибка"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripts.infer.words import StudyError, say
+from scripts.infer.words import REPLACED, StudyError, say
 
 
 def work(repository: Path, triton: str | None) -> None:
@@ -34,15 +34,15 @@ def work(repository: Path, triton: str | None) -> None:
         answers.write(json.dumps(content) + "\n")
 
     try:
-        from scripts.infer.models import Local, Triton, UnreachableError  # seconds, and not without a word
+        from scripts.infer.models import Triton, UnreachableError  # seconds, and not without a word
 
-        models = Triton(triton, repository) if triton else Local(repository)
+        models, name = (Triton(triton, repository), f"triton {triton}") if triton else local(repository)
     except SystemExit as error:
         return answer({"fatal": str(error)})
     except Exception as error:
         return answer({"fatal": say("internal", what=place(error))})
     with models:
-        answer({"weights": models.weights, "models": f"triton {triton}" if triton else digest(repository)})
+        answer({"weights": models.weights, "models": name})
         for line in sys.stdin:
             question = json.loads(line)
             try:
@@ -51,22 +51,34 @@ def work(repository: Path, triton: str | None) -> None:
                 answer({"fatal": str(error)})
 
 
+def local(repository: Path) -> tuple[Any, str]:
+    """The models and their digest. SystemExit: other ones were published while they were opened."""
+    from scripts.infer.models import Local, complete
+
+    complete(repository)
+    before = digest(repository)
+    models = Local(repository)
+    if digest(repository) != before:
+        raise SystemExit(REPLACED)
+    return models, before
+
+
 def row(path: Path, models: Any, *, flat: bool) -> dict[str, Any]:
     """All of a study's row but its path."""
     from scripts.infer.models import UnreachableError
     from scripts.infer.study import Reading, examine
 
-    start, reading, error = time.monotonic(), Reading(), ""
+    start, reading, failure, error = time.monotonic(), Reading(), "", ""
     try:
         examine(path, models, reading, flat=flat)
     except StudyError as trouble:
-        error = str(trouble)
+        failure, error = trouble.key, str(trouble)
     except UnreachableError:
         raise
     except MemoryError:
-        error = say("no_memory")
+        failure, error = "no_memory", say("no_memory")
     except Exception as bug:  # its text may hold content of a file, so only where it happened is told
-        error = say("internal", what=place(bug))
+        failure, error = "internal", say("internal", what=place(bug))
     result = reading.result
     return {
         "study_uid": uid(reading.study_uid),
@@ -78,6 +90,7 @@ def row(path: Path, models: Any, *, flat: bool) -> dict[str, Any]:
         "most_dangerous_pathology_type": result.most_dangerous if result else "",
         "findings": {name: round(value, 4) for name, value in result.findings.items()} if result else {},
         "warnings": reading.warnings or [],
+        "failure": failure,
         "error": error,
     }
 
@@ -93,12 +106,12 @@ def place(error: BaseException) -> str:
 
 
 def digest(repository: Path) -> str:
-    """Of all that results come from."""
+    """Of all that results come from: the networks, and the programs that read studies for them."""
     from scripts.infer.models import BPREG, ONNX, SETTINGS
 
     total = hashlib.sha256()
-    bpreg = sorted((repository / BPREG).parent.glob("*.py"))
-    for path in [*(repository / file for file in (*ONNX.values(), SETTINGS)), *bpreg]:
+    programs = [*sorted((repository / BPREG).parent.glob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
+    for path in [*(repository / file for file in (*ONNX.values(), SETTINGS)), *programs]:
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
