@@ -12,8 +12,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from scripts.infer.findings import Result
+from scripts.infer.models import Models
 from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
 from scripts.infer.source import opened
+from scripts.infer.study import Reading, examine
 from scripts.infer.volume import Volume
 from scripts.infer.words import StudyError
 from tests.dicom_studies import lungs, series, uid
@@ -202,7 +205,6 @@ COMPRESSED = {
     "RLE": gdcm.TransferSyntax.RLELossless,
     "big endian": gdcm.TransferSyntax.ExplicitVRBigEndian,
     "implicit": gdcm.TransferSyntax.ImplicitVRLittleEndian,
-    "deflated": gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian,
 }
 
 
@@ -287,7 +289,7 @@ def test_duplicates_and_missing_rescale_tags_are_told(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(volume.hu, (HU + 1024).transpose(0, 2, 1))
     assert said == [
-        "RescaleSlope is missing, 1 was taken",
+        "RescaleSlope is missing or 0, 1 was taken",
         "RescaleIntercept is missing, 0 was taken",
         "images are marked to be shown inverted; Hounsfield units were taken as stored",
         "1 duplicates of slices were left out",
@@ -382,6 +384,53 @@ def test_a_compression_without_a_decoder_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(StudyError, match="High-Throughput JPEG 2000"):
         chosen(tmp_path)
+
+
+def test_deflated_files_are_not_inflated(tmp_path: Path) -> None:
+    """pydicom would do so without a limit."""
+    paths = series(tmp_path, HU)
+    for path in paths:
+        compress(path, gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian)
+    with pytest.raises(StudyError, match="Deflated Explicit VR"):
+        chosen(tmp_path)
+
+    series(tmp_path, HU, name="plain")
+    with opened(tmp_path) as source:
+        found, skipped = read_headers(source)
+    assert ([one.uid for one in found], skipped) == ([uid("study", "plain")], 12)
+
+
+def test_a_slope_of_nothing_counts_as_missing(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU):
+        edit(path, RescaleSlope=0)
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == ["RescaleSlope is missing or 0, 1 was taken"]
+
+
+def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> None:
+    class ModelsStandIn(Models):
+        shape = 4, 8, 8
+
+        def read(self, tensor: Any) -> Result:
+            return Result(0.5, {})
+
+    for path in series(tmp_path, HU, name="damaged", SliceThickness=1):
+        edit(path, PixelData=b"")
+    with pytest.raises(StudyError, match="12 images are damaged"):
+        examine(tmp_path, ModelsStandIn(), Reading())
+    series(tmp_path, HU, name="whole")
+    reading = Reading()
+
+    examine(tmp_path, ModelsStandIn(), reading)
+
+    assert reading.series_uid == uid("study", "whole") and reading.result
+    assert reading.warnings == [
+        "a series of the chest that comes first was passed over: "
+        "12 images are damaged or cut short; send the series again"
+    ]
 
 
 def test_colour_captures_are_no_slices(tmp_path: Path) -> None:

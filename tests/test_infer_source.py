@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from scripts.infer import source as module
+from scripts.infer.models import Models
 from scripts.infer.series import choose, read_headers, read_volume
 from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, nifti
+from scripts.infer.study import Reading, examine, nifti
 from scripts.infer.volume import Volume
 from scripts.infer.words import StudyError
 from tests.dicom_studies import lungs, series
@@ -101,6 +102,40 @@ def test_a_tar_that_declares_terabytes_is_refused(tmp_path: Path) -> None:
         out.write(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096)
 
     assert failure(lambda: read(tmp_path / "s.tgz")) == "archive_bomb"
+
+
+@pytest.mark.parametrize("kind", module.NAMES)
+def test_a_name_of_gigabytes_in_a_tar_is_refused_before_it_is_unpacked(tmp_path: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("name")
+    member.type, member.size = kind, 2_000_000
+    with gzip.open(tmp_path / "s.tgz", "wb") as out:
+        out.write(tarfile.TarInfo("folder").tobuf() + member.tobuf(tarfile.GNU_FORMAT) + b"x" * 3_000_000)
+
+    with pytest.raises(tarfile.ReadError):
+        module.Member.frombuf(member.tobuf(tarfile.GNU_FORMAT), "utf-8", "strict")
+    assert failure(lambda: read(tmp_path / "s.tgz")) == "bad_archive"
+
+
+def test_a_tar_of_folders_alone_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for number in range(40):
+            member = tarfile.TarInfo(f"{number}")
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+    monkeypatch.setattr(module, "MOST_FILES", 30)
+
+    assert failure(lambda: read(tmp_path / "s.tar")) == "archive_bomb"
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path, files: list[Path]) -> None:
+    for name in ("s.zip", "s.tgz", "s.nii.gz", "loose", "files/within"):
+        os.mkfifo(tmp_path / name)
+
+    assert [path.name for path in studies(tmp_path, tmp_path / "out")] == ["files", "s.nii.gz", "s.tgz", "s.zip"]
+    for name in ("s.zip", "s.tgz", "s.nii.gz"):
+        assert failure(lambda name=name: examine(tmp_path / name, Models(), Reading())) == "unreadable"  # type: ignore[misc]
+        assert len(fingerprint(tmp_path / name, tmp_path)) == 16
+    assert read(tmp_path / "files").hu.shape == (6, 40, 48)
 
 
 def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_declared(tmp_path: Path) -> None:
@@ -275,6 +310,12 @@ def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
     for path, key in ((four, "dimensions"), (flat, "few_slices"), (nan, "spacing"), (cut, "bad_nifti"),
                       (huge, "too_large"), (tmp_path / "bomb.nii.gz", "too_large")):  # fmt: skip
         assert failure(lambda path=path: nifti(path, Reading(warnings=[]))) == key, path  # type: ignore[misc]
+
+
+def test_nifti_of_colours_or_complex_numbers_is_no_volume(tmp_path: Path) -> None:
+    for kind in (np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])):
+        path = saved(tmp_path / "v.nii", np.zeros((4, 4, 4), kind))
+        assert failure(lambda path=path: nifti(path, Reading(warnings=[]))) == "bad_nifti"  # type: ignore[misc]
 
 
 def test_one_volume_in_four_dimensions_is_a_volume(tmp_path: Path) -> None:

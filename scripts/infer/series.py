@@ -24,6 +24,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module="pydicom")
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom inflates such a file without a limit, header and all
 HEAD = 1 << 16  # bytes in which the header of a single image ends
 TAGS = [
     "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined", "SliceThickness", "WindowCenter",
@@ -49,7 +50,7 @@ class Slice:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     pixel: tuple[float, ...] | None  # mm between rows, between columns
-    slope: float | None
+    slope: float | None  # 0, which leaves nothing of an image, counts as lacking
     intercept: float | None
 
 
@@ -75,13 +76,15 @@ class Series:
 def read_headers(source: Source) -> tuple[list[Series], int]:
     """The series of a study, in the order in which their first files are met, and how many files are no DICOM."""
     found: dict[tuple[str, str], Series] = {}
-    skipped = 0
+    skipped = deflated = 0
     for name, size in limited(source):
         with source.open(name) as file:
             data = file.read(HEAD)
-            header = parse(data, whole=size <= HEAD)
-            if header is None and data[128:132] == b"DICM" and size > HEAD:
+            packed = data[128:132] == b"DICM" and DEFLATED in data
+            header = None if packed else parse(data, whole=size <= HEAD)
+            if header is None and not packed and data[128:132] == b"DICM" and size > HEAD:
                 header = parse(data + file.read(), whole=True)
+        deflated += packed
         if header is None:
             skipped += 1
             continue
@@ -97,6 +100,8 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 skipped += 1
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
             skipped += 1
+    if deflated and not found:
+        raise StudyError("compression", syntax="Deflated Explicit VR Little Endian")
     return list(found.values()), skipped
 
 
@@ -169,7 +174,7 @@ def add(series: Series, file: str, header: Any) -> None:
                 look("PlanePositionSequence", "ImagePositionPatient") if frames == 1 or per_frame else None,
                 look("PlaneOrientationSequence", "ImageOrientationPatient"),
                 look("PixelMeasuresSequence", "PixelSpacing"),
-                slope[0] if slope else None, intercept[0] if intercept else None,
+                (slope[0] or None) if slope else None, intercept[0] if intercept else None,
             )
         )  # fmt: skip
 
@@ -194,23 +199,25 @@ def choose(
     """The most preferred CT series that is of the chest, by its header or, failing that, by the body-part network.
 
     Asked in the order of preference, the network sees no more series than it must. One that it cannot tell is no chest.
+    Series that cannot be read are passed over; StudyError where none is left.
     """
-    trouble: StudyError | None = None
+    troubles: list[tuple[bool, StudyError]] = []
     for series in by_preference(all_series):
-        if series.body_part == "CHEST":
-            return series, read(series)
+        is_chest = series.body_part == "CHEST"
         try:
             volume = read(series)
         except StudyError as error:
-            trouble = trouble or error
+            troubles.append((is_chest, error))
             continue
-        if body_part(volume) == "CHEST":
+        if is_chest or body_part(volume) == "CHEST":
             return series, volume
+    if troubles:
+        raise max(troubles, key=lambda trouble: trouble[0])[1]  # the first one, of those of the chest if there are any
     chest = any(series.body_part == "CHEST" for series in all_series)
     ct = any(series.modality == "CT" for series in all_series)
     if ct and not by_preference(all_series):
         raise StudyError("only_scouts")
-    raise trouble or StudyError("no_chest" if ct else "no_ct" if chest else "nothing")
+    raise StudyError("no_chest" if ct else "no_ct" if chest else "nothing")
 
 
 def remarks(series: Series) -> list[str]:

@@ -25,6 +25,10 @@ OTHER_ARCHIVES = ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"
 MOST_FILES = 50_000
 LARGEST_FILE = 1 << 30  # bytes; a multi-frame series of 2000 slices
 LARGEST_STUDY = 64 << 30
+LONGEST_NAME = 1 << 20
+NAMES = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
@@ -50,6 +54,8 @@ def studies(top: Path, leave_out: Path) -> list[Path]:
 
 def is_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # a pipe would never end
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -121,20 +127,35 @@ class Zip:
         self.archive.close()
 
 
+class Member(tarfile.TarInfo):
+    """One whose names are of sane length: tarfile reads them into memory, however long a packed one unpacks."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in NAMES and member.size > LONGEST_NAME:
+            raise tarfile.ReadError
+        return member
+
+
 class Tar:
     """Members in the order in which they lie: a compressed tar is slow to go back in."""
 
     def __init__(self, path: Path) -> None:
         with archive_errors():
-            self.archive = tarfile.open(path, "r:*")  # noqa: SIM115
+            self.archive = tarfile.open(path, "r:*", tarinfo=Member)  # noqa: SIM115
         self.members: dict[str, tarfile.TarInfo] = {}
 
     def files(self) -> Iterator[tuple[str, int]]:
+        count = 0
         while True:
             with archive_errors():
                 member = self.archive.next()
             if member is None:
                 return
+            count += 1
+            if count > MOST_FILES:  # folders and links as well, all of which tarfile remembers
+                raise StudyError("archive_bomb", what=f"> {MOST_FILES}")
             if member.isreg():  # no link, no device
                 self.members[member.name] = member
                 yield member.name, member.size
@@ -168,6 +189,8 @@ def opened(path: Path, flat: bool = False) -> Iterator[Source]:
     """The folder or archive `path`; StudyError where it cannot be opened, or breaks while it is read."""
     name = path.name.lower()
     is_folder = os.path.isdir(path)  # noqa: PTH112  Path's own raises where there is no permission
+    if not is_folder and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise StudyError("unreadable")  # a pipe, which would never end
     if not is_folder and not name.endswith(ARCHIVES):
         raise StudyError("unknown_archive" if os.path.exists(path) else "unreadable")  # noqa: PTH110
     source = Folder(path, flat) if is_folder else Zip(path) if name.endswith(".zip") else Tar(path)

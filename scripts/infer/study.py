@@ -45,15 +45,23 @@ def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
         if (count := len({series.study for series in found})) > 1:
             said.append(say("several_studies", count=count))
         of_series: dict[tuple[str, str], list[str]] = {}
+        passed_over: list[str] = []
 
         def read(series: Series) -> Volume:
-            if series.body_part == "CHEST":  # chosen, whatever its voxels are
+            chest = series.body_part == "CHEST"
+            if chest and not reading.series_uid:  # to be chosen, unless its voxels cannot be read
                 reading.study_uid, reading.series_uid = series.study, series.uid
-            volume, of_series[series.key] = read_volume(source, series)
+            try:
+                volume, of_series[series.key] = read_volume(source, series)
+            except StudyError as error:
+                if chest:
+                    passed_over.append(str(error))
+                raise
             return volume
 
         series, volume = choose(found, read, models.body_part)
     reading.study_uid, reading.series_uid = series.study, series.uid
+    said += [say("passed_over", why=why) for why in passed_over]
     said += [*remarks(series), *of_series[series.key]]
     return volume
 
@@ -82,6 +90,8 @@ def nifti(path: Path, reading: Reading) -> Volume:
     try:
         slope, inter = image.dataobj.slope, image.dataobj.inter
         raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape, order="F")
+        if raw.dtype.kind not in "iuf":  # complex numbers, colours
+            raise StudyError("bad_nifti")
         if (slope, inter) != (1, 0) or raw.dtype not in (np.int16, np.int8, np.uint8):
             raw = raw.astype(np.float32) * np.float32(slope) + np.float32(inter)
     except MemoryError:

@@ -119,13 +119,17 @@ WORDS = {
         "пропуски между срезами заполнены по соседним: {count}",
     ),
     "duplicates": ("{count} duplicates of slices were left out", "отброшены повторы срезов: {count}"),
-    "no_slope": ("RescaleSlope is missing, 1 was taken", "нет RescaleSlope, взята 1"),
+    "no_slope": ("RescaleSlope is missing or 0, 1 was taken", "RescaleSlope нет или он 0, взят 1"),
     "no_intercept": ("RescaleIntercept is missing, 0 was taken", "нет RescaleIntercept, взят 0"),
     "monochrome1": (
         "images are marked to be shown inverted; Hounsfield units were taken as stored",
         "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
+    "passed_over": (
+        "a series of the chest that comes first was passed over: {why}",
+        "серия грудной клетки, которая идёт первой, пропущена: {why}",
+    ),
     "several_studies": (
         "it holds {count} studies, one series was taken",
         "внутри исследований: {count}, взята одна серия",
