@@ -185,6 +185,16 @@ def same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) 
         assert other["findings"] == pytest.approx(row["findings"], abs=2e-4)
 
 
+def states(served: Any) -> set[str]:
+    """Of its models, once none is being unloaded; that takes a moment."""
+    for _ in range(600):
+        found = {model.get("state") for model in served.ask("/v2/repository/index", "POST")}
+        if "UNLOADING" not in found:
+            break
+        time.sleep(0.1)
+    return found
+
+
 def test_a_running_triton_gives_the_same_rows(
     built: Project, served: Any, studies: Path, here: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -192,12 +202,7 @@ def test_a_running_triton_gives_the_same_rows(
 
     assert "Error 3" in said and said.count(STAMP) == 2
     same(rows(tmp_path), rows(here[0]))
-    for _ in range(600):  # unloaded, as the client does; that takes a moment
-        states = {model["name"]: model.get("state") for model in served.ask("/v2/repository/index", "POST")}
-        if "UNLOADING" not in states.values():
-            break
-        time.sleep(0.1)
-    assert set(states.values()) == {"UNAVAILABLE"}
+    assert states(served) == {"READY"}  # they were before
 
 
 def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
@@ -206,10 +211,14 @@ def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
     shutil.copytree(studies / "chest", tmp_path / "in/chest")
     words = ["--models", tmp_path / "nowhere", tmp_path / "in", tmp_path / "out"]
 
+    for name in models.SERVED.values():
+        served.ask(f"/v2/repository/models/{name}/unload", "POST")
+    assert states(served) == {"UNAVAILABLE"}
     run = infer(built.path, "--triton", served.grpc, *words)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "out/output.json").read_text())["weights"] == "unknown"
     assert "could not be found out" in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert states(served) == {"UNAVAILABLE"}  # loaded for it, and unloaded
 
     run = infer(built.path, "--triton", "127.0.0.1:1", *words)
     assert (run.returncode, run.stdout) == (1, "")
