@@ -109,9 +109,7 @@ def models(repository: str, kind: str) -> str:
         parts.append(table(rows, good={"READY"}))
     else:
         parts.append(missing("Triton's verdict", "make repository"))
-    checks: list[tuple[str, ...]] = [
-        ("ONNX against PyTorch", "difference", "allowed", "batches", "codes flipped", "near ties")
-    ]
+    checks: list[tuple[str, ...]] = [("ONNX file", "difference", "allowed", "batches", "codes flipped", "near ties")]
     for path in sorted(Path("build/checks").glob("*.json")):
         check = load(str(path)) or {}
         if "difference" in check and "tolerance" in check:
@@ -129,7 +127,9 @@ def models(repository: str, kind: str) -> str:
             checks.append((name, *row))
     if checks[1:]:
         parts.append(table(checks))
-        parts.append('<p class="note">Differences are relative to the largest value of PyTorch\'s output.</p>')
+        parts.append(
+            '<p class="note">Against PyTorch, relative to the largest value of its output; fp16 files against the fp32 file.</p>'
+        )
     return "\n".join(parts)
 
 
