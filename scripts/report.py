@@ -127,9 +127,7 @@ def models(repository: str, kind: str) -> str:
             checks.append((name, *row))
     if checks[1:]:
         parts.append(table(checks))
-        parts.append(
-            '<p class="note">Against PyTorch, relative to the largest value of its output; fp16 files against the fp32 file.</p>'
-        )
+        parts.append('<p class="note">Against PyTorch, relative to its largest output; fp16 against the fp32 file.</p>')
     return "\n".join(parts)
 
 
