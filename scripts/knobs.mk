@@ -12,6 +12,8 @@ $(if $(and $(filter prebuilt,$(FROM)),$(filter-out onnx,$(FORMAT))),$(error FORM
 $(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(folder): no plan there; expected a folder like build/plan of another machine, with sm86/vit.plan or so in it)))
 $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
 $(call one_of,CACHE_MODE,read write)
+$(foreach knob,DRY AGAIN,$(if $($(knob)),$(call one_of,$(knob),1)))
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
 $(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
 export CACHE CACHE_MODE
 $(call one_of,TARGET,triton inference)
