@@ -86,9 +86,9 @@ class Repository:
             raise UnlikeError(f"{self.path / name}: {error}") from None
 
 
-def after_its_vit(name: str) -> tuple[str, bool, str]:
+def after_its_vit(name: str) -> tuple[bool, bool, str]:
     """Sorts vit_onnx before the heads_onnx, and vit_trt before theirs: heads are asked with the embeddings before."""
-    return name.rpartition("_")[2], not name.startswith("vit_"), name
+    return name.endswith("_trt"), not name.startswith("vit_"), name
 
 
 class Comparison:
