@@ -8,9 +8,9 @@ In these names, / of the path X is written as %.  The Makefile reads the same re
 """
 
 import fcntl
+import io  # typing would cost every make 17 ms
 import os
 import time
-from typing import TextIO
 
 SETTLED = 20_000_000  # ns; a file younger than the clock's tick could change again under the same times
 
@@ -107,7 +107,7 @@ def write(path: str, text: str) -> None:
     os.replace(draft, path)
 
 
-def lock(path: str, kind: int = fcntl.LOCK_EX) -> TextIO:
+def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
     """Return an open file that keeps `path` locked until it, and the copy a child may have of it, is closed."""
     os.makedirs(".make/lock", exist_ok=True)
     file = open(record("lock", path), "w+")  # NFS lets no one share a lock on what is open for writing alone
