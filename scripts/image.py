@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from engine import docker, inspect, labels, pulled
@@ -221,11 +221,16 @@ def verified(path: str, size: int, sha: str) -> Iterator[bytes]:
         raise SystemExit(f"{path} changed meanwhile, so that no image was made; run make again")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(make: Callable[[str, str, str, str], None], description: str | None) -> None:
+    """The command line of every image: `make(repository, base, tag, verdict)`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository")
     parser.add_argument("--base", required=True)
     parser.add_argument("--tag", default="")
     parser.add_argument("--verdict", required=True)
     args = parser.parse_args()
-    image(args.repository, args.base, args.tag, args.verdict)
+    make(args.repository, args.base, args.tag, args.verdict)
+
+
+if __name__ == "__main__":
+    main(image, __doc__)

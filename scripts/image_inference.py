@@ -5,13 +5,12 @@
 As scripts/image.py, which says what the arguments are and how an image tells what it was built from.
 """
 
-import argparse
 import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engine import docker, labels, pulled
-from image import END, authority, build, built_from, header, labels_of, member, named, verified, vouched_for
+from image import END, authority, build, built_from, header, labels_of, main, member, named, verified, vouched_for
 from records import digest, lock
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"
@@ -55,10 +54,4 @@ def context(repository: str, models: Mapping[str, str], program: Mapping[str, st
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository")
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--tag", default="")
-    parser.add_argument("--verdict", required=True)
-    args = parser.parse_args()
-    image(args.repository, args.base, args.tag, args.verdict)
+    main(image, __doc__)

@@ -33,7 +33,7 @@ KINDS = "common: {mem: 100M, time: 1:00:00}\n" + "".join(
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
+def slurm(docker_engine: None) -> Iterator[Slurm]:
     if lacking := [name for name in PROGRAMS if not shutil.which(name, path=WITH_DAEMONS)]:
         pytest.skip(f"{', '.join(lacking)}: not installed; apt install slurm-wlm munge")
     slurm = Slurm(list(CAPABILITY))

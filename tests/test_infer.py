@@ -226,7 +226,7 @@ def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
 
 
 @pytest.fixture(scope="module")
-def image(built: Project) -> Iterator[str]:
+def image(built: Project, docker_engine: None) -> Iterator[str]:
     said = built.make("image", "TARGET=inference", f"IMAGE={IMAGE}", f"BASE={inference_base_stand_in()}")
     assert f"{IMAGE}: synthetic weights" in said
     yield IMAGE
@@ -293,18 +293,18 @@ def test_studies_in_the_output_are_skipped_until_they_change(built: Project, stu
     assert "0 were in the output before" in infer(built.path, "--again", *words).stdout
 
 
-def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Path, tmp_path: Path) -> None:
-    words = [
-        str(built.path / ".venv-inference/bin/python3"),
-        "-m",
-        "scripts.infer",
-        str(studies),
-        str(tmp_path / "out"),
-    ]
-    run = subprocess.Popen(words, cwd=built.path, text=True, start_new_session=True, stderr=subprocess.PIPE)
+def started(project: Path, studies: Path, out: Path, *, after: str) -> "subprocess.Popen[str]":
+    """The program, once it has told of as many studies."""
+    words = [project / ".venv-inference/bin/python3", "-m", "scripts.infer", studies, out]
+    run = subprocess.Popen(words, cwd=project, text=True, start_new_session=True, stderr=subprocess.PIPE)
     assert run.stderr
-    while "2 of 8" not in run.stderr.readline():
+    while after not in run.stderr.readline():
         assert run.poll() is None
+    return run
+
+
+def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Path, tmp_path: Path) -> None:
+    run = started(built.path, studies, tmp_path / "out", after="2 of 8")
     kill(run)
     done = rows(tmp_path / "out")
     assert 2 <= len(done) < 8
@@ -320,17 +320,7 @@ def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Pa
 
 
 def test_ctrl_c_ends_it_without_a_traceback(built: Project, studies: Path, tmp_path: Path) -> None:
-    words = [
-        str(built.path / ".venv-inference/bin/python3"),
-        "-m",
-        "scripts.infer",
-        str(studies),
-        str(tmp_path / "out"),
-    ]
-    run = subprocess.Popen(words, cwd=built.path, text=True, start_new_session=True, stderr=subprocess.PIPE)
-    assert run.stderr
-    while "1 of 8" not in run.stderr.readline():
-        assert run.poll() is None
+    run = started(built.path, studies, tmp_path / "out", after="1 of 8")
     os.killpg(run.pid, signal.SIGINT)
     said = run.communicate(timeout=60)[1]
 

@@ -26,6 +26,8 @@ from triton_models import ENTRY, linear
 from scripts import compare_plan, doctor, expected, gpu, plan, plan_config, plan_request, take_plan, trtexec
 from scripts.check_repository import STAND_IN_PLAN
 
+pytestmark = pytest.mark.usefixtures("docker_engine")
+
 PYTHON = [sys.executable, "-sESB", "-m"]
 PLAN = "build/plan/sm86/binary.plan"
 TOLERANCE = {"gpu": 2e-3, "probability": 1e-3}

@@ -25,6 +25,12 @@ from conftest import REPOSITORY, ROOT, Project
 from scripts.triton_server import free_ports
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 
+NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
+pytestmark = [
+    pytest.mark.usefixtures("docker_engine"),
+    pytest.mark.skipif(bool(NEEDED), reason=f"not installed here: {', '.join(NEEDED)} (.ci/run installs all)"),
+]
+
 NAME = "chest-triton-test"
 IMAGE = f"{NAME}:synthetic"
 PATIENCE = 120
