@@ -161,7 +161,7 @@ model_of.bpr/inference-settings.json := bpr
 
 ifeq ($(WEIGHTS),synthetic)
 $(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py \
-  $$(network.$$($$(model_of.$$*).family)) convertation/export.py convertation/onnx_file.py | .venv/installed
+  $$(network.$$($$(model_of.$$*).family)) convertation/checkpoint.py | .venv/installed
 	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
 else
 $(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py scripts/progress.py scripts/records.py \
@@ -171,14 +171,13 @@ endif
 
 # PyTorch -> ONNX
 $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
-  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/export.py convertation/onnx_file.py \
-  | .venv/installed
+  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/checkpoint.py convertation/export.py \
+  convertation/onnx_file.py | .venv/installed
 	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
 # ONNX against PyTorch, on the same input
-comparing = scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/export.py \
-            convertation/onnx_file.py
+comparing = scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
   $(comparing) | .venv/installed
 	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
@@ -240,7 +239,7 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
   scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py $(verdict) \
-  $(network.vit) $(network.head) $(check.vit) convertation/export.py convertation/onnx_file.py requirements-triton.txt | .venv/installed .venv-triton/installed
+  $(network.vit) $(network.head) $(check.vit) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
 	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
 

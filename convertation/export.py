@@ -1,15 +1,13 @@
-"""What every conversion shares: reading a checkpoint safely and writing a network as one reproducible ONNX file."""
+"""What every conversion shares: a network as one reproducible ONNX file."""
 
 import argparse
 import gc
 import hashlib
 import json
 import logging
-import math
-import pickle
 import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +16,15 @@ import onnx_ir
 import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes.common import NameFixPass
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from convertation.onnx_file import write
 
 ANY_SIZE = 2**40  # bytes; constants are folded however large they are
 BEGINNING = 64  # numbers of a weight that say whether another may be equal
-LISTED = 8  # keys named in an error before "and n more"
-
-
-def load_state_dict(checkpoint: Path, network: nn.Module) -> None:
-    """Give `network` (built on any device, "meta" costs nothing) the tensors of `checkpoint`, in eval mode.
-
-    The tensors are mapped, not copied: memory is used where weights are read. Keys the network has not are ignored.
-    SystemExit: no file, no checkpoint, a pickle that would run code, a needed key missing or of another shape or type,
-    a weight that is NaN or infinite.
-    """
-    found = read_checkpoint(checkpoint)
-    needed = network.state_dict()
-    missing = [key for key in needed if key not in found]
-    misfits = [
-        f"{key} is {_describe(found[key])}, expected {_describe(tensor)}"
-        for key, tensor in needed.items()
-        if key in found and _describe(found[key]) != _describe(tensor)
-    ]
-    if missing or misfits:
-        problems = [f"{len(missing)} of {len(needed)} keys missing: {_listing(missing)}"] if missing else []
-        problems += [f"{len(misfits)} misshapen: {_listing(misfits)}"] if misfits else []
-        raise SystemExit(
-            f"{checkpoint}: not a checkpoint of this model; {'; '.join(problems)}\n"
-            f"it holds {_listing(list(found))}\n"
-            "put the model's own checkpoint there, or describe this one in convertation/models.yaml"
-        )
-    broken = [key for key in needed if not _finite(found[key])]
-    if broken:
-        raise SystemExit(f"{checkpoint}: NaN or infinite weights in {_listing(broken)}; put a sound checkpoint there")
-    network.load_state_dict({key: found[key] for key in needed}, assign=True)
-    network.eval().requires_grad_(False)
-
-
-def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The dictionary in a file of `torch.save`, its tensors mapped from the file; nothing in it is ever executed."""
-    if not checkpoint.is_file():
-        raise SystemExit(f"{checkpoint}: no such file; put it there, or run make with WEIGHTS=synthetic")
-    if checkpoint.stat().st_size == 0:
-        raise SystemExit(f"{checkpoint}: the file is empty; expected a checkpoint of torch.save; put it there again")
-    with checkpoint.open("rb") as file:
-        zipped = file.read(2) == b"PK"  # else the format before torch 1.6, which cannot be mapped
-    if zipped and not zipfile.is_zipfile(checkpoint):
-        raise _unreadable(checkpoint)
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # whatever a damaged file leads the reader to
-        said = str(error).lower()  # "unsupported GLOBAL posix.mkdir" as well as "Unsupported global"
-        if isinstance(error, pickle.UnpicklingError) and ("global" in said or "reduce" in said):
-            raise SystemExit(
-                f"{checkpoint}: refused, reading it would run code; expected tensors only\n"
-                "save it with torch.save(module.state_dict(), path)"
-            ) from None
-        raise _unreadable(checkpoint) from None
-    if not isinstance(found, dict):
-        raise SystemExit(
-            f"{checkpoint}: holds a {type(found).__name__}; expected a state dict\n"
-            "save it with torch.save(module.state_dict(), path)"
-        )
-    return found
-
-
-def _unreadable(checkpoint: Path) -> SystemExit:
-    size = checkpoint.stat().st_size
-    return SystemExit(
-        f"{checkpoint}: truncated or no checkpoint ({size} bytes); expected a file of torch.save; put it there again"
-    )
-
-
-def _describe(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-
-def _listing(names: list[str]) -> str:
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _finite(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)  # both NaN if any element is; no copy as isfinite would make
-    return math.isfinite(low.item()) and math.isfinite(high.item())
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node is inside of, outermost first
 
 
 def export(
@@ -119,14 +36,20 @@ def export(
     batch_max: int,
     metadata: dict[str, str],
     inner: tuple[str, ...] = (),
+    alike: Sequence[str] = (),
 ) -> None:
     """Write `network` as the ONNX file `out`: `input` (batch, …) -> `output` (batch, …), batch 1 … `batch_max`.
 
     `sample_input` gives shape and type; its batch must be 2 or more, values do not matter. If `inner` is given, the
     network returns (output, *inner) and the file has values of those names inside the graph.
+    `alike` names each ModuleList whose modules are called in turn, float tensor in, one out, and differ in their
+    weights alone: the first is traced, which takes a second, and its nodes are copied for the others.
     The same network gives the same bytes: no path, time or version is written.
     """
     print("  tracing the network", flush=True)
+    chains = {name: network.get_submodule(name) for name in alike}
+    for name, chain in chains.items():
+        network.set_submodule(name, nn.ModuleList(islice(chain.children(), 1)))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # or it tells that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
@@ -143,11 +66,45 @@ def export(
         )
     assert program is not None
     model = program.model
+    for name, chain in chains.items():
+        network.set_submodule(name, chain)
+        _repeat(model.graph, name, list(chain.children()))
+    NameFixPass()(model)
     print("  folding what depends on weights alone", flush=True)
     onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     _share_equal_weights(model)
     print("  writing", flush=True)
     write(model, out, metadata)
+
+
+def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
+    """Let copies of the first module's nodes follow them, with the weights of the second, the third and so on."""
+    body = [node for node in graph if f"'{name}.0'" in node.metadata_props[SCOPES]]
+    inside = {value for node in body for value in node.outputs}
+    read = dict.fromkeys(value for node in body for value in node.inputs if value and value not in inside)
+    uses = [(value, node, place) for value in inside for node, place in value.uses() if node not in body]
+    (enters,) = (value for value in read if value.producer() and value.dtype == onnx_ir.DataType.FLOAT)
+    (leaves,) = {value for value, _, _ in uses if value.dtype == onnx_ir.DataType.FLOAT}
+    layer = onnx_ir.GraphView(list(read), [leaves], nodes=body)
+    last, result = body[-1], leaves
+    for index, module in enumerate(modules[1:], 1):
+        weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        copy = layer.clone()
+        for value, parameter in zip(read, list(copy.inputs), strict=True):
+            path = str(value.name).removeprefix(f"{name}.0.")
+            if path != value.name:
+                theirs = TorchTensor(weights[path], f"{name}.{index}.{path}")
+                value = onnx_ir.Value(name=theirs.name, type=value.type, shape=value.shape, const_value=theirs)
+                graph.register_initializer(value)
+            parameter.replace_all_uses_with(result if value is enters else value)
+        nodes, result = list(copy), copy.outputs[0]
+        copy.outputs.clear()
+        copy.remove(nodes)
+        graph.insert_after(last, nodes)
+        last = nodes[-1]
+    for value, node, place in uses:
+        if value is leaves:
+            node.replace_input_with(place, result)
 
 
 def _share_equal_weights(model: onnx_ir.Model) -> None:

@@ -39,7 +39,7 @@ def explained(built_by_stand_ins: Project) -> dict[str, tuple[str, set[str]]]:
     return steps
 
 
-def imports(script: str, families: Set[str], passive: Set[str] = frozenset()) -> tuple[set[str], set[str]]:
+def imports(script: str, families: Set[str]) -> tuple[set[str], set[str]]:
     """Return the project modules that a script imports, itself included, and the packages of others.
 
     Imports in functions count.  A module of another family is never imported by a step of these: the networks are
@@ -48,7 +48,7 @@ def imports(script: str, families: Set[str], passive: Set[str] = frozenset()) ->
     ours, others, queue = set(), set(), [script]
     while queue:
         file = queue.pop()
-        if file in ours | passive or set(Path(file).parts[1:2]) & (FAMILIES - families):
+        if file in ours or set(Path(file).parts[1:2]) & (FAMILIES - families):
             continue
         ours.add(file)
         for name in named(ROOT / file):
@@ -141,13 +141,11 @@ def test_every_file_that_a_command_names_is_an_input(explained: dict[str, tuple[
 def test_every_package_that_shapes_an_artifact_is_pinned_in_its_record(
     explained: dict[str, tuple[str, set[str]]],
 ) -> None:
-    """What export.py imports shapes an ONNX file, but no check and no checkpoint, which only read with it."""
     lacking = {}
     for target, (command, _) in explained.items():
         script = module_of(command)
         if script and script not in ("scripts/model_entry.py", "scripts/unpack.py"):
-            passive = set() if script.endswith("torch2onnx.py") else {"convertation/export.py"}
-            _, packages = imports(script, families_of(target), passive)
+            _, packages = imports(script, families_of(target))
             needed = {PACKAGES[package] for package in packages if package in PACKAGES}
             if missing := {package for package in needed if f" {package}==" not in command}:
                 lacking[target] = sorted(missing)
@@ -156,7 +154,8 @@ def test_every_package_that_shapes_an_artifact_is_pinned_in_its_record(
 
 def test_an_import_that_is_forgotten_would_be_found() -> None:
     ours, others = imports("scripts/compare.py", {"bpr"})
-    assert {"scripts/sample.py", "convertation/bpr/check_bpr.py", "convertation/bpr/vgg.py", "convertation/export.py",
+    assert {"scripts/sample.py", "convertation/bpr/check_bpr.py", "convertation/bpr/vgg.py",
+            "convertation/checkpoint.py",
             "convertation/bpr/bpreg/__init__.py", "convertation/bpr/bpreg/preprocess.py"} <= ours  # fmt: skip
     assert not [file for file in ours if "/vit/" in file or "/head/" in file]
     assert {"torch", "onnxruntime", "numpy"} <= others

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convertation.export import load_state_dict
+from convertation.checkpoint import load_state_dict
 
 # Width in multiples of `channels`, number of 3x3 convolutions; a pool follows each block
 BLOCKS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))

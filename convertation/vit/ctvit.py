@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convertation.export import load_state_dict
+from convertation.checkpoint import load_state_dict
 
 LOGIT_SCALE = 8.0  # of the attention between unit vectors
 CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
@@ -127,15 +127,45 @@ class FeedForward(nn.Sequential):
         )
 
 
-class Transformer(nn.Module):
-    """`depth` times position, attention, feed-forward, each added to what came in; then a norm."""
+class Layer(nn.ModuleList):
+    """Position, attention, feed-forward, each added to what came in."""
 
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
+    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+        super().__init__([Position(dim), Attention(dim, heads, dim_head), nn.Identity(), FeedForward(dim)])
+
+
+class SpatialLayer(Layer):
+    """A layer that attends within each frame."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """(b, t, h, w, d), bias (heads, h·w, h·w) -> (b, t, h, w, d)"""
+        position, attention, _, feed_forward = self.children()
+        x = x + position(x)
+        grid = x.shape[2:4]
+        x = x.flatten(2, 3)
+        x = x + attention(x, bias)
+        x = x + feed_forward(x)
+        return torch.unflatten(x, 2, grid)
+
+
+class TemporalLayer(Layer):
+    """A layer that attends along t at each place."""
+
+    def forward(self, x: Tensor, grid: list[int]) -> Tensor:
+        """(b, h·w, t, d), grid t h w -> (b, h·w, t, d)"""
+        position, attention, _, feed_forward = self.children()
+        x = x + as_sequences(position(as_grid(x, grid)), grid)
+        x = x + attention(x)
+        moved: Tensor = x + feed_forward(x)
+        return moved
+
+
+class Transformer(nn.Module):
+    """`depth` layers, then a norm."""
+
+    def __init__(self, layer: type[Layer], dim: int, depth: int, heads: int, dim_head: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Position(dim), Attention(dim, heads, dim_head), nn.Identity(), FeedForward(dim)])
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(layer(dim, heads, dim_head) for _ in range(depth))
         self.norm_out = Norm(dim)
 
 
@@ -190,8 +220,8 @@ class Encoder(nn.Module):
         self.spatial_rel_pos_bias = SpatialBias(dim, heads)
         self.to_patch_emb_first_frame = patch_embedding(frame, dim)
         self.to_patch_emb = patch_embedding(frame * frames, dim)
-        self.enc_spatial_transformer = Transformer(dim, spatial_depth, heads, dim_head)
-        self.enc_temporal_transformer = Transformer(dim, temporal_depth, heads, dim_head)
+        self.enc_spatial_transformer = Transformer(SpatialLayer, dim, spatial_depth, heads, dim_head)
+        self.enc_temporal_transformer = Transformer(TemporalLayer, dim, temporal_depth, heads, dim_head)
         self.vq = Quantiser(codebook, dim)
 
 
@@ -275,15 +305,9 @@ class CTViT(nn.Module):
 
     def spatial(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
-        grid = x.shape[1:4]
         bias = self.bias if self.bias is not None else self.attention_bias()
         for layer in self.VIT.enc_spatial_transformer.layers:
-            position, attention, _, feed_forward = layer.children()
-            x = x + position(x)
-            x = x.flatten(2, 3)
-            x = x + attention(x, bias)
-            x = x + feed_forward(x)
-            x = torch.unflatten(x, 2, grid[1:])
+            x = layer(x, bias)
         normed: Tensor = self.VIT.enc_spatial_transformer.norm_out(x)
         return normed
 
@@ -292,10 +316,7 @@ class CTViT(nn.Module):
         t, h, w, d = *self.grid, x.shape[-1]
         x = x.permute(0, 2, 3, 1, 4).reshape(-1, h * w, t, d)
         for layer in self.VIT.enc_temporal_transformer.layers:
-            position, attention, _, feed_forward = layer.children()
-            x = x + as_sequences(position(as_grid(x, self.grid)), self.grid)
-            x = x + attention(x)
-            x = x + feed_forward(x)
+            x = layer(x, self.grid)
         x = self.VIT.enc_temporal_transformer.norm_out(x)
         return torch.unflatten(x, 1, (h, w)).permute(0, 3, 1, 2, 4)
 

@@ -32,7 +32,8 @@ def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int
     network = Visible(load(checkpoint, entry).fold()).eval()
     sample = torch.empty(2, *entry["input"])
     batch_max, inner = entry["batch"][-1], ("tokens", "codes")
-    export(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner)
+    alike = [f"network.VIT.enc_{kind}_transformer.layers" for kind in ("spatial", "temporal")]
+    export(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner, alike=alike)
 
 
 if __name__ == "__main__":
