@@ -215,8 +215,12 @@ def _step(target: str, recipe: str) -> str:
 
 
 def _send(source: int, out: int) -> int:
-    """Copy from one descriptor to another inside the kernel; return the number of bytes."""
+    """Copy from one descriptor to another inside the kernel, as one shared extent if it can; return the size."""
     at = 0
-    while count := os.sendfile(out, source, at, 1 << 30):
-        at += count
+    try:
+        while count := os.copy_file_range(source, out, 1 << 30, at):
+            at += count
+    except OSError:  # another disk, or a file system that cannot
+        while count := os.sendfile(out, source, at, 1 << 30):
+            at += count
     return at

@@ -65,17 +65,25 @@ true  = $(and $(call same,$(now),$(call made,$@)),$(or $(call here,$@),$(if $(wa
 own   = $(and $(keep),$(call here,$@),$(filter-out $(call wrote,$@),$(call known,$@)))
 step  = $(if $(EXPLAIN),$(info $(now)$(if $|, | $|)),$(if $(true),$(local),$(run)))
 local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it is)))
-run   = $(if $(absent),$(if $(own),$(local),$(if $(cached),$(look_up),$(first))),$(start))
+run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
 quote = '$(subst ','\'',$(strip $1))'
-start = @$(call make_it,$(if $(cached),--cached $(if $(wanted),,--record)),$1,$2)
-make_it = $(step_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $1 $@ $(call quote,$2) '$(call pins,$3)' $(inputs)
+start = @$(step_python) scripts/step.py $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $(if $(cached),--cached) \
+          $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
 
-# With a shared cache a step that lacks an input need not have it made: what its record says is enough to ask for the result
-cached  = $(and $(CACHE),$(filter-out .venv% build/checks/verdict.json build/fidelity.json $(plans) $(judged),$@))
-look_up = $(if $(dry),,+)@$(call make_it,--ask $(if $(wanted),,--record),$1,$2) || { [[ $$? == 3 ]] && \
-            $(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@; }
+# With a shared cache, first all that it knows of the goals, so that a step whose result is known lacks no input
+uncached  = build/checks/verdict.json build/fidelity.json $(plans) $(judged)
+cached    = $(and $(CACHE),$(filter-out .venv% $(uncached),$@))
+steps_of  = $(filter $(artifacts) repository,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
+ifneq ($(if $(EXPLAIN),,$(CACHE)),)
+$(filter-out .venv%,$(artifacts)): | taken
+.PHONY: taken
+taken: $(client)
+	$(if $(or $(dry),$(if $(steps_of),,nothing)),,+@$(take))
+endif
+take = $(MAKE) -j1 --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(steps_of) | \
+         $(step_python) scripts/take.py $(steps_of) -- $(uncached)
 
 # An archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
 archive = $(@:.lock.json=)

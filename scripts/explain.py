@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from records import digest, known, made_from, read, record, wrote
-from step import why
+from step import KEPT, why
 
 ARCHIVE = "training/weights.zip"
-KEPT = "training/weights/"  # where the user's own files may lie
 STALE, MAY, LOCAL, ABSENT, FRESH = "will run", "may run", "local", "absent", "current"
 
 

@@ -1,13 +1,11 @@
 """Make one artifact, unless its record is true by now.
 
-    python3 -sES scripts/step.py [--keep] [--moved] [--cached | --ask] [--record] TARGET COMMAND TOOLS INPUT...
+    python3 -sES scripts/step.py [--keep] [--moved] [--cached] TARGET COMMAND TOOLS INPUT...
 
 COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
 --keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
 --moved: TARGET went where it is published; the same bytes once more are not left here.
 --cached: the shared cache (see cache.py) may know what COMMAND would write, or else is told.
---ask: the cache alone is asked, since inputs are absent, whose records will do; exit status 3: it does not know.
---record: nothing needs TARGET itself so far; if the cache knows its content, that is written down and no more.
 """
 
 import errno
@@ -22,27 +20,23 @@ import sys
 import time
 
 from cache import Cache, Result
-from records import digest, found, known, lock, note, read, record, sha256, write, wrote
+from records import digest, found, lock, note, read, record, sha256, write, wrote
 
 SHOWN = 200  # characters of a command that failed
-UNKNOWN = 3
-FLAGS = ("--keep", "--moved", "--cached", "--ask", "--record")
+FLAGS = ("--keep", "--moved", "--cached")
+KEPT = "training/weights/"  # where the user's own files may lie
 
 
 def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
     out, made = f".make/out/{target}", record("made", target)
-    keep, moved, ask = "--keep" in flags, "--moved" in flags, "--ask" in flags
+    keep, moved = "--keep" in flags, "--moved" in flags
     with lock(target):
         with lock("publish", fcntl.LOCK_SH):
             present, digests = digest(target), {name: digest(name) for name in inputs}
             away = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
         digests |= {name: wrote(name) for name in away if away[name]}
-        if ask:
-            digests = {name: known(name) for name in inputs}
         if missing := [name for name in inputs if not digests[name]]:
-            if ask:
-                raise SystemExit(UNKNOWN)
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
         mine = wrote(target)  # now that no other make is at it
@@ -54,16 +48,10 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
-        cache = Cache() if ask or ("--cached" in flags and not copy) else None
+        cache = Cache() if "--cached" in flags and not copy else None
         hit = cache.find(target, recipe) if cache else None
-        if hit and "--record" in flags and not present:
-            write(made, f"{target}={hit.sha} {recipe}")
-            take_note(target, "in the cache", started, hit=Result(hit.sha, 0))
-            return
         if cache and hit and not cache.fetch(hit, out):
             hit = None
-        if ask and not hit:
-            raise SystemExit(UNKNOWN)
         if hit:
             reason = "from the cache"
         print(f"{target}: {reason}", flush=True)
@@ -87,17 +75,22 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
             elif new == (mine if moved else present):
                 os.remove(out)
             else:
-                os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-                try:
-                    os.replace(out, target)
-                except OSError as error:
-                    if error.errno != errno.EXDEV:  # training/weights or build may be a link to another disk
-                        raise
-                    os.replace(shutil.copyfile(out, f"{target}.part"), target)
-                    os.remove(out)
+                put(out, target)
                 note(target, new)
             write(made, f"{target}={new} {recipe}")
             take_note(target, reason, started, hit=hit, stored=cache.stored if cache else 0)
+
+
+def put(out: str, target: str) -> None:
+    """Move a finished file to its place at one stroke."""
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    try:
+        os.replace(out, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # training/weights or build may be a link to another disk
+            raise
+        os.replace(shutil.copyfile(out, f"{target}.part"), target)
+        os.remove(out)
 
 
 def take_note(target: str, reason: str, started: float, hit: Result | None, stored: int = 0) -> None:

@@ -8,6 +8,6 @@ ruff format --check .
 ruff check .
 mypy scripts convertation
 (cd scripts && mypy --config-file ../pyproject.toml cache.py engine.py explain.py graph.py image.py image_inference.py look.py provenance.py publish.py \
-  push.py reload.py report.py stack.py status.py step.py summary.py)
+  push.py reload.py report.py stack.py status.py step.py summary.py take.py)
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 python -m pytest -ra "$@"

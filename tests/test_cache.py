@@ -95,7 +95,24 @@ def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_pat
     assert [path.name for path in weights.rglob("*") if path.is_file()] == ["inference-settings.json"]
 
 
-def test_a_file_of_your_own_stays_and_is_used(stand_ins: Project, cache: Path, tmp_path: Path) -> None: ...
+def test_a_file_of_your_own_stays_and_is_used(stand_ins: Project, tmp_path: Path) -> None:
+    command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
+    first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
+    (archive := first.path / "training/weights.zip").write_text("stands in for the archive")
+    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
+    for machine in first, second:
+        (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+    first.make(*command)
+    own = second.path / "training/weights/CT-RATE/model_binary.pth"
+    own.parent.mkdir(parents=True)
+    own.write_text("my own")
+
+    said = second.make(*command)
+
+    assert ran(said) == {"build/onnx/binary.onnx", "build/checks/binary.json", VERDICT}
+    assert "local: training/weights/CT-RATE/model_binary.pth is yours; it is used as it is" in said
+    assert own.read_text() == "my own"
+    assert second.published() != first.published()
 
 
 # --- Whom to trust, and what to survive ---------------------------------------
@@ -190,7 +207,7 @@ def s3_stand_in(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def with_client(machine: Project) -> Project:
     """Let the scripts that ask the bucket find boto3: those are the real Python's."""
     stand_in = next((machine.path / ".venv/bin").glob("python3.??"))
-    real = f'if [[ $2 == scripts/step.py ]]; then exec {ROOT}/.venv/bin/python "$@"; fi\n'
+    real = f'if [[ $2 == scripts/@(step|take).py ]]; then exec {ROOT}/.venv/bin/python "$@"; fi\n'
     stand_in.write_text(stand_in.read_text().replace("#!/bin/bash\n", f"#!/bin/bash\n{real}"))
     return machine
 
