@@ -57,7 +57,7 @@ ADDRESS ?= 127.0.0.1
 # Its ports for HTTP, gRPC and metrics
 PORTS ?= 8000 8001 8002
 
-# The folder that `make infer` reads: a folder, archive or NIfTI file per study; volumes for `make compare` (.npy, .npz)
+# The folder that `make infer` reads: a folder, archive or NIfTI file per study; `make compare` takes volumes, too (.npy, .npz)
 INPUT ?=
 # The folder that `make infer` writes its tables to
 OUTPUT ?=
@@ -299,8 +299,8 @@ needs.fidelity = build/fidelity.json
 fidelity: build/fidelity.json  ## Every hop on eight volumes, from PyTorch to served: differences, codes, decisions
 	@$(system_python) scripts/fidelity_table.py $<
 
-needs.compare = .venv/installed .venv-triton/installed
-compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of volumes]
+needs.compare = .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
+compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of studies]
 	@$(own_triton) $(python) -m scripts.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
 	  $(REPOSITORY) $(WITH) build/compare.json
 

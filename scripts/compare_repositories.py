@@ -3,13 +3,15 @@
     python -m scripts.compare_repositories [--input FOLDER] [--image IMAGE] OURS THEIRS build/compare.json
 
 Files that are the same need no question.  Where they differ, the real Triton serves first the one model, then the
-other, and both get the same requests: seeded ones, or the volumes in FOLDER (scripts/volumes.py).  Exit status 1 where
-an answer differs by more than models.yaml allows, a model cannot be compared, or THEIRS has one that OURS lacks.
+other, and both get the same requests: seeded ones, or the volumes in FOLDER (scripts/volumes.py), or the studies in it
+(scripts/infer/volumes.py).  Exit status 1 where an answer differs by more than models.yaml allows, a model cannot be
+compared, or THEIRS has one that OURS lacks.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from scripts.probabilities import changed, probabilities, unit
 from scripts.sample import sample
 from scripts.served import UnservedError, serving
 from scripts.verdict import sha256, stage
+from scripts.volumes import found as volume_files
 from scripts.volumes import names, volumes
 
 Array = NDArray[Any]
@@ -283,6 +286,17 @@ def kind_of_weights(repository: Path) -> str:
     return next((kind for kind in ("synthetic", "real") if kind in kinds), "unknown")
 
 
+def folder_of_volumes(folder: Path, ours: Repository) -> Path:
+    """The folder itself if it holds volumes, else one with those of its studies."""
+    if volume_files(folder):
+        return folder
+    out = SCRATCH / "volumes"
+    reader = [".venv-inference/bin/python3", "-m", "scripts.infer.volumes", str(ours.path), str(folder), str(out)]
+    if status := subprocess.run(reader).returncode:
+        raise SystemExit(status)
+    return out
+
+
 def asked(found: dict[str, Any]) -> str:
     """Which volumes were asked, if any had to be."""
     if not any("asked" in result for result in found["models"].values()):
@@ -318,15 +332,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("theirs", type=Path)
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--models", type=Path, default=Path("convertation/models.yaml"))
-    parser.add_argument("--input", type=Path, help="folder of volumes")
+    parser.add_argument("--input", type=Path, help="folder of volumes or studies")
     parser.add_argument("--image", help="serve by this image's Triton, in Docker")
     given = parser.parse_args(argv)
     image = given.image or None
     ours, theirs = Repository(given.ours, image), Repository(given.theirs, image, foreign=True)
-    comparison = Comparison(ours, theirs, given.models, given.input)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     try:
-        found = comparison.run()
+        found = Comparison(ours, theirs, given.models, given.input and folder_of_volumes(given.input, ours)).run()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The volumes that two sides are asked: seeded ones, or those of a folder. A place to read studies from, too.
+"""The volumes that two sides are asked: seeded ones, or those of a folder.
 
 A file is .npy, or .npz with one array in it: float32 [1, 240, 480, 480], HU / 1000 in [-1, 1] (axes S, L, P), as the
 ViT takes it.
@@ -60,11 +60,8 @@ def volumes(folder: Path | None, entry: dict[str, Any]) -> Iterator[NDArray[np.f
 def found(folder: Path) -> list[Path]:
     """The folder's volumes, by name."""
     if not folder.is_dir():
-        raise SystemExit(f"INPUT={folder}: no such folder; expected one with volumes as .npy or .npz")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".npz"))
-    if not files:
-        raise SystemExit(f"INPUT={folder}: no .npy and no .npz in it; DICOM and NIfTI studies are not read here")
-    return files
+        raise SystemExit(f"INPUT={folder}: no such folder; expected one with studies, or volumes as .npy or .npz")
+    return sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".npz"))
 
 
 def opened(path: Path) -> IO[bytes]:

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from scripts import compare_repositories as program
 from scripts import volumes
 from scripts.sample import sample
+from tests.dicom_studies import lungs, series
 
 SAME = ["binary_onnx: same files", "bpr_model: same files", "multilabel_onnx: same files", "vit_onnx: same files"]
 
@@ -142,6 +143,24 @@ def test_volumes_of_a_folder_are_asked_in_their_place(project: Project, other: P
     assert load(project)["models"]["vit_onnx"]["asked"] == 3
 
 
+def test_studies_of_a_folder_become_volumes(project: Project, other: Path) -> None:
+    resave(other / "vit_onnx/1/model.onnx")
+    folder = project.path / "my studies"
+    series(folder / "chest", lungs(20))
+    series(folder / "head", lungs(20), study="head", BodyPartExamined="HEAD")
+
+    said = project.make("compare", "WITH=other", f"INPUT={folder}")
+
+    assert "study 2: head\n  left out: " in said
+    assert "asked: chest.npy\n" in said
+    assert load(project)["models"]["vit_onnx"]["asked"] == 1
+
+
+def test_a_folder_without_studies_is_refused(project: Project, other: Path) -> None:
+    (folder := project.path / "nothing").mkdir()
+    assert f"INPUT={folder}: no study in it can be read" in project.fail("compare", "WITH=other", f"INPUT={folder}")
+
+
 # --- What cannot be compared ------------------------------------------------------
 
 
@@ -241,9 +260,6 @@ def test_a_file_that_is_no_such_volume_is_refused(tmp_path: Path, array: Any, me
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such folder"):
         volumes.names(tmp_path / "absent", ENTRY)
-    (tmp_path / "study.dcm").write_text("")
-    with pytest.raises(SystemExit, match=r"no \.npy and no \.npz in it; DICOM and NIfTI studies are not read here"):
-        volumes.names(tmp_path, ENTRY)
     (tmp_path / "a.npy").write_text("nothing")
     with pytest.raises(SystemExit, match=r"a\.npy: no NumPy array"):
         volumes.names(tmp_path, ENTRY)

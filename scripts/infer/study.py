@@ -6,6 +6,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 
 from scripts.infer.findings import Result
 from scripts.infer.models import Models
@@ -27,11 +28,14 @@ class Reading:
 
 def examine(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
     """Fills in `reading`, the warnings and UIDs also where StudyError is raised."""
+    reading.result = models.read(tensor(path, models, reading, flat=flat))
+
+
+def tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> NDArray[np.float32]:
+    """What the ViT reads of a study, float32 `models.shape`; StudyError as in `examine`."""
     reading.warnings = []
     volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
-    tensor = preprocess(volume, models.shape)
-    del volume
-    reading.result = models.read(tensor)
+    return preprocess(volume, models.shape)
 
 
 def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
