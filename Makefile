@@ -356,7 +356,7 @@ bench: $$(needs.bench)  ## Measure what the README promises
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
 status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
-	$(explained) scripts/status.py $(REPOSITORY) $(FILE)
+	$(explained) scripts/status.py $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
 
 graph:  ## Draw the pipeline and its state: build/graph.svg
 	$(explained) scripts/graph.py $(REPOSITORY) build/graph.svg
@@ -366,7 +366,7 @@ report:  ## All of this on one page to look at, print and keep: build/report.htm
 
 provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
 	$(if $(CHECK),\
-	  @$(system_python) scripts/provenance.py $(REPOSITORY) --check $(CHECK),\
+	  @$(system_python) scripts/provenance.py $(REPOSITORY) --check $(call quote,$(CHECK)),\
 	  $(explained) scripts/provenance.py $(REPOSITORY))
 
 clean:  ## Free what can be made again; records, checkpoints and the repository stay

@@ -27,6 +27,8 @@ ifneq ($(and $(gpu),$(with_plans)),)
 others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(realpath $(PLANS)),$(wildcard $(folder)/*/*.plan))))
 under     = $(lastword $(subst /, ,$(dir $1)))
 others   := $(foreach plan,$(others),$(if $(filter $(variants),$(basename $(notdir $(plan)))),$(plan)))
+twice    := $(firstword $(foreach plan,$(others),$(if $(word 2,$(filter %/$(call under,$(plan))/$(notdir $(plan)),$(others))),$(call under,$(plan))/$(notdir $(plan)))))
+$(if $(twice),$(error PLANS: $(filter %/$(twice),$(others)): expected one $(twice); leave out all of these folders but one))
 folders  := $(sort $(gpu) $(foreach plan,$(others),$(call under,$(plan))) \
               $(if $(filter $(CURDIR)/build/plan,$(realpath $(PLANS))),$(foreach plan,$(wildcard build/plan/*/*.plan),$(call under,$(plan)))))
 plans    := $(foreach folder,$(folders),$(variants:%=build/plan/$(folder)/%.plan))

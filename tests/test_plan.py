@@ -615,6 +615,9 @@ def test_plans_of_another_gpu_join_those_of_this_one(both: Project) -> None:
     files = both.published()
     assert {"vit_trt/1/sm86.plan", "vit_trt/1/sm89.plan"} <= files.keys()
     assert b'key: "8.9"' in files["vit_trt/config.pbtxt"]
+    shutil.copytree(other, both.path / "again/sm89")
+    said = both.fail("repository", "FORMAT=both", "PLANS=brought again", *KNOBS, DOCKER_GPUS=docker_gpus())
+    assert "expected one sm89/binary.plan; leave out all of these folders but one" in said
     record = other / "binary.json"
     record.write_text(record.read_text().replace('"tensorrt": "10.1.0.27"', '"tensorrt": "10.3.0.26"'))
     said = both.fail("repository", "FORMAT=both", "PLANS=brought", *KNOBS, DOCKER_GPUS=docker_gpus())
