@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ def export(
     `sample_input` gives shape and type; its batch must be 2 or more, values do not matter. If `inner` is given, the
     network returns (output, *inner) and the file has values of those names inside the graph.
     `alike` names each ModuleList whose modules are called in turn, float tensor in, one out, and differ in their
-    weights alone: the first is traced, which takes a second, and its nodes are copied for the others.
+    weights alone: the first is traced, which takes seconds, and its nodes are copied for the others.
     The same network gives the same bytes: no path, time or version is written.
     """
     print("  tracing the network", flush=True)
-    chains = {name: network.get_submodule(name) for name in alike}
+    chains = {name: network.get_submodule(name) for name in alike if _stands_alone(network, f"{name}.0.")}
     for name, chain in chains.items():
         network.set_submodule(name, nn.ModuleList(islice(chain.children(), 1)))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # or it tells that torchvision is not installed
@@ -77,6 +77,20 @@ def export(
     write(model, out, metadata)
 
 
+def _stands_alone(network: nn.Module, prefix: str) -> bool:
+    """Tell whether no tensor under `prefix` is one elsewhere, too: the exporter would know it by either name."""
+    places: dict[bool, set[int]] = {True: set(), False: set()}
+    for name, tensor in _tensors(network):
+        if tensor.numel():
+            places[name.startswith(prefix)].add(tensor.data_ptr())
+    return not places[True] & places[False]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
 def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
     """Let copies of the first module's nodes follow them, with the weights of the second, the third and so on."""
     body = [node for node in graph if f"'{name}.0'" in node.metadata_props[SCOPES]]
@@ -88,7 +102,7 @@ def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
     layer = onnx_ir.GraphView(list(read), [leaves], nodes=body)
     last, result = body[-1], leaves
     for index, module in enumerate(modules[1:], 1):
-        weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        weights = dict(_tensors(module))
         copy = layer.clone()
         for value, parameter in zip(read, list(copy.inputs), strict=True):
             path = str(value.name).removeprefix(f"{name}.0.")

@@ -101,8 +101,10 @@ def settle(forget: bool) -> None:
     Of a virtual machine also: let the host give the memory that the copies will fill, which takes ten times as long as
     filling it.
     """
-    shutil.copytree(FOLDER / "files", FOLDER.with_name("scratch"))
-    shutil.rmtree(FOLDER.with_name("scratch"))
+    scratch = FOLDER.with_name("scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(FOLDER / "files", scratch)
+    shutil.rmtree(scratch)
     os.sync()
     for path in (FOLDER / "files").iterdir() if forget else ():
         with path.open("rb") as file:

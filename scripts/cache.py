@@ -13,6 +13,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from threading import Lock
 from typing import Any, NamedTuple
 
 from records import read, write
@@ -146,6 +147,7 @@ class Cache:
         self.where, self.run = os.environ.get("CACHE", ""), os.environ.get("MAKE_RUN", "")
         self.stored = 0
         self.spoiled: set[str] = set()
+        self.giving_up = Lock()
         self.store: Folder | Bucket | None = None
         if self.where and read(OFF) != f"{self.run} {self.where}":
             try:
@@ -155,10 +157,10 @@ class Cache:
 
     def find(self, target: str, recipe: str) -> Result | None:
         """Return what the step of `target` with this recipe wrote elsewhere, None if that is not known."""
-        if not self.store:
+        if not (store := self.store):  # which another thread may give up at any time
             return None
         try:
-            entry = self.store.read(name := _step(target, recipe))
+            entry = store.read(name := _step(target, recipe))
         except OSError as error:
             self._give_up(error)
             return None
@@ -172,10 +174,10 @@ class Cache:
 
     def fetch(self, result: Result, out: str) -> bool:
         """Copy those bytes to `out` and verify them on the way; False, and no `out`, if they are not to be had."""
-        if not self.store:
+        if not (store := self.store):
             return False
         try:
-            if (found := self.store.get(name := f"files/{result.sha}", out)) == result:
+            if (found := store.get(name := f"files/{result.sha}", out)) == result:
                 return True
             if found:
                 self._warn(f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}")
@@ -202,9 +204,12 @@ class Cache:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        self._warn(f"{error}; going on without it")
-        write(OFF, f"{self.run} {self.where}")
-        self.store = None
+        with self.giving_up:
+            if read(OFF) == f"{self.run} {self.where}":
+                return
+            self._warn(f"{error}; going on without it")
+            write(OFF, f"{self.run} {self.where}")
+            self.store = None
 
     def _warn(self, what: str) -> None:
         print(f"warning: cache {self.where}: {what}", flush=True)

@@ -100,7 +100,7 @@ class Comparison:
     def __init__(self, ours: Repository, theirs: Repository, models: Path, folder: Path | None) -> None:
         self.ours, self.theirs, self.models, self.folder = ours, theirs, models, folder
         self.vit = model_entry(models, "vit")
-        self.inputs = names(folder, self.vit)
+        self.inputs: list[str] = []
         self.embeddings: dict[str, Array] = {}
         self.probabilities: dict[str, dict[str, list[list[float]]]] = {}
 
@@ -114,6 +114,8 @@ class Comparison:
         asked = {name for name in common if not alike[name]}
         if asked.intersection(heads + vits):
             asked |= {*heads, *vits}  # what reaches a decision, ViT and heads tell together
+            self.folder = self.folder and folder_of_volumes(self.folder, self.ours)
+            self.inputs = names(self.folder, self.vit)
         results: dict[str, Any] = {}
         for name in common:
             print(f"  {name}: {'the same files' if alike[name] else 'the files differ'}", flush=True)
@@ -293,7 +295,7 @@ def folder_of_volumes(folder: Path, ours: Repository) -> Path:
     out = SCRATCH / "volumes"
     reader = [".venv-inference/bin/python3", "-m", "scripts.infer.volumes", str(ours.path), str(folder), str(out)]
     if status := subprocess.run(reader).returncode:
-        raise SystemExit(status)
+        raise SystemExit(status if status > 0 else f"INPUT={folder}: reading it ended by signal {-status}; memory?")
     return out
 
 
@@ -339,9 +341,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     ours, theirs = Repository(given.ours, image), Repository(given.theirs, image, foreign=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     try:
-        found = Comparison(ours, theirs, given.models, given.input and folder_of_volumes(given.input, ours)).run()
+        found = Comparison(ours, theirs, given.models, given.input).run()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        shutil.rmtree(SCRATCH / "volumes", ignore_errors=True)  # patients', 221 MB each
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(lines(found)))

@@ -82,7 +82,7 @@ $(filter-out .venv%,$(artifacts)): | taken
 taken: $(client)
 	$(if $(or $(dry),$(if $(steps_of),,nothing)),,+@$(take))
 endif
-take = $(MAKE) -j1 --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(steps_of) | \
+take = $(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(steps_of) | \
          $(step_python) scripts/take.py $(steps_of) -- $(uncached)
 
 # An archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand

@@ -24,7 +24,7 @@ requests := $(if $(with_plans),$(variants:%=build/plan/%.request.json))
 expected := $(if $(with_plans),$(variants:%=build/plan/%.expected.npy))
 ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
-others   := $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(realpath $(PLANS)),$(wildcard $(folder)/*/*.plan))))
+others   := $(sort $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(realpath $(PLANS)),$(wildcard $(folder)/*/*.plan)))))
 under     = $(lastword $(subst /, ,$(dir $1)))
 others   := $(foreach plan,$(others),$(if $(filter $(variants),$(basename $(notdir $(plan)))),$(plan)))
 twice    := $(firstword $(foreach plan,$(others),$(if $(word 2,$(filter %/$(call under,$(plan))/$(notdir $(plan)),$(others))),$(call under,$(plan))/$(notdir $(plan)))))

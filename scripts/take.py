@@ -9,6 +9,7 @@ what is to be published, and the inputs of a step that will have to run.  Nobody
 import fcntl
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from cache import Cache, Result
 from records import digest, found, known, lock, note, read, record, write, wrote
 from step import KEPT, put, take_note
+
+AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
 
 
 def take(explained: str, wanted: set[str], never: set[str]) -> None:
@@ -29,17 +32,14 @@ def take(explained: str, wanted: set[str], never: set[str]) -> None:
             wanted |= {name for name in inputs if digest(target) != known(name)}
         elif stale.intersection(inputs):
             stale.add(target)
-        elif not (current(target, recipe) or (target not in never and expect(target, recipe, cache))):
+        elif current(target, recipe) or (target not in never and look_up(target, recipe, cache)):
+            recipes[target] = recipe
+        else:
             stale.add(target)
             wanted |= set(inputs)
-        else:
-            recipes[target] = recipe
     needed = [target for target in recipes if target in wanted and not ready(target)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as beside:
-        copied = list(beside.map(lambda target: copy(target, recipes[target], cache), needed))
-    for target, sha in zip(needed, copied, strict=True):
-        if sha:
-            note(target, sha)
+    with ThreadPoolExecutor(AT_ONCE) as beside:
+        list(beside.map(lambda target: bring(target, recipes[target], cache), needed))
 
 
 def ready(target: str) -> bool:
@@ -59,39 +59,52 @@ def steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
 def current(target: str, recipe: str) -> bool:
     """Tell whether there is nothing to do for `target`, be it present or not."""
     present = digest(target)
-    own = present and target.startswith(KEPT)
-    return bool(own) or read(record("made", target)) == f"{target}={present or wrote(target)} {recipe}"
+    if target.startswith(KEPT) and present not in ("", wrote(target)):
+        return True  # the user's own
+    return read(record("made", target)) == f"{target}={present or wrote(target)} {recipe}"
 
 
-def expect(target: str, recipe: str, cache: Cache) -> bool:
-    """Write down what the step of an absent `target` would write, if the cache knows that."""
+def look_up(target: str, recipe: str, cache: Cache) -> bool:
+    """Let the record of `target`, and the file if it is present, be what its step would write, if the cache knows."""
+    with lock(target):
+        if current(target, recipe):  # another make was at it
+            return True
+        started, hit = time.monotonic(), cache.find(target, recipe)
+        if not hit or (digest(target) not in ("", hit.sha) and not replace(target, hit, cache)):
+            return False
+        write(record("made", target), f"{target}={hit.sha} {recipe}")
+        take_note(target, "in the cache", started, hit=Result(hit.sha, 0))
+    return True
+
+
+def bring(target: str, recipe: str, cache: Cache) -> None:
+    """Copy an absent `target`, as its record has it."""
     with lock(target):
         started, hit = time.monotonic(), None if digest(target) else cache.find(target, recipe)
-        if hit:
-            write(record("made", target), f"{target}={hit.sha} {recipe}")
-            take_note(target, "in the cache", started, hit=Result(hit.sha, 0))
-    return bool(hit)
+        if hit and hit.sha == wrote(target) and replace(target, hit, cache):
+            take_note(target, "from the cache", started, hit=hit)
 
 
-def copy(target: str, recipe: str, cache: Cache) -> str:
-    """Copy an absent `target`, as its record has it; return its SHA-256, "" if that is not to be had."""
-    with lock(target):
-        started, out = time.monotonic(), f".make/out/{target}"
-        os.makedirs(os.path.dirname(out), exist_ok=True)
-        hit = cache.find(target, recipe)
-        if not hit or hit.sha != wrote(target) or not cache.fetch(hit, out):
-            return ""
-        print(f"{target}: from the cache\n", end="", flush=True)  # in one piece, beside the others'
-        with lock("publish", fcntl.LOCK_SH):
-            put(out, target)
-        take_note(target, "from the cache", started, hit=hit)
-    return hit.sha
+def replace(target: str, hit: Result, cache: Cache) -> bool:
+    """Put the cache's file in the place of `target`, unless something else than a step's result appears there."""
+    os.makedirs(os.path.dirname(out := f".make/out/{target}"), exist_ok=True)
+    if not cache.fetch(hit, out):
+        return False
+    with lock("publish", fcntl.LOCK_SH):
+        if digest(target) not in ("", wrote(target)):  # the user may have been here meanwhile
+            os.remove(out)
+            return False
+        put(out, target)
+        note(target, hit.sha)
+    print(f"{target}: from the cache\n", end="", flush=True)  # in one piece, beside the others'
+    return True
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:]
     wanted, never = words[: words.index("--")], words[words.index("--") + 1 :]
     try:
         take(sys.stdin.read(), set(wanted), set(never))
     except OSError as error:
-        raise SystemExit(f"nothing more was taken from the cache: {error}") from None
+        print(f"warning: nothing more is taken from the cache in one go: {error}", flush=True)

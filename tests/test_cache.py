@@ -95,6 +95,22 @@ def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_pat
     assert [path.name for path in weights.rglob("*") if path.is_file()] == ["inference-settings.json"]
 
 
+def test_a_newer_archive_that_the_cache_knows_is_not_fetched(stand_ins: Project, tmp_path: Path) -> None:
+    """Also a machine that has the older one's files takes what the newer one holds."""
+    command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
+    machines = first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
+    for content in "older", "newer":
+        (first.path / "training/weights.zip").write_text(content)
+        sha = hashlib.sha256(content.encode()).hexdigest()
+        for machine in machines:
+            (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+        first.make(*command)
+        assert ran(second.make(*command)) == {VERDICT}
+        assert second.published() == first.published()
+    assert not (second.path / "training/weights.zip").exists()
+    assert not list((second.path / "training/weights").rglob("*.p*"))
+
+
 def test_a_file_of_your_own_stays_and_is_used(stand_ins: Project, tmp_path: Path) -> None:
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
     first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")

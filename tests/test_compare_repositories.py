@@ -151,12 +151,14 @@ def test_studies_of_a_folder_become_volumes(project: Project, other: Path) -> No
 
     said = project.make("compare", "WITH=other", f"INPUT={folder}")
 
-    assert "study 2: head\n  left out: " in said
-    assert "asked: chest.npy\n" in said
+    assert "  reading study 002 head\n  left out: " in said
+    assert "asked: 001 chest.npy\n" in said
+    assert not list((project.path / "build").rglob("*chest*"))
     assert load(project)["models"]["vit_onnx"]["asked"] == 1
 
 
 def test_a_folder_without_studies_is_refused(project: Project, other: Path) -> None:
+    resave(other / "vit_onnx/1/model.onnx")
     (folder := project.path / "nothing").mkdir()
     assert f"INPUT={folder}: no study in it can be read" in project.fail("compare", "WITH=other", f"INPUT={folder}")
 

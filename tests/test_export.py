@@ -130,6 +130,23 @@ def test_it_computes_what_pytorch_computes_at_any_batch(model: Model, batch: int
     assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_a_tensor_that_two_places_share_is_theirs_alone(tmp_path: Path) -> None:
+    """Layers are copied in the graph, each with its own weights: also where the first shares one with another place."""
+    weights = ctvit.synthetic(VIT)
+    layers = "VIT.enc_spatial_transformer.layers"
+    for index in range(3):
+        weights[f"{layers}.{index}.1.norm.beta"] = torch.full((32,), 0.3 * index)
+    weights["VIT.enc_spatial_transformer.norm_out.beta"] = weights[f"{layers}.0.1.norm.beta"]
+    weights[f"{layers}.2.1.norm.gamma"] = weights[f"{layers}.1.1.norm.gamma"]
+    path = exported(vit.torch2onnx, weights, VIT, tmp_path)
+    volume = np.random.default_rng(0).uniform(-1, 1, (1, *VIT["input"])).astype(np.float32)
+
+    (answer,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": volume})
+
+    expected = ctvit.load(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
+    assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_tokens_and_codes_can_be_seen_inside_the_vit(vit_onnx: Path) -> None:
     proto = onnx.load(vit_onnx)
     proto.graph.output.append(onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT, None))

@@ -15,7 +15,8 @@ import numpy as np
 from scripts.infer.models import Local
 from scripts.infer.source import studies
 from scripts.infer.study import Reading, tensor
-from scripts.infer.words import StudyError
+from scripts.infer.words import StudyError, say
+from scripts.infer.worker import place
 
 
 def write(repository: Path, top: Path, out: Path) -> None:
@@ -24,14 +25,23 @@ def write(repository: Path, top: Path, out: Path) -> None:
     out.mkdir(parents=True)
     with Local(repository) as models:
         for number, path in enumerate(studies(top, out), 1):
-            print(f"  study {number}: {path.name}", flush=True)
+            name = f"{number:03} {path.resolve().name}"
+            print(f"  reading study {name}", flush=True)
             try:
-                np.save(out / f"{path.name}.npy", tensor(path, models, Reading(), flat=path == top)[None])
+                volume = tensor(path, models, Reading(), flat=path == top)
             except StudyError as error:
                 print(f"  left out: {error}", flush=True)
+                continue
+            except Exception as bug:  # of the libraries that read it; its text may hold content of a file
+                print(f"  left out: {say('internal', what=place(bug))}", flush=True)
+                continue
+            np.save(out / f"{name}.npy", volume[None])
     if not any(out.iterdir()):
         raise SystemExit(f"INPUT={top}: no study in it can be read; expected DICOM folders, archives or NIfTI files")
 
 
 if __name__ == "__main__":
-    write(*map(Path, sys.argv[1:]))
+    try:
+        write(*map(Path, sys.argv[1:]))
+    except OSError as error:
+        raise SystemExit(f"{error.filename or sys.argv[3]}: {error.strerror}; make room or access") from None
