@@ -39,6 +39,14 @@ def empty(project: Project, path: Path) -> Project:
     return Project(path)
 
 
+def lock(archive: str, first: Project, *others: Project) -> None:
+    """Let all have the lock of an archive with this content, the first the archive, too."""
+    (first.path / "training/weights.zip").write_text(archive)
+    sha = hashlib.sha256(archive.encode()).hexdigest()
+    for machine in first, *others:
+        (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+
+
 def ran(said: str) -> set[str]:
     """Return the steps, environments apart, that were run and not taken from the cache."""
     taken = set(re.findall(r"^(.*): from the cache$", said, re.MULTILINE))
@@ -84,10 +92,7 @@ def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_pat
     """The lock in git is enough: what an archive of that digest holds, the cache knows."""
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
     first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
-    (archive := first.path / "training/weights.zip").write_text("stands in for the archive")
-    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
-    for machine in first, second:
-        (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+    lock("an archive", first, second)
     first.make(*command)
     assert ran(second.make(*command)) == {VERDICT}
     assert not (second.path / "training/weights.zip").exists()
@@ -98,12 +103,9 @@ def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_pat
 def test_a_newer_archive_that_the_cache_knows_is_not_fetched(stand_ins: Project, tmp_path: Path) -> None:
     """Also a machine that has the older one's files takes what the newer one holds."""
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
-    machines = first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
+    first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
     for content in "older", "newer":
-        (first.path / "training/weights.zip").write_text(content)
-        sha = hashlib.sha256(content.encode()).hexdigest()
-        for machine in machines:
-            (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+        lock(content, first, second)
         first.make(*command)
         assert ran(second.make(*command)) == {VERDICT}
         assert second.published() == first.published()
@@ -114,10 +116,7 @@ def test_a_newer_archive_that_the_cache_knows_is_not_fetched(stand_ins: Project,
 def test_a_file_of_your_own_stays_and_is_used(stand_ins: Project, tmp_path: Path) -> None:
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
     first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
-    (archive := first.path / "training/weights.zip").write_text("stands in for the archive")
-    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
-    for machine in first, second:
-        (machine.path / "training/weights.zip.lock.json").write_text(f'{{"sha256": "{sha}"}}')
+    lock("an archive", first, second)
     first.make(*command)
     own = second.path / "training/weights/CT-RATE/model_binary.pth"
     own.parent.mkdir(parents=True)
