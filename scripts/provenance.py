@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explain import ARCHIVE, KEPT, Step, judged, locked
+from explain import ARCHIVE, Step, judged, locked
 from records import digest, known, made_from, read, record, sha256, wrote
+from step import KEPT
 
 
 def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Take from the shared cache, in one go, what make would otherwise ask it for step by step.
 
-    make EXPLAIN=1 GOAL... | python3 -sES scripts/take.py WANTED... [-- NEVER...]
+    make EXPLAIN=1 GOAL... | python3 -sES scripts/take.py WANTED... -- NEVER...
 
 What an absent artifact would be is noted if the cache knows it.  Copied is only what somebody reads: each WANTED file,
 what is to be published, and the inputs of a step that will have to run.  Nobody is asked for the NEVER files.
