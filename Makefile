@@ -373,7 +373,7 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off
+	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
 
 help:  ## Show this list
 	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from records import read, write
 
 OFF = ".make/cache-off"  # the run in which the cache was given up
+SPOILED = ".make/cache-spoiled"  # the run, then the SHA of each entry that it found damaged and has not mended
 
 
 class Result(NamedTuple):
@@ -146,8 +147,9 @@ class Cache:
     def __init__(self) -> None:
         self.where, self.run = os.environ.get("CACHE", ""), os.environ.get("MAKE_RUN", "")
         self.stored = 0
-        self.spoiled: set[str] = set()
-        self.giving_up = Lock()
+        now, *damaged = read(SPOILED).split("\n")
+        self.spoiled = set(damaged) if now == f"{self.run} {self.where}" else set[str]()
+        self.telling = Lock()
         self.store: Folder | Bucket | None = None
         if self.where and read(OFF) != f"{self.run} {self.where}":
             try:
@@ -174,14 +176,14 @@ class Cache:
 
     def fetch(self, result: Result, out: str) -> bool:
         """Copy those bytes to `out` and verify them on the way; False, and no `out`, if they are not to be had."""
-        if not (store := self.store):
+        if not (store := self.store) or result.sha in self.spoiled:
             return False
         try:
             if (found := store.get(name := f"files/{result.sha}", out)) == result:
                 return True
             if found:
-                self._warn(f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}")
-                self.spoiled.add(result.sha)
+                damage = f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}"
+                self._remember(result.sha, damage)
         except OSError as error:
             self._give_up(error)
         if os.path.exists(out):
@@ -197,6 +199,7 @@ class Cache:
             if sha in self.spoiled or self.store.size(f"files/{sha}") != result.size:
                 self.store.put(f"files/{sha}", path)
                 self.stored = result.size
+                self._remember(sha, "")
             write(draft := f".make/out/{target}.entry", f"{sha} {result.size}\n")
             self.store.put(_step(target, recipe), draft)
             os.remove(draft)
@@ -204,12 +207,21 @@ class Cache:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        with self.giving_up:
+        with self.telling:
             if read(OFF) == f"{self.run} {self.where}":
                 return
             self._warn(f"{error}; going on without it")
             write(OFF, f"{self.run} {self.where}")
             self.store = None
+
+    def _remember(self, sha: str, damage: str) -> None:
+        """Note that an entry is damaged, which is told once in a run, or that it is mended: no damage."""
+        with self.telling:
+            if bool(damage) != (sha in self.spoiled):
+                self.spoiled ^= {sha}
+                write(SPOILED, "\n".join([f"{self.run} {self.where}", *sorted(self.spoiled)]))
+                if damage:
+                    self._warn(damage)
 
     def _warn(self, what: str) -> None:
         print(f"warning: cache {self.where}: {what}", flush=True)

@@ -162,6 +162,16 @@ def test_a_spoiled_entry_is_mended(stand_ins: Project, cache: Path, tmp_path: Pa
     assert ran(empty(stand_ins, tmp_path / "third").make("repository", CACHE=str(cache))) == {VERDICT}
 
 
+def test_a_spoiled_entry_is_told_once(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
+    for entry in (cache / "files").iterdir():
+        HARM["altered"](entry)
+    machine = empty(stand_ins, tmp_path / "second")
+    said = machine.make("repository", CACHE=str(cache), CACHE_MODE="read")
+    told = re.findall(r"^warning: cache .*: files/(\w+) holds", said, re.MULTILINE)
+    assert told and len(told) == len(set(told))
+    assert machine.published() == stand_ins.published()
+
+
 def test_with_mode_read_nothing_is_put_there(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
     before = sorted(cache.rglob("*"))
     machine = empty(stand_ins, tmp_path / "second")
