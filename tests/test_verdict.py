@@ -434,6 +434,7 @@ def test_the_server_is_gone_however_its_starter_ends(repository: Path, number: s
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, repository, repository.parent / "log"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # else `nohup make test` would wait for ever
     ) as starter:  # fmt: skip
         assert starter.stdout
         assert starter.stdout.readline().startswith("ready")
