@@ -339,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     image = given.image or None
     ours, theirs = Repository(given.ours, image), Repository(given.theirs, image, foreign=True)
+    if given.input:
+        volume_files(given.input)  # is it there?
     shutil.rmtree(SCRATCH, ignore_errors=True)
     try:
         found = Comparison(ours, theirs, given.models, given.input).run()

@@ -70,10 +70,13 @@ def look_up(target: str, recipe: str, cache: Cache) -> bool:
         if current(target, recipe):  # another make was at it
             return True
         started, hit = time.monotonic(), cache.find(target, recipe)
-        if not hit or (digest(target) not in ("", hit.sha) and not replace(target, hit, cache)):
+        if not hit:
+            return False
+        moved = digest(target) not in ("", hit.sha)
+        if moved and not replace(target, hit, cache):
             return False
         write(record("made", target), f"{target}={hit.sha} {recipe}")
-        take_note(target, "in the cache", started, hit=Result(hit.sha, 0))
+        take_note(target, "in the cache", started, hit=Result(hit.sha, hit.size if moved else 0))
     return True
 
 

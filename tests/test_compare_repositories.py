@@ -157,6 +157,10 @@ def test_studies_of_a_folder_become_volumes(project: Project, other: Path) -> No
     assert load(project)["models"]["vit_onnx"]["asked"] == 1
 
 
+def test_a_mistyped_folder_is_told_even_if_nothing_had_to_be_asked(project: Project, other: Path) -> None:
+    assert "INPUT=absent: no such folder" in project.fail("compare", "WITH=other", "INPUT=absent")
+
+
 def test_a_folder_without_studies_is_refused(project: Project, other: Path) -> None:
     resave(other / "vit_onnx/1/model.onnx")
     (folder := project.path / "nothing").mkdir()

@@ -20,15 +20,9 @@ from convertation.head import mlp
 from convertation.head import torch2onnx as head
 from convertation.vit import ctvit
 from convertation.vit import torch2onnx as vit
+from tests.test_checkpoint import HEAD
 
 ROOT = Path(__file__).parent.parent
-HEAD: dict[str, Any] = {
-    "family": "head",
-    "network": {"sizes": [8, 6, 4, 3], "activation": "gelu"},
-    "input": [8],
-    "output": [3],
-    "batch": [1, 4, 8],
-}
 VIT: dict[str, Any] = {
     "family": "vit",
     "network": {

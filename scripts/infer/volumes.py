@@ -44,4 +44,6 @@ if __name__ == "__main__":
     try:
         write(*map(Path, sys.argv[1:]))
     except OSError as error:
-        raise SystemExit(f"{error.filename or sys.argv[3]}: {error.strerror}; make room or access") from None
+        raise SystemExit(
+            f"{error.filename or sys.argv[3]}: {error.strerror}; make room or access, then run make compare again"
+        ) from None
