@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 FAMILIES = ("vit", "head", "bpr")
-ACTIVATIONS = ("gelu", "leaky_relu")
+ACTIVATIONS = ("gelu", "leaky_relu", "relu")
 NETWORKS: dict[str, dict[str, type]] = {
     "vit": {
         "dim": int,

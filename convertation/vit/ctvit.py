@@ -116,12 +116,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
-        q, (k, v) = split_heads(self.to_q(self.norm(x)), self.heads), self.keys_values(x)
-        if self.gains is not None:
-            q, k = (by_mean_square(x) * gain for x, gain in zip((q, k), self.gains, strict=True))
-        elif self.scale is not None:
+        q, (k, v) = self.to_q(self.norm(x)), self.keys_values(x)
+        if (
+            self.gains is not None
+        ):  # before heads are split, or ONNX Runtime moves k's transposes into it and fuses less
+            split = [torch.unflatten(part, -1, (self.heads, -1)) for part in (q, k)]
+            q, k = [(by_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
+        q, k, v = [split_heads(part, self.heads) for part in (q, k, v)]
+        if self.gains is None and self.scale is not None:
             q, k = unit(q) * self.scale, unit(k)
-        else:
+        elif self.gains is None:
             q, k = unit(q) * self.q_scale * LOGIT_SCALE, unit(k) * self.k_scale
         k = k.transpose(-2, -1)
 
@@ -134,10 +138,8 @@ class Attention(nn.Module):
         return moved
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
-        """(…, n, d) -> two of (…, heads, n, dim_head)"""
-        return [
-            split_heads(functional.linear(x, half), self.heads) for half in self.halves or halves(self.to_kv.weight)
-        ]
+        """(…, n, d) -> two of (…, n, heads·dim_head)"""
+        return [functional.linear(x, half) for half in self.halves or halves(self.to_kv.weight)]
 
 
 class FeedForward(nn.Sequential):
