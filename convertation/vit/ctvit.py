@@ -300,7 +300,9 @@ class CTViT(nn.Module):
         embedded, end, step = [], volume.shape[2], math.ceil(self.grid[0] / PIECES) * self.patch[0]
         for start in range(0, end, step):  # by index, for ONNX Runtime would merge slices into one copy of the volume
             frames = torch.arange(start, min(start + step, end), device=volume.device)
-            embedded.append(self.VIT.to_patch_emb(cut(volume.index_select(2, frames), self.patch)))
+            patches = cut(volume.index_select(2, frames), self.patch)
+            # LayerNorm does not see the mean; ONNX Runtime's up to 1.22 loses the variance of air beside it
+            embedded.append(self.VIT.to_patch_emb(patches - patches.mean(dim=-1, keepdim=True)))
         return torch.cat(embedded, dim=1)
 
     def spatial(self, x: Tensor) -> Tensor:
