@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convertation.bpr.bpreg import Settings, preprocess, tag
-from convertation.bpr.check_bpr import check
 from convertation.bpr.torch2onnx import torch2onnx
 from convertation.bpr.vgg import VGG, build, load, multiply_adds, synthetic, synthetic_settings
+from scripts.compare_bpr import check
 from scripts.sample import sample
 
 REFERENCE = Path(__file__).parent / "reference"
