@@ -197,7 +197,7 @@ class Comparison:
         one, two = found[bad[0]][0]
         return (
             f"the {' and the '.join(bad)} one answers different volumes alike, {self.inputs[one]} and "
-            f"{self.inputs[two]} for one: {collapse.CAUSE}; none of its answers can be used; next there: make repository"
+            f"{self.inputs[two]} for one: {collapse.CAUSE}; no answer of it can be used; next there: make repository"
         )
 
     def requests(self, entry: dict[str, Any], size: int) -> Iterable[Request]:

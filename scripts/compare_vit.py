@@ -49,8 +49,8 @@ class Cosines(NamedTuple):
 
 
 def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answer"], judge: "Judge") -> Checked:
-    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, cosines by more than float32
-    rounds, codes beyond what that explains, or where a side has few distinct codes.
+    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, cosines by more than
+    float32 rounds, codes beyond what that explains, or where a side has few distinct codes.
 
     `volumes` (n, 1, frames, height, width); an answer of ONNX Runtime holds `tokens` (batch, t, h, w, d) and `codes`
     (batch, t, h, w) of the first `batch` volumes.
@@ -81,8 +81,8 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answe
         cosines = measure(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
         if not cosines.error <= (most := rounding(tokens.shape[-1])):
             judge.fail(
-                f"cosines of sample {index} are wrong by {cosines.error:.2e}; expected at most {most:.1e}, what float32 "
-                f"makes of {tokens.shape[-1]} products",
+                f"cosines of sample {index} are wrong by {cosines.error:.2e}; expected at most {most:.1e}, "
+                f"what float32 makes of {tokens.shape[-1]} products, in a token and in its cosine",
                 "the tokens differ by more than rounding",
             )
         for name, _, their_codes in theirs:
@@ -90,7 +90,7 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answe
             margins += found
             flipped[name] += len(found)
             compared += codes.numel()
-            many, few = len(codes.unique()), len(their_codes.unique())
+            many, few = len(set(codes.flatten().tolist())), len(set(their_codes.flatten().tolist()))
             if few < DISTINCT * many:
                 judge.fail(
                     f"codes of sample {index} {name} are {few} distinct ones; expected about PyTorch's {many}",
@@ -118,10 +118,10 @@ def rows(network: CTViT) -> Tensor:
 
 
 def rounding(products: int) -> float:
-    """The most by which float32 gets a sum of so many products of unit vectors wrong (Higham, Accuracy and Stability of
-    Numerical Algorithms, 3.1).
+    """The most by which float32 gets a cosine wrong: two sums of so many products of unit vectors, that which made the
+    token and that of the cosine (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
-    return products * ROUNDING / (1 - products * ROUNDING)
+    return 2 * products * ROUNDING / (1 - products * ROUNDING)
 
 
 def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
@@ -184,8 +184,7 @@ def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -
     weight = projection.view(len(projection), -1, book.shape[1])  # (output, h·w, d)
     flat, chosen = tokens.flatten(0, -2), codes.flatten()
     limit = cosines.limit
-    near = (cosines.margins <= limit).nonzero().flatten()
-    near = near[cosines.margins[near].argsort()].tolist()
+    near = [token for token in cosines.margins.argsort().tolist() if cosines.margins[token] <= limit]
     changes = []
     for token, cosine in zip(near, normalize(flat[near].double(), dim=-1) @ directions.T, strict=True):
         others = (cosine >= cosine.max() - limit).nonzero().flatten()

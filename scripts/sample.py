@@ -19,9 +19,10 @@ Field = NDArray[np.float64]
 AIR, LUNG, TISSUE, BONE, TABLE, METAL = -1000, -850, 40, 600, 150, 3000  # HU
 NOISE = 104.5  # the spread of the difference of two random bytes
 IN_BODY = 0.3  # of that difference: noise of 31 HU
-# Air as scanners give it, HU and noise: from end to end of an eighth of each volume, where a patch holds nothing else.
+# Air as scanners give it, HU and noise: layers of an octant of each volume, where a patch holds nothing else.
 # Its mean is a hundred times its spread and more, which is what a careless float32 variance does not survive.
-QUIET = ((-990, 1), (-990, 5), (-990, 10), (-1000, 1), (-1000, 5), (-1000, 10), (-998, 2), (-999, 0))
+QUIET = ((-998, 2), (-990, 5), (-1000, 10), (-990, 1), (-1000, 1), (-990, 10), (-1000, 5), (-999, 0))
+LAYER = 10  # frames at least: a patch of the ViT
 LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once: a full-size volume is 221 MB, two take long
 
 PATCHES = 48  # cells of the finest structure across a slice
@@ -109,7 +110,7 @@ def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> 
         hu[np.square(y - rod_y) + np.square(across - rod_x) < 0.01] = METAL
         noise = np.where(body, IN_BODY, hiss)
         if 0 <= (depth := frame - late * (frames - half)) < half:
-            level, spread = QUIET[depth * len(QUIET) // half]
+            level, spread = QUIET[depth // max(half // len(QUIET), LAYER) % len(QUIET)]
             hu[air], noise[air] = level, spread / NOISE
         # two bytes per voxel: triangular, the same everywhere because whole
         dice = np.frombuffer(generator.bytes(2 * hu.size), np.uint8).reshape(2, *hu.shape)

@@ -181,7 +181,7 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
 def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
     """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
 
-    `ties`: per token that float64 allows another row, what each such row would add: (rows, output), or (output,) of one.
+    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
     The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
     nothing else is explained by them.
     """

@@ -1,7 +1,7 @@
 """A ViT that answers every study alike where it is served, and alone there: each gate says so.
 
 The straight export of CT-ViT lets ONNX Runtime up to 1.22 normalise patches of air whose mean is large beside their
-spread: 1.19.2, which serves the verdict, then loses the variance. The network is tiny, its patches are as large as real.
+spread: 1.19.2, which serves the verdict, then loses the variance. The network is tiny, its patches as large as real.
 """
 
 import ast
