@@ -120,8 +120,7 @@ contents := \
 network.vit  := convertation/vit/ctvit.py
 network.head := convertation/head/mlp.py
 network.bpr  := convertation/bpr/vgg.py
-check.vit    := convertation/vit/check_vit.py
-check.bpr    := convertation/bpr/check_bpr.py $(bpreg) $(weights)/bpr/inference-settings.json
+check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 
 # --- The pipeline, in order ---------------------------------------------------
 
@@ -176,11 +175,12 @@ $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
 	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
-# ONNX against PyTorch, on the same input
-comparing = scripts/compare.py scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
+# ONNX against PyTorch, on the same input, by our ONNX Runtime and by the one that serves the verdict
+comparing = scripts/compare.py scripts/compare_vit.py scripts/compare_bpr.py scripts/judge.py scripts/collapse.py scripts/onnx_session.py \
+  scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
-  $(comparing) | .venv/installed
-	$(call step,$(python) -m scripts.compare $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
+  $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # ONNX rounded to fp16, and compared with what it was rounded from
 $(onnx16): build/onnx/%.fp16.onnx: build/onnx/%.onnx convertation/fp16.py convertation/onnx_file.py | .venv/installed
@@ -222,7 +222,7 @@ $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json s
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
 published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/verdict.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
+verdict := scripts/verdict.py scripts/collapse.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
@@ -238,8 +238,8 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
   $(addprefix served/,$(filter-out bpr_%,$(contents)))
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
-  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py $(verdict) \
-  $(network.vit) $(network.head) $(check.vit) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
+  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py scripts/compare_vit.py scripts/judge.py \
+  scripts/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
 	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
 

@@ -1,15 +1,18 @@
 """Compare PyTorch with ONNX Runtime: python -m scripts.compare CHECKPOINT ENTRY.json TOLERANCE.json ONNX OUT.json
 
-Both get the same seeded input: PyTorch, the network as trained and not folded, one sample at a time; ONNX Runtime in
-batches. OUT, written only if they agree, also holds the answers that a server of this file must give.
+Both get the same seeded input: PyTorch, the network as trained and not folded, one sample at a time; this Python's
+ONNX Runtime in batches, and each --deployed PYTHON's, such as the one that serves the verdict, one sample at a time.
+OUT, written only if all agree, also holds the answers that a server of this file must give.
 """
 
 import argparse
 import importlib
 import json
-import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -17,131 +20,103 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from scripts.sample import sample
+from scripts import onnx_session
+from scripts.judge import Judge
+from scripts.sample import requests, sample
 
 Array = NDArray[Any]
 
 NETWORKS = {"vit": "convertation.vit.ctvit", "head": "convertation.head.mlp", "bpr": "convertation.bpr.vgg"}
 INNER = {"vit": ("tokens", "codes")}  # values inside the graph that are compared too
 SEED = 0
-LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once: a full-size volume is 221 MB, two take long
+SAMPLES = 2  # that deployed runtimes are asked: enough to see whether their answers differ
+ROOT = Path(__file__).resolve().parent.parent
 
 
-class Judge(NamedTuple):
-    """Ends the comparison with what is wrong, where, what it means and what to do."""
+class Answer(NamedTuple):
+    """Of one runtime, to the first samples of the request."""
 
-    onnx: Path
-    family: str
-    tolerance: float
-    of: str = "PyTorch's"  # whose values are the reference
-
-    def fail(self, what: str, meaning: str) -> NoReturn:
-        raise SystemExit(
-            f"{self.onnx}: {what}\n{meaning}; nothing is written\n"
-            f"next: rm {self.onnx} && make onnx MODEL={self.family}; if it stays, suspect torch and onnxruntime"
-        )
-
-    def sane(self, name: str, reference: Array, answer: Array) -> None:
-        """Same shape and type, and every value finite."""
-        found, expected = (f"{values.dtype} {list(values.shape)}" for values in (answer, reference))
-        if found != expected:
-            self.fail(f"{name} is {found}, expected {expected}", "the file is no export of this model")
-        for side, values in ("PyTorch", reference), ("ONNX Runtime", answer):
-            if bad := values.size - int(np.isfinite(values).sum()):
-                self.fail(
-                    f"{bad} of {values.size} values of {name} by {side} are NaN or infinite, expected none",
-                    "it overflows",
-                )
-
-    def alive(self, name: str, reference: Array, answer: Array) -> None:
-        """The samples of a batch get different answers; else two sides agree by saying nothing."""
-        for side, values in ("PyTorch", reference), ("ONNX Runtime", answer):
-            largest = np.abs(values).max()
-            if not np.abs(values[1:] - values[0]).max() > 10 * self.tolerance * largest:
-                what = f"{name} by {side} does not depend on the input (largest value {largest:.3g})"
-                self.fail(f"{what}, expected one answer per sample", "the network answers the same for every input")
-
-    def same(self, name: str, reference: Array, answer: Array) -> float:
-        """The largest difference relative to the reference's largest absolute value, if within the tolerance."""
-        self.sane(name, reference, answer)
-        scale = np.abs(reference).max()
-        apart = np.abs(answer.astype(np.float64) - reference)
-        largest = float(apart.max() / scale) if scale else float(apart.max() > 0)
-        where = [int(index) for index in np.unravel_index(apart.argmax(), apart.shape)]
-        self.within(f"{name}, most at {where},", largest, float(scale))
-        return largest
-
-    def within(self, name: str, difference: float, scale: float) -> None:
-        if not difference <= self.tolerance:
-            self.fail(
-                f"{name} differs from {self.of} by {difference:.2e} of its scale {scale:.3g}; "
-                f"expected at most {self.tolerance:g}",
-                "the file does not compute what the checkpoint does",
-            )
+    name: str  # how it was asked, as messages say it
+    values: dict[str, Array]  # `output` and the values inside the graph
 
 
-def compare(checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path) -> dict[str, Any]:
+def compare(
+    checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path, deployed: Sequence[Path] = ()
+) -> dict[str, Any]:
     """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
 
     `tolerance`: `output` for this comparison, `served` for a server's answers, both relative to the scale, which is the
-    largest absolute value of PyTorch's output. SystemExit if the sides differ by more, if either has NaN or infinite
-    values, or if the output does not depend on the input.
+    largest absolute value of PyTorch's output. `deployed`: Pythons whose ONNX Runtime is asked besides our own.
+    SystemExit if the sides differ by more, if either has NaN or infinite values, or if the output does not depend on
+    the input.
     """
     judge = Judge(onnx, entry["family"], tolerance["output"])
     batches = sorted({1, max(2, entry["batch"][1])})
     request = network_input(entry, batches[-1])
     # First ONNX Runtime, and gone before PyTorch comes: of a ViT each of them holds the 604 MB of the projection
-    answers = ask(judge, request, batches, INNER.get(entry["family"], ()))
+    inner = INNER.get(entry["family"], ())
+    answers = [
+        Answer(f"at batch {batch}", values)
+        for batch, values in zip(batches, ask(judge, request, batches, inner), strict=True)
+    ]
+    answers += [ask_deployed(judge, request[:SAMPLES], python, inner) for python in deployed]
     network = importlib.import_module(NETWORKS[entry["family"]]).load(checkpoint, entry)
     report: dict[str, Any] = {}
-    flips: list[Array] = []
+    flips: list[list[Array]] = []
     with torch.inference_mode():
         if entry["family"] == "vit":
-            from convertation.vit import check_vit
+            from scripts import compare_vit
 
-            references, expected, flips, report = check_vit.check(network, request, answers, judge)
+            references, expected, flips, report = compare_vit.check(network, request, answers, judge)
         else:
             references = np.concatenate([network(torch.from_numpy(one[None])).numpy() for one in request])
-            expected = [references[:batch] for batch in batches]
+            expected = [references[: len(answer.values["output"])] for answer in answers]
     del network
 
     outputs = [
-        (f"output at batch {batch}", right, answer["output"])
-        for batch, right, answer in zip(batches, expected, answers, strict=True)
+        (f"output {answer.name}", right, answer.values["output"])
+        for right, answer in zip(expected, answers, strict=True)
     ]
     for output in outputs:
         judge.sane(*output)
-    judge.alive(*outputs[-1])
+    for output in outputs:
+        if len(output[1]) > 1:
+            judge.alive(*output)
     difference = max(judge.same(*output) for output in outputs)
 
     scale = float(np.abs(references).max())
     if report:  # what the codes that differ do to the output
-        apart = [float(np.abs(answer["output"] - references[: len(answer["output"])]).max()) for answer in answers]
+        found = [answer.values["output"] for answer in answers]
+        apart = [float(np.abs(values - references[: len(values)]).max()) for values in found]
         report["codes"]["output_difference"] = max(apart) / scale
     served = [
         {
             "seed": SEED,
+            "first": first,
             "batch": batch,
-            "output": references[:batch].tolist(),
+            "output": references[first : first + batch].tolist(),
             "allowed": tolerance["served"] * scale,
-            "flips": [changes.astype(np.float32).tolist() for changes in flips[:batch]],
+            "flips": [[tie.astype(np.float32).tolist() for tie in ties] for ties in flips[first : first + batch]],
         }
-        for batch in batches
-        if request[:batch].nbytes <= LARGEST_REQUEST
+        for first, batch in requests(batches, request[0].nbytes)
     ]
     result = {
         "model": entry["name"],
         "difference": difference,
         "tolerance": tolerance["output"],
         "batches": batches,
+        "compared_by": [
+            f"ONNX Runtime {onnxruntime.__version__}",
+            *(answer.name for answer in answers[len(batches) :]),
+        ],
         "scale": scale,
         **report,
         "served": served,
     }
     if entry["family"] == "bpr":
-        from convertation.bpr import check_bpr
+        from scripts import compare_bpr
 
-        series = check_bpr.check(checkpoint, entry, onnx)
+        series = compare_bpr.check(checkpoint, entry, onnx)
         judge.within("score of the series", series["difference"], series["scale"])
         result |= series | {"difference": max(result["difference"], series["difference"])}
     return result
@@ -181,34 +156,49 @@ def ask(
     return answers
 
 
+def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner: tuple[str, ...]) -> Answer:
+    """The answer of another Python's ONNX Runtime, sample by sample."""
+    print(f"  ONNX Runtime of {python}", flush=True)
+    names = ["output", *inner]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, out = Path(scratch, "request.npy"), Path(scratch, "answer.npz")
+        np.save(asked, request)
+        files = [judge.onnx.resolve(), more_outputs(inner).hex(), asked, out]
+        # not resolved: a virtual environment is known by the link that its Python is
+        command = [python.absolute(), "-m", "scripts.onnx_session", *files, *names]
+        run = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
+            judge.fail(f"{python}'s ONNX Runtime does not run it: {last}", "it cannot be served")
+        with np.load(out) as found:
+            return Answer(f"by ONNX Runtime {found['version']} as deployed", {name: found[name] for name in names})
+
+
 def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
     """A session on the CPU whose outputs are the file's and the values inside its graph that are named in `inner`."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said by who asks, in one line
-    options.enable_cpu_mem_arena = False  # an arena's gigabyte would stay while PyTorch runs
-    # A protobuf message may come in pieces: with one more, the values inside the graph are outputs too. The copy lives
-    # in memory, and only until it is read.
-    with os.fdopen(os.memfd_create("model"), "wb") as copy:
-        with onnx.open("rb") as file:
-            while os.sendfile(copy.fileno(), file.fileno(), None, 1 << 30):
-                pass
-        copy.seek(0, os.SEEK_END)
-        outputs = [ValueInfoProto(name=name) for name in inner]
-        copy.write(ModelProto(graph=GraphProto(output=outputs)).SerializeToString())
-        copy.flush()
-        return onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
+    return onnx_session.open_session(onnx, more_outputs(inner))
+
+
+def more_outputs(inner: tuple[str, ...]) -> bytes:
+    """A protobuf message may come in pieces: with this one more, the values inside the graph are outputs too."""
+    outputs = [ValueInfoProto(name=name) for name in inner]
+    piece: bytes = ModelProto(graph=GraphProto(output=outputs)).SerializeToString()
+    return piece
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in "checkpoint", "entry", "tolerance", "onnx", "out":
         parser.add_argument(name, type=Path)
+    parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
-    result = compare(given.checkpoint, entry, tolerance, given.onnx)
+    result = compare(given.checkpoint, entry, tolerance, given.onnx, given.deployed)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     difference, allowed = result["difference"], result["tolerance"]
     print(f"{entry['name']}: differs from PyTorch by {difference:.1e} of its scale, allowed {allowed:g}")
+    flipped = f"; codes that differ: {result['codes']['flipped_by']}" if "codes" in result else ""
+    print(f"  asked: {', '.join(result['compared_by'])}{flipped}")
 
 
 if __name__ == "__main__":

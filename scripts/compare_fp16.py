@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.compare import INNER, SEED, Judge, ask
+from scripts.compare import INNER, SEED, ask
+from scripts.judge import Judge
 from scripts.sample import sample
 
 COMPARED = "fp16 weights, on the CPU; what fp16 arithmetic does, a GPU alone shows"

@@ -22,11 +22,9 @@ from scripts import gpu, trtexec
 from scripts import probabilities as client
 from scripts.expected import SEED, open_onnx
 from scripts.records import sha256
-from scripts.sample import sample
+from scripts.sample import requests, sample
 
 Array = NDArray[Any]
-
-LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once, as in scripts/compare.py
 
 
 def compare(
@@ -72,9 +70,14 @@ def compare(
             "\n".join([*faults, "nothing is published; TF32 rounds to 10 bits: TRTEXEC_FLAGS=--noTF32 builds without"])
         )
     served = [
-        {"seed": SEED, "batch": batch, "output": expected[:batch].tolist(), "allowed": tolerance["gpu"] * scale}
-        for batch in batches
-        if request[:batch].nbytes <= LARGEST_REQUEST
+        {
+            "seed": SEED,
+            "first": first,
+            "batch": batch,
+            "output": expected[first : first + batch].tolist(),
+            "allowed": tolerance["gpu"] * scale,
+        }
+        for first, batch in requests(batches, request[0].nbytes)
     ]
     head = {"model": entry["name"], "plan_sha256": sha256(str(plan)), "difference": result["output"]}
     judged = {"tolerance": {key: tolerance[key] for key in wanted}, "batches": batches, "scale": scale}

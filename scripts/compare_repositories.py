@@ -21,6 +21,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
+from scripts import collapse
 from scripts.check_repository import read_config, read_without_weights
 from scripts.fidelity_table import SYNTHETIC
 from scripts.model_entry import model_entry
@@ -38,8 +39,9 @@ Request = dict[str, Array]
 SCRATCH, LOG, VENV = Path("build/compare"), Path("build/logs/compare.log"), Path(".venv-compare")
 VECTORS, SERIES = 32, 2  # requests to a head, and to BPR, besides
 SAME_FILES, SAME, DIFFERS, NOT_COMPARED = "same files", "same answers", "differs", "not compared"
+ALIKE = "answers every study alike"
 ONLY = {"ours": "only in the new one", "theirs": "only in the other one"}
-BAD = (DIFFERS, NOT_COMPARED, ONLY["theirs"])
+BAD = (DIFFERS, NOT_COMPARED, ALIKE, ONLY["theirs"])
 LISTED = 40
 
 
@@ -172,9 +174,31 @@ class Comparison:
         result = (
             bpr_result(mine, other) if entry["family"] == "bpr" else numbers(mine, other, entry["tolerance"]["served"])
         )
+        if entry["family"] == "vit" and (said := self.collapsed(mine, other)):
+            result |= {"verdict": ALIKE, "reason": said}
         if entry["family"] == "head" and self.embeddings:
             result["decisions_changed"] = self.decide(name, mine, other)
         return result
+
+    def collapsed(self, mine: Array, other: Array) -> str:
+        """Which side answers different volumes alike, in words; "" where none does.
+
+        Two files of INPUT may hold the same volume: then both sides say so.
+        """
+        found = {"new": collapse.alike(other, mine), "other": collapse.alike(mine, other)}
+        if not self.folder:  # seeded volumes are different ones
+            found = {
+                side: pairs or [(0, row) for row in range(1, len(values)) if np.array_equal(values[0], values[row])]
+                for (side, pairs), values in zip(found.items(), (mine, other), strict=True)
+            }
+        bad = [side for side, pairs in found.items() if pairs]
+        if not bad:
+            return ""
+        one, two = found[bad[0]][0]
+        return (
+            f"the {' and the '.join(bad)} one answers different volumes alike, {self.inputs[one]} and "
+            f"{self.inputs[two]} for one: {collapse.CAUSE}; no answer of it can be used; next there: make repository"
+        )
 
     def requests(self, entry: dict[str, Any], size: int) -> Iterable[Request]:
         """What both are asked: each volume, or rows for a head in batches of `size`, or series."""

@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from convertation.head import mlp
-from convertation.vit import check_vit, ctvit
+from convertation.vit import ctvit
+from scripts import compare_vit
 from scripts.check_repository import read_config, read_without_weights
-from scripts.compare import Judge, open_session
+from scripts.compare import open_session
+from scripts.judge import Judge
 from scripts.probabilities import changed, probabilities, unit
 from scripts.sample import sample
 from scripts.served import serving
@@ -120,7 +122,12 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
 
 
 def measured(
-    before: Answers, after: Answers, scale: float, flips: list[list[float]] | None, ties: list[Array], rounding: float
+    before: Answers,
+    after: Answers,
+    scale: float,
+    flips: list[list[float]] | None,
+    ties: Sequence[Sequence[Array]],
+    rounding: float,
 ) -> dict[str, Any]:
     """What lies between two hops; `flips`: per volume the margins of the codes that differ, None: codes unseen.
 
@@ -238,11 +245,11 @@ def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tupl
 
 def by_pytorch(
     task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]], theirs: Array | None = None
-) -> tuple[Answers, dict[str, list[list[float]]], list[Array], dict[str, Any]]:
+) -> tuple[Answers, dict[str, list[list[float]]], list[list[Array]], dict[str, Any]]:
     """The network as trained; for each pair of codes (None on the left: PyTorch's) the margins of those that differ.
 
     The margin is between the cosines of PyTorch's token, in float64, with both codebook rows.  Then, per volume, what
-    each near tie would change if it fell the other way (check_vit.near_ties).  And what all tokens have in common:
+    each near tie would change if it fell the other way (compare_vit.near_ties).  And what all tokens have in common:
     `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip,
     on PyTorch's tokens and on `theirs`, as scripts/compare.py has it.
     """
@@ -258,16 +265,16 @@ def by_pytorch(
             embedding.append(network.project(exact).numpy())
             codes.append(exact.numpy().reshape(1, -1))
             others = [] if theirs is None else [torch.from_numpy(theirs[number : number + 1])]
-            all_tokens = check_vit.measure(network, tokens, others)
+            all_tokens = compare_vit.measure(network, tokens, others)
             margins += histogram(all_tokens.margins.numpy())
             rounding = max(rounding, all_tokens.limit)
-            ties.append(check_vit.near_ties(network, tokens, exact, all_tokens))
+            ties.append(compare_vit.near_ties(network, tokens, exact, all_tokens))
             for name in flips:
                 left, right = pairs[name]
                 before, after = (
                     exact if side is None else torch.from_numpy(side[number]).view_as(exact) for side in (left, right)
                 )
-                flips[name].append(check_vit.flips(network, tokens, before, after, math.inf, name, judge))
+                flips[name].append(compare_vit.flips(network, tokens, before, after, math.inf, name, judge))
         del network
         embeddings, scores = np.concatenate(embedding), {}
         for head in task.heads:

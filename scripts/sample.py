@@ -7,6 +7,7 @@ batch begins with the samples of a smaller one. Voxels are whole Hounsfield unit
 and products in float64: the same on every machine.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,28 +16,40 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float64]
 
-AIR, LUNG, TISSUE, BONE = -1000, -850, 40, 600  # HU
+AIR, LUNG, TISSUE, BONE, TABLE, METAL = -1000, -850, 40, 600, 150, 3000  # HU
+NOISE = 104.5  # the spread of the difference of two random bytes
+IN_BODY = 0.3  # of that difference: noise of 31 HU
+# Air as scanners give it, HU and noise: layers of an octant of each volume, where a patch holds nothing else.
+# Its mean is a hundred times its spread and more, which is what a careless float32 variance does not survive.
+QUIET = ((-998, 2), (-990, 5), (-1000, 10), (-990, 1), (-1000, 1), (-990, 10), (-1000, 5), (-999, 0))
+LAYER = 10  # frames at least: a patch of the ViT
+LARGEST_REQUEST = 256 << 20  # bytes a server is asked at once: a full-size volume is 221 MB, two take long
+
 PATCHES = 48  # cells of the finest structure across a slice
 
 # A ramp that BPR's reference data calls CHEST, over 350 mm from bottom to top, with every other slice left out
 RAMP, SERIES, SPACING = (678.6, 1042.1), (36, 90, 100), (3.0, 3.2, 10.0)  # HU; z, y, x voxels; x, y, z mm
 
 
-def sample(entry: dict[str, Any], seed: int, batch: int) -> dict[str, NDArray[Any]]:
-    """Inputs by name, as a client sends them:
+def sample(entry: dict[str, Any], seed: int, batch: int, first: int = 0) -> dict[str, NDArray[Any]]:
+    """Inputs by name, as a client sends them, samples `first` to `first + batch - 1` of the seed:
 
     vit   `input` float32 (batch, 1, frames, height, width), HU / 1000 in [-1, 1]
     head  `input` float32 (batch, features), each row of length 1
-    bpr   `input` int16 (1, z, y, x) HU and `metadata` float32 (1, 3), spacing x, y, z in mm; batch is 1
+    bpr   `input` int16 (1, z, y, x) HU and `metadata` float32 (1, 3), spacing x, y, z in mm; batch is 1; sample 0 shows
+          a body from bottom to top, the others one and the same height in every slice
     """
     if entry["family"] == "bpr":
         if batch != 1:
             raise ValueError(f"{batch=}: BPR takes one series per request")
-        return {"input": series(_generator(seed, 0))[None], "metadata": np.array([SPACING], np.float32)}
+        return {
+            "input": series(_generator(seed, first), rising=not first)[None],
+            "metadata": np.array([SPACING], np.float32),
+        }
     shape: list[int] = entry["input"]
     request = np.empty((batch, *shape), np.float32)
     for index in range(batch):
-        generator = _generator(seed, index)
+        generator = _generator(seed, first + index)
         if entry["family"] == "head":
             features = generator.standard_normal(shape)
             request[index] = features / np.sqrt(np.square(features).sum())
@@ -45,11 +58,21 @@ def sample(entry: dict[str, Any], seed: int, batch: int) -> dict[str, NDArray[An
     return {"input": request}
 
 
+def requests(batches: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """(first sample, batch) of what a server is asked, samples of `size` bytes; never less than two samples, for one
+    answer does not show whether it depends on the input.
+    """
+    asked = [(0, batch) for batch in batches if batch * size <= LARGEST_REQUEST]
+    return asked if any(batch > 1 for _, batch in asked) else [*asked, (1, 1)]
+
+
 def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> None:
     """Fill (frames, height, width) with a chest-like volume, HU / 1000 in [-1, 1].
 
-    Air around an uneven ellipse of soft tissue; in it two lungs with vessels, widening and closing along z, a spine and
-    ribs; noise; and at the edges the -1 that preprocessing pads with.
+    In a round field of view an uneven ellipse of soft tissue on a table; in it two lungs with vessels, widening and
+    closing along z, a spine, ribs and a metal rod beyond the clip; more noise in the body than in the air around it; an
+    octant with nothing but the air of `QUIET`; and outside the field and at the edges the -1 that scanners and
+    preprocessing pad with.
     """
     frames, height, width = volume.shape
     first, last, top, bottom, left, right = generator.uniform(0.0, 0.07, 6)
@@ -57,32 +80,50 @@ def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> 
     girth, breath, rib = generator.uniform(0.75, 0.95), generator.uniform(0.8, 1.1), generator.integers(5, 9)
     coarse = generator.uniform(-1, 1, (7, 6, 6))
     fine = generator.uniform(-1, 1, (PATCHES // 2, PATCHES, PATCHES))
+    late, low, far = (int(side) for side in generator.integers(0, 2, 3))  # where the octant of air is
+    view, table = generator.uniform(1.25, 1.6), generator.uniform(0.78, 0.88)
+    rod_y, rod_x = generator.uniform(-0.2, 0.3), generator.uniform(-0.3, 0.3)
+    around, hiss = AIR + int(generator.integers(0, 16)), int(generator.integers(1, 11)) / NOISE
+    half = max(frames // 2, 1)
+    air = _half(height, low), _half(width, far)
     volume[:] = AIR / 1000
     rows = slice(int(top * height), height - int(bottom * height))
     columns = slice(int(left * width), width - int(right * width))
-    y, x = _axis(height)[rows, None] - centre_y, _axis(width)[None, columns] - centre_x
+    y, x = _axis(height)[:, None] - centre_y, _axis(width)[None] - centre_x
+    outside = np.square(_axis(height)[:, None]) + np.square(_axis(width)[None]) > view
+    bench = (np.abs(y - table - 0.1 * np.square(x)) < 0.02) & (np.abs(x) < 0.6)
     for frame in range(int(first * frames), frames - int(last * frames)):
         z = frame / max(frames - 1, 1)
-        wave = _smooth(coarse, z, height, width)[rows, columns]
-        vessels = _smooth(fine, z, height, width)[rows, columns]
+        wave, vessels = _smooth(coarse, z, height, width), _smooth(fine, z, height, width)
         across = x + lean * (z - 0.5)
         side = np.abs(across)
         radius = (1.7 * (y * y) + across * across) / (girth * girth) + 0.15 * wave
+        body = radius < 1
         open_lung = breath * (0.35 + 2.6 * z * (1 - z)) * (0.6 + 0.3 * wave)  # nearly closed at both ends
         lungs = (9 * np.square(side - 0.42) + 5 * np.square(y + 0.03) < open_lung) & (radius < 0.78)
         bones = 1.5 * np.square(across) + np.square(y - 0.42) < 0.016
         bones |= (radius > 0.80) & (radius < 0.92) & ((rib * z + side) % 1 < 0.3)
-        hu = np.where(radius < 1, TISSUE + 25 * wave + 15 * vessels, AIR)
+        hu = np.where(body, TISSUE + 25 * wave + 15 * vessels, around)
+        hu[bench] = TABLE
         hu[lungs & (vessels <= 0.5)] = LUNG
         hu[bones] = BONE + 300 * vessels[bones]
-        # two bytes per voxel: a triangular noise of 31 HU, the same everywhere because whole
-        noise = np.frombuffer(generator.bytes(2 * hu.size), np.uint8).reshape(2, *hu.shape)
-        hu += 0.3 * np.subtract(noise[0], noise[1], dtype=np.int16)
-        volume[frame, rows, columns] = np.clip(np.rint(hu, out=hu), -1000, 1000, out=hu) / 1000
+        hu[np.square(y - rod_y) + np.square(across - rod_x) < 0.01] = METAL
+        noise = np.where(body, IN_BODY, hiss)
+        if 0 <= (depth := frame - late * (frames - half)) < half:
+            level, spread = QUIET[depth // max(half // len(QUIET), LAYER) % len(QUIET)]
+            hu[air], noise[air] = level, spread / NOISE
+        # two bytes per voxel: triangular, the same everywhere because whole
+        dice = np.frombuffer(generator.bytes(2 * hu.size), np.uint8).reshape(2, *hu.shape)
+        hu += noise * np.subtract(dice[0], dice[1], dtype=np.int16)
+        hu[outside] = AIR
+        hu = np.clip(np.rint(hu, out=hu), -1000, 1000, out=hu) / 1000
+        volume[frame, rows, columns] = hu[rows, columns]
 
 
-def series(generator: np.random.Generator) -> NDArray[np.int16]:
-    """int16 (z, y, x) HU: from bottom to top each slice is brighter, so that its score changes along the body."""
+def series(generator: np.random.Generator, *, rising: bool) -> NDArray[np.int16]:
+    """int16 (z, y, x) HU: from bottom to top each slice is brighter, so that its score changes along the body; or,
+    where not `rising`, none is.
+    """
     depth, height, width = SERIES
     y, x = _axis(height)[:, None], _axis(width)[None]
     coarse = generator.uniform(-1, 1, (7, 6, 6))
@@ -91,12 +132,17 @@ def series(generator: np.random.Generator) -> NDArray[np.int16]:
         z = index / (depth - 1)
         hu = 60 * _smooth(coarse, z, height, width) + 120 * ((y * y * 1.7 + x * x) < 0.6)
         hu += generator.integers(-4, 5, hu.shape)
-        volume[index] = np.rint(RAMP[0] + (RAMP[1] - RAMP[0]) * z + hu - hu.mean())
+        volume[index] = np.rint(RAMP[0] + (RAMP[1] - RAMP[0]) * (z if rising else 0.5) + hu - hu.mean())
     return volume
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, index]))
+
+
+def _half(size: int, second: int) -> slice:
+    """The first or the second half of an axis."""
+    return slice(size - size // 2, size) if second else slice(0, size // 2)
 
 
 def _axis(size: int) -> Field:

@@ -26,6 +26,7 @@ from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.check_repository import check_repository, read_config
+from scripts.collapse import CAUSE, alike
 from scripts.sample import sample
 from scripts.triton_server import Server, triton_server
 
@@ -80,8 +81,9 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
         client.load_model(name, client_timeout=timeout)
         largest, relative, flips = 0.0, 0.0, 0
         times: list[float] = []
+        outputs: list[NDArray[Any] | None] = []
         for answer in check["served"]:
-            request = sample(entry, answer["seed"], answer["batch"])
+            request = sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
             small = sum(array.nbytes for array in request.values()) < LARGE
             # Popped: of a volume each copy is 221 MB, and gRPC makes its own.
             inputs = [as_input(key, request.pop(key)) for key in list(request)]
@@ -89,7 +91,10 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
                 start = time.perf_counter()
                 result = client.infer(name, inputs, model_version="1", client_timeout=timeout)
                 times.append(time.perf_counter() - start)
-            difference, turned = compare(name, answer, result.as_numpy("output"))
+            outputs.append(result.as_numpy("output"))
+        differ(name, check["served"], outputs)
+        for answer, output in zip(check["served"], outputs, strict=True):
+            difference, turned = compare(name, answer, output)
             largest, flips = max(largest, difference), flips + turned
             relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
         client.unload_model(name, client_timeout=timeout)
@@ -121,6 +126,25 @@ def as_input(name: str, array: NDArray[Any]) -> Any:
     return tensor
 
 
+def differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:
+    """SystemExit where different inputs got answers that are alike, while PyTorch's are not."""
+    pairs = [
+        (np.asarray(answer["output"], np.float64), output)
+        for answer, output in zip(answers, served, strict=True)
+        if output is not None and output.dtype != object
+    ]
+    if not pairs or any(right.shape != output.shape for right, output in pairs):
+        return  # tags are equal to PyTorch's or refused, and so is another shape
+    expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    if same := alike(expected, found):
+        one, other = same[0]
+        apart = [np.linalg.norm(side[one].astype(np.float64) - side[other]) for side in (found, expected)]
+        raise SystemExit(
+            f"{name}: answers different inputs alike: {len(same)} pairs, the first {apart[0]:.2e} apart, PyTorch's "
+            f"{apart[1]:.2e}; {CAUSE}; next: make repository"
+        )
+
+
 def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
     """The largest absolute difference, and the number of codes by whose flip an answer was explained first.
 
@@ -140,7 +164,7 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
     difference, allowed = served.astype(np.float64) - expected, answer["allowed"]
     flips = 0
     for row, changes in enumerate(answer.get("flips", [])):
-        difference[row], count = without_flips(difference[row], np.asarray(changes), allowed)
+        difference[row], count = without_flips(difference[row], changes, allowed)
         flips += count
     # A NaN compares as no number does, so ask what is within, not what is beyond.
     within = np.abs(difference) <= allowed
@@ -154,19 +178,23 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
     return float(np.abs(difference).max()), flips
 
 
-def without_flips(difference: NDArray[Any], changes: NDArray[Any], allowed: float) -> tuple[NDArray[Any], int]:
+def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
     """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
 
-    `changes` (m, output): what each would add. The one that explains most is taken out, again and again; each has a
-    direction of its own, so that nothing else is explained by them.
+    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
+    The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
+    nothing else is explained by them.
     """
-    flips = 0
-    while flips < len(changes) and not (np.abs(difference) <= allowed).all():
-        remains = np.linalg.norm(difference - changes, axis=1)
+    left, flips = [np.atleast_2d(np.asarray(tie, np.float64)) for tie in ties], 0
+    while left and not (np.abs(difference) <= allowed).all():
+        rests = [difference - change for tie in left for change in tie]
+        token = [number for number, tie in enumerate(left) for _ in tie]
+        remains = np.linalg.norm(rests, axis=1)
         best = int(remains.argmin())
         if not remains[best] < np.linalg.norm(difference):
             break
-        difference, flips = difference - changes[best], flips + 1
+        difference, flips = rests[best], flips + 1
+        del left[token[best]]
     return difference, flips
 
 

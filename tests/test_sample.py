@@ -16,7 +16,7 @@ BPR: dict[str, Any] = {"family": "bpr", "input": [1, 128, 128]}
 
 @pytest.mark.parametrize(
     ("entry", "digest"),
-    [(VIT, "861d511e4e9afc85"), (HEAD, "98bef159475f241d"), (BPR, "33236fc035fa4c00")],
+    [(VIT, "70f35864ce97f501"), (HEAD, "98bef159475f241d"), (BPR, "33236fc035fa4c00")],
     ids=["vit", "head", "bpr"],
 )
 def test_a_request_has_the_same_bytes_everywhere(entry: dict[str, Any], digest: str) -> None:
@@ -53,6 +53,20 @@ def test_a_volume_has_padding_air_lung_tissue_and_bone(shape: list[int]) -> None
         ((low <= hu) & (hu < high)).mean() for low, high in [(-1001, -950), (-950, -700), (-60, 150), (200, 1001)]
     ]
     assert all(share > 0.01 for share in shares), shares
+
+
+@pytest.mark.parametrize("shape", [[1, 20, 40, 40], [1, 40, 60, 60], [1, 80, 160, 160]])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_volume_has_patches_of_quiet_air_metal_at_the_clip_and_padding(shape: list[int], seed: int) -> None:
+    """Patches of 10 x 20 x 20 voxels, as the ViT's, whose mean is a hundred times their spread and more."""
+    (volume,) = sample({"family": "vit", "input": shape}, seed, 1)["input"][0].astype(np.float64)
+    t, h, w = (size // part for size, part in zip(volume.shape, (10, 20, 20), strict=True))
+    patches = volume.reshape(t, 10, h, 20, w, 20).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 4000)
+    mean, spread = patches.mean(axis=1), patches.std(axis=1)
+
+    assert ((np.abs(mean) > 100 * spread) & (spread > 0)).any()
+    assert (volume == 1).any() and (volume == -1).mean() > 0.05
+    assert ((volume > -1) & (volume < -0.95)).mean() > 0.02
 
 
 def test_a_full_size_volume_takes_seconds_not_minutes() -> None:

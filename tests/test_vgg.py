@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convertation.bpr.bpreg import Settings, preprocess, tag
-from convertation.bpr.check_bpr import check
 from convertation.bpr.torch2onnx import torch2onnx
 from convertation.bpr.vgg import VGG, build, load, multiply_adds, synthetic, synthetic_settings
+from scripts.compare_bpr import check
 from scripts.sample import sample
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -106,7 +106,10 @@ def test_the_onnx_file_gives_the_same_scores_for_any_number_of_slices(made: Path
 def test_the_check_returns_the_tag_a_server_must_answer(made: Path) -> None:
     result = check(made / "model.pt", TINY, made / "model.onnx")
 
-    assert result["served"] == [{"seed": 0, "batch": 1, "output": ["CHEST"]}]
+    assert result["served"] == [
+        {"seed": 0, "first": 0, "batch": 1, "output": ["CHEST"]},
+        {"seed": 0, "first": 1, "batch": 1, "output": ["NONE"]},  # the same height in every slice
+    ]
     assert 0 <= result["difference"] < 1e-4 < result["scale"]
 
 

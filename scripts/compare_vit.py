@@ -1,10 +1,11 @@
 """What comparing a ViT takes besides its output: the tokens before the quantiser, and the codes it jumps to.
 
 A token becomes the codebook row of the greatest cosine. Where two rows are almost equally near, rounding decides, and
-one such code moves the embedding far beyond rounding. So each code that differs must be explained by rounding, and the
-embeddings are compared for the same codes on both sides.
+one such code moves the embedding far beyond rounding. So each code that differs must be explained by the error of the
+tokens as it was measured, that error by rounding, and the embeddings are compared for the same codes on both sides.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,23 +17,22 @@ from torch.nn.functional import normalize
 from convertation.vit.ctvit import CTViT
 
 if TYPE_CHECKING:
-    from scripts.compare import Judge
+    from scripts.compare import Answer
+    from scripts.judge import Judge
 
 Array = NDArray[Any]
 
 CHUNK = 1024  # tokens at a time: with 8192 rows 67 MB of cosines in float64
 MEASURED = 1728  # tokens whose cosines are looked at for their error, of 13,824
 LISTED = 20  # margins in the report
-# A server's ONNX Runtime, or its GPU, rounds otherwise than the one that was measured: its tokens may turn up to this
-# many times wider ties. One of 13,824 codes moves the output by 1 % of its scale, in a direction of its own.
-WIDER = 64
-MOST = 512  # such codes per sample, the nearest ties first
+ROUNDING = 2.0**-24  # of one float32 operation, relative
+DISTINCT = 0.5  # of PyTorch's distinct codes, which every side must have at least
 
 
 class Checked(NamedTuple):
     output: Array  # (n, output): PyTorch's
     expected: list[Array]  # (batch, output) per answer: PyTorch's, for the codes of that answer
-    flips: list[Array]  # per sample (m, output): what each code that may fall the other way would change
+    flips: list[list[Array]]  # per sample, for each token that may fall the other way: what that would change
     report: dict[str, Any]
 
 
@@ -42,23 +42,27 @@ class Cosines(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """Up to this margin two cosines, each wrong by `error`, may change places."""
+        """Up to this margin two cosines, each wrong by `error`, may change places: then and only then float64 allows
+        either side the row that it took.
+        """
         return 2 * self.error
 
 
-def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, Array]], judge: "Judge") -> Checked:
-    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, or codes beyond rounding.
+def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answer"], judge: "Judge") -> Checked:
+    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, cosines by more than
+    float32 rounds, codes beyond what that explains, or where a side has few distinct codes.
 
     `volumes` (n, 1, frames, height, width); an answer of ONNX Runtime holds `tokens` (batch, t, h, w, d) and `codes`
     (batch, t, h, w) of the first `batch` volumes.
     """
     outputs: list[Array] = []
-    changes: list[Array] = []
+    changes: list[list[Array]] = []
     expected: list[list[Array]] = [[] for _ in answers]
     margins: list[float] = []
     apart = error = 0.0
     near = compared = 0
     distinct: set[int] = set()
+    flipped = {answer.name: 0 for answer in answers}
     for index in range(len(volumes)):
         print(f"  PyTorch, volume {index + 1} of {len(volumes)}", flush=True)
         tokens = network.encode(torch.from_numpy(volumes[index : index + 1]))
@@ -67,22 +71,37 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, 
         distinct.update(codes.flatten().tolist())
         theirs = []
         for answer, projected in zip(answers, expected, strict=True):
-            if index < len(answer["codes"]):
-                name = f"of sample {index} at batch {len(answer['codes'])}"
-                one = [answer[value][index : index + 1] for value in ("tokens", "codes")]
+            if index < len(answer.values["codes"]):
+                name = f"of sample {index} {answer.name}"
+                one = [answer.values[value][index : index + 1] for value in ("tokens", "codes")]
                 apart = max(apart, judge.same(f"tokens {name}", tokens.numpy(), one[0]))
                 judge.sane(f"codes {name}", codes.numpy(), one[1])
-                theirs.append((name, torch.from_numpy(one[0]), torch.from_numpy(one[1])))
+                theirs.append((answer.name, torch.from_numpy(one[0]), torch.from_numpy(one[1])))
                 projected.append(network.project(theirs[-1][2]).numpy())
         cosines = measure(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
+        if not cosines.error <= (most := rounding(tokens.shape[-1])):
+            judge.fail(
+                f"cosines of sample {index} are wrong by {cosines.error:.2e}; expected at most {most:.1e}, "
+                f"what float32 makes of {tokens.shape[-1]} products, in a token and in its cosine",
+                "the tokens differ by more than rounding",
+            )
         for name, _, their_codes in theirs:
-            margins += flips(network, tokens, codes, their_codes, cosines.limit, name, judge)
+            found = flips(network, tokens, codes, their_codes, cosines.limit, f"of sample {index} {name}", judge)
+            margins += found
+            flipped[name] += len(found)
             compared += codes.numel()
+            many, few = len(set(codes.flatten().tolist())), len(set(their_codes.flatten().tolist()))
+            if few < DISTINCT * many:
+                judge.fail(
+                    f"codes of sample {index} {name} are {few} distinct ones; expected about PyTorch's {many}",
+                    "different patches become the same code",
+                )
         changes.append(near_ties(network, tokens, codes, cosines))
         near, error = near + int((cosines.margins <= cosines.limit).sum()), max(error, cosines.error)
     report = {
         "compared": compared,
         "flipped": len(margins),
+        "flipped_by": flipped,
         "share": len(margins) / compared,
         "margins": sorted(margins, reverse=True)[:LISTED],
         "cosine_error": error,
@@ -96,6 +115,13 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: list[dict[str, 
 def rows(network: CTViT) -> Tensor:
     """The codebook (codebook, d) as stored."""
     return network.get_buffer("VIT.vq._codebook.embed")[0]
+
+
+def rounding(products: int) -> float:
+    """The most by which float32 gets a cosine wrong: two sums of so many products of unit vectors, that which made the
+    token and that of the cosine (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    """
+    return 2 * products * ROUNDING / (1 - products * ROUNDING)
 
 
 def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
@@ -116,7 +142,7 @@ def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
         sides = [rounded[::step], *(normalize(side[part][::step], dim=-1) @ rounded_directions.T for side in others)]
         error = max(error, *(float((side - cosines).abs().max()) for side in sides))
     margins = torch.cat(parts)
-    doubtful = (margins <= (WIDER + 1) * 2 * error).nonzero().flatten()  # each is wrong by two errors at most
+    doubtful = (margins <= 4 * error).nonzero().flatten()  # each is wrong by two errors at most
     for near in torch.split(doubtful, CHUNK):
         best, second = (normalize(flat[near].double(), dim=-1) @ directions.T).topk(2).values.T
         margins[near] = best - second
@@ -146,8 +172,9 @@ def flips(
     return found
 
 
-def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> Array:
-    """What each near tie that falls the other way would add to the output: (m, output) float64, nearest ties first.
+def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> list[Array]:
+    """What each near tie that falls the other way would add to the output: per token (other rows, output) float64,
+    nearest ties first.
 
     The output is linear in the codebook rows: one token's row is a t-th of the mean at its place (h, w).
     """
@@ -156,12 +183,12 @@ def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -
     projection: Tensor = network.projection_layer.weight
     weight = projection.view(len(projection), -1, book.shape[1])  # (output, h·w, d)
     flat, chosen = tokens.flatten(0, -2), codes.flatten()
-    limit = WIDER * cosines.limit
-    near = [token for token in cosines.margins.argsort()[:MOST].tolist() if cosines.margins[token] <= limit]
-    changes = [torch.zeros(0, len(weight), dtype=torch.float64)]
+    limit = cosines.limit
+    near = [token for token in cosines.margins.argsort().tolist() if cosines.margins[token] <= limit]
+    changes = []
     for token, cosine in zip(near, normalize(flat[near].double(), dim=-1) @ directions.T, strict=True):
         others = (cosine >= cosine.max() - limit).nonzero().flatten()
         others = others[others != chosen[token]]
         change = (book[others] - book[chosen[token]]) / tokens.shape[1]
-        changes.append(change @ weight[:, token % weight.shape[1]].double().T)
-    return torch.cat(changes).numpy()
+        changes.append((change @ weight[:, token % weight.shape[1]].double().T).numpy())
+    return changes
