@@ -27,6 +27,7 @@ import requests
 
 from scripts.partial import CHUNK, Partial
 from scripts.progress import Progress, amount
+from scripts.unpack import opened
 from scripts.yandex_disk import (
     Archive,
     Pause,
@@ -63,13 +64,13 @@ def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.s
             take(origin, lock, given, out)
             return
         if lock and out.exists() and not difference(lock, here := look(out, lock)):
-            settle(origin, lock, here)
+            settle(origin, lock, here, out)
             print(f"{out} is what {origin.lock} says; nothing to download", flush=True)
             return
         if not lock and out.exists():
             there = persist(origin, lambda: ask(origin), pause=pause)
             if not difference(there, here := look(out, there)):
-                settle(origin, there, here)
+                settle(origin, there, here, out)
                 print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
                 return
         download(origin, lock, out, pause)
@@ -106,7 +107,7 @@ def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> N
             print(f"{out} was another archive; it is kept as {(old := unused(out))}", flush=True)
             out.rename(old)
         part.finish(out)
-    settle(origin, there, got)
+    settle(origin, there, got, out)
     print(f"{out}: {amount(got.size)}, sha256 {got.sha256}", flush=True)
 
 
@@ -160,7 +161,11 @@ def place(response: requests.Response, part: Partial, size: int) -> None:
             raise TroubleError(f"another range came than the one asked for, of {size} bytes")
         return
     length = response.headers.get("Content-Length")
+    if part.size and ("Content-Range" in response.headers or length == str(size - part.size)):
+        part.restart()  # some of the rest, called all of it: asked again from the first byte
+        raise TroubleError("the server answered a range as if it were all (200)")
     if length and length != str(size):
+        part.restart()
         raise TroubleError(f"the file is being replaced: {length} bytes instead of {size}")
     if part.size:
         print("the server starts from the first byte again", file=sys.stderr, flush=True)
@@ -181,12 +186,37 @@ def changed(origin: Source, wrong: str) -> str:
     )
 
 
-def settle(origin: Source, told: Archive, got: Archive) -> None:
-    """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`."""
+def settle(origin: Source, told: Archive, got: Archive, path: Path) -> None:
+    """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`.
+
+    SystemExit, and no lock, if `path`, the archive, cannot be read.
+    """
     lock = locked(origin)
     if not (lock and lock.sha256):
+        try:
+            prove(path)
+        except SystemExit as unreadable:
+            raise SystemExit(
+                f"{unreadable}\n{origin.lock} is not recorded; of what you pack anew: {origin.by_hand}"
+            ) from None
         record(origin, replace(told, sha256=got.sha256))
         print(f"{origin.lock}: recorded, as it was the first time; commit it", flush=True)
+
+
+def prove(archive: Path) -> None:
+    """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
+    with opened(archive):
+        pass
+
+
+def unreadable(archive: Path) -> bool:
+    """Tell whether `archive` is there and cannot be read."""
+    try:
+        if archive.exists():
+            prove(archive)
+    except SystemExit:
+        return True
+    return False
 
 
 def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
@@ -203,10 +233,16 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
             print(f"{given}: not compared with Yandex.Disk: {innermost(error)}", file=sys.stderr, flush=True)
             told = Archive(given.stat().st_size)
     here = look(given, told)
-    if wrong := difference(told, here):
+    if (wrong := difference(told, here)) and unreadable(out) and not difference(told, look(out, told)):
+        prove(given)  # it was packed anew, since what Yandex.Disk has cannot be read
+        print(f"{out} cannot be read; {given} takes its place: {wrong}", flush=True)
+        here = told = look(given, Archive(given.stat().st_size))
+        record(origin, told)
+        print(f"{origin.lock}: recorded; commit it", flush=True)
+    elif wrong:
         other = f"not what Yandex.Disk has now: {wrong}; fetch it again from {origin.link}"
         raise SystemExit(f"{given}: {changed(origin, wrong) if lock else other}")
-    settle(origin, told, here)
+    settle(origin, told, here, given)
     if out.exists() and (out.samefile(given) or not difference(here, look(out, here))):
         print(f"{out}: {amount(here.size)}, used as it is", flush=True)
         return

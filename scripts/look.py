@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from records import digest, lock, look, read, record
+from records import digest, lock, look, owned, read, record
 
 
 def take_notes(files: list[str]) -> None:
@@ -42,6 +42,8 @@ if __name__ == "__main__":
             finish_what_was_cut_short()
         with lock("publish", fcntl.LOCK_SH):
             take_notes(sys.argv[1:])
+    except PermissionError as error:
+        raise SystemExit(f"nothing was made, what was there before stays: {owned(str(error.filename))}") from None
     except OSError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays") from None
     print(time.time_ns())

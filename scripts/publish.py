@@ -14,6 +14,7 @@ ours to replace.
 
 import argparse
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from records import digest, found, holds, known, lock, made_from, note, read, record, write, wrote
+from records import digest, found, holds, known, lock, made_from, note, owned, read, record, write, wrote
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
 MOVED = ("build/onnx/", "build/prebuilt/")
@@ -31,6 +32,7 @@ LACKING = 3
 def publish(repository: str, weights: str, verdict: str, models: list[str], sources: dict[str, str]) -> None:
     """Publish `models`, provided that the whole set is what its records say and what the verdict was passed on."""
     with lock("publish"):
+        finish_copies(repository)
         finish(record("journal", repository))
         refuse_what_is_not_ours(repository, weights, models)
         judged = made_from(verdict)
@@ -49,6 +51,7 @@ def publish(repository: str, weights: str, verdict: str, models: list[str], sour
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
     """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
     with lock("publish"):
+        finish_copies(repository)
         finish(record("journal", repository))
         told = json.loads(read(verdict))
         judged: dict[str, str] = told["files"]
@@ -77,7 +80,8 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
 
 def replace(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
     """Let `models` in the repository be what the sources are, each with its digest."""
-    shutil.rmtree(following := beside(repository, "next"), ignore_errors=True)
+    if os.path.isdir(following := beside(repository, "next")):
+        shutil.rmtree(following)
     os.makedirs(following)  # stays empty where models are only dropped
     notes = {}
     for path, (source, wanted) in sources.items():
@@ -100,6 +104,7 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
 def rollback(repository: str) -> None:
     """Let the published models and those that they replaced change places."""
     with lock("publish"):
+        finish_copies(repository)
         finish(record("journal", repository))
         previous = beside(repository, "previous")
         models = sorted(os.listdir(previous)) if os.path.isdir(previous) else []
@@ -180,10 +185,55 @@ def begin(
                 f"nothing published: {path} lies on another file system than {folder}, so that models cannot be\n"
                 "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
             )
+    for model in models:
+        let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
+        let_it_move(f"{folder}/{model}", beside(repository, f"copies/{source}"))
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
     inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
     write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
     finish(journal)
+
+
+def let_it_move(path: str, copies: str) -> None:
+    """Make sure, before anything is written down, that the folder `path` can be renamed; SystemExit if it cannot be.
+
+    A folder of a lower layer of overlayfs (an image that holds a built checkout) cannot be renamed: EXDEV, although it
+    lies on the same device (docs.kernel.org/filesystems/overlayfs.html, "Renaming directories").  A copy in the upper
+    layer takes its place; where a kill comes between, `finish_copies` puts it there.
+    """
+    if not os.path.isdir(path):
+        return
+    os.makedirs(f"{copies}/full/of", exist_ok=True)
+    try:
+        os.rename(
+            path, f"{copies}/full"
+        )  # never done, as that one is not empty; but what else forbids it is told first
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise SystemExit(f"models cannot be exchanged: {owned(path)}") from None
+        if error.errno != errno.EXDEV:
+            raise
+    with open(f"{copies}/file", "w"):
+        os.rename(f"{copies}/file", f"{os.path.dirname(path)}/.file")  # EXDEV: mounted apart, a copy would not help
+    os.remove(f"{os.path.dirname(path)}/.file")
+    copy = f"{copies}/{os.path.basename(path)}"
+    shutil.copytree(path, f"{copies}/full/{os.path.basename(path)}", symlinks=True, dirs_exist_ok=True)
+    os.rename(f"{copies}/full/{os.path.basename(path)}", copy)
+    shutil.rmtree(path)
+    os.rename(copy, path)
+
+
+def finish_copies(repository: str) -> None:
+    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
+    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
+        copies = beside(repository, f"copies/{kind}")
+        for model in os.listdir(copies) if os.path.isdir(copies) else []:
+            if model != "full":
+                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
+                os.rename(f"{copies}/{model}", f"{folder}/{model}")
 
 
 def finish(journal: str) -> None:
@@ -199,6 +249,7 @@ def finish(journal: str) -> None:
             new = f"{source}/{model}"
             if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
                 continue  # it has gone aside already
+            let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
             swap(new, f"{repository}/{model}", inode)
             if model in job["harmed"]:  # nothing to roll back to
                 shutil.rmtree(beside(repository, f"harmed/{model}"), ignore_errors=True)
@@ -209,6 +260,7 @@ def finish(journal: str) -> None:
             os.rename(source, previous)
         elif source != previous:
             os.rmdir(source)
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
     for path, sha in job["notes"].items():
         note(f"{repository}/{path}", sha)
         Path(record("seen", f"{source}/{path}")).unlink(missing_ok=True)
@@ -283,4 +335,6 @@ if __name__ == "__main__":
     except (OSError, subprocess.CalledProcessError) as error:
         cut_short = os.path.exists(record("journal", args.repository))
         what = "publishing was cut short, the next make ends it" if cut_short else "nothing was published"
+        if isinstance(error, PermissionError) and error.filename:
+            raise SystemExit(f"{args.repository}: {what}: {owned(os.fspath(error.filename))}") from None
         raise SystemExit(f"{args.repository}: {what} ({error})") from None

@@ -118,3 +118,16 @@ def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
         fcntl.flock(file, kind)
     os.set_inheritable(file.fileno(), True)  # a command that outlives its make still counts
     return file
+
+
+def owned(path: str) -> str:
+    """Return a sentence about a file or folder that may not be changed: who owns it, and the command that ends that."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path)
+    path = path if path and os.access(path, os.W_OK) is False else os.path.dirname(path) or "."
+    if (user := os.stat(path).st_uid) == os.geteuid():
+        return f"{path} may not be written to; next: chmod -R u+w {path}"
+    import pwd  # few runs need it
+
+    names = [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == user] or [str(user)]
+    return f"{path} belongs to {names[0]} (after sudo make?); next: sudo chown -R $(id -u) {path}"

@@ -20,7 +20,7 @@ import sys
 import time
 
 from cache import Cache, Result
-from records import digest, found, lock, note, read, record, sha256, write, wrote
+from records import digest, found, lock, note, owned, read, record, sha256, write, wrote
 
 SHOWN = 200  # characters of a command that failed
 FLAGS = ("--keep", "--moved", "--cached")
@@ -145,5 +145,7 @@ if __name__ == "__main__":
     flags = {word for word in words[: len(FLAGS)] if word in FLAGS}
     try:
         step(*words[len(flags) :], flags=flags)
+    except PermissionError as error:
+        raise SystemExit(f"{words[len(flags)]} was not made: {owned(str(error.filename))}") from None
     except OSError as error:
         raise SystemExit(f"{words[len(flags)]} was not made, what was there before stays: {error}") from None

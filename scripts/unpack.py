@@ -3,9 +3,10 @@
     python -m scripts.unpack ARCHIVE MEMBER OUT
     python -m scripts.unpack --all ARCHIVE FOLDER [--tree PATTERN]
 
-The archive may hold its tree in one more folder: that is found by MEMBER, or by PATTERN ("CT-RATE/*"), which some
-member matches.  A file whose content is the member's is left untouched.  With --all, a file that differs is replaced
-only if a step wrote it (FOLDER/.unpacked lists them, as sha256sum does, and so do the records of make).
+The archive may hold its tree in one or two more folders (zip -r weights.zip training/weights): they are found by
+MEMBER, or by PATTERN ("CT-RATE/*"), which some member matches.  A file whose content is the member's is left untouched.
+With --all, a file that differs is replaced only if a step wrote it (FOLDER/.unpacked lists them, as sha256sum does, and
+so do the records of make).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import shutil
 import stat
 import sys
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +33,12 @@ MOST_BYTES = 500 * 10**9  # unpacked; the real archives are far smaller
 MOST_FILES = 100_000
 MOST_RATIO = 1100  # unpacked to packed; deflate reaches 1032 at most
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and LZMA without a bound on memory
+IN_PARTS = "{0}: one part of an archive in several; join them first: zip -s 0 {0} --out whole.zip"
+LONGEST = 255  # bytes of a file's name that Linux takes
+# Control characters, halves of characters, and what turns the direction of writing: a name could look like another
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+UTF8 = 0x800  # flag of a member whose name is in UTF-8
 DRAFTS, LIST = ".unpacking", ".unpacked"
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
@@ -112,6 +120,10 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     except FileNotFoundError:
         raise SystemExit(f"{archive} is missing; make fetches it, see make help") from None
     except DAMAGED as error:
+        with archive.open("rb") as file:
+            begins = file.read(4)
+        if begins == b"PK\7\x08" or "multiple disks" in str(error):
+            raise SystemExit(IN_PARTS.format(archive)) from None
         raise SystemExit(f"{archive}: no zip archive, or not all of one: {error}; remove and fetch it again") from None
     with content:
         members = inspect(content, archive)
@@ -129,16 +141,19 @@ def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
     """Return the files in the archive by their path; SystemExit, naming the member, for whatever no honest one has."""
     members: Members = {}
     end = total = 0
+    if any(info.volume for info in content.infolist()):
+        raise SystemExit(IN_PARTS.format(archive))
     for info in sorted(content.infolist(), key=lambda info: info.header_offset):
-        path = PurePosixPath(info.filename)
+        name = told(info)
+        path = PurePosixPath(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
-        folder = info.is_dir()
+        folder = name.endswith("/")
         reasons = {
-            "an unprintable name": not info.orig_filename.isprintable(),
-            "a backslash in its name": "\\" in info.orig_filename,
-            "an absolute path": path.is_absolute() or info.filename[1:2] == ":",
+            "an unprintable name": any(unicodedata.category(c) in UNPRINTABLE or c in TURNING for c in name),
+            "an absolute path": path.is_absolute() or name[1:2] == ":",
             "a path with ..": ".." in path.parts,
             "no name": not path.parts,
+            f"a name of more than {LONGEST} bytes": any(len(os.fsencode(part)) > LONGEST for part in path.parts),
             "a link or a special file": kind not in (0, stat.S_IFDIR if folder else stat.S_IFREG),
             "a password": bool(info.flag_bits & 0x2041),
             "a size that its packed size cannot have": info.file_size > MOST_RATIO * info.compress_size + 4096
@@ -147,9 +162,9 @@ def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
             "the same name as another member": str(path) in members,
         }
         if reason := next((reason for reason, found in reasons.items() if found), ""):
-            raise SystemExit(f"{archive}: refused, nothing was unpacked: {info.filename!r} has {reason}")
+            raise SystemExit(f"{archive}: refused, nothing was unpacked: {name!r} has {reason}")
         end = info.header_offset + 30 + info.compress_size  # 30: the least that a member's own header takes
-        if folder or "__MACOSX" in path.parts or path.name == ".DS_Store":
+        if folder or "__MACOSX" in path.parts or path.name == ".DS_Store" or path.name.startswith("._"):
             continue
         if info.compress_type not in READABLE:
             packed = f"{archive}: {path} is packed by method {info.compress_type} of zip"
@@ -168,9 +183,26 @@ def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
     return members
 
 
+def told(info: zipfile.ZipInfo) -> str:
+    """Return a member's name with `/` between its folders, as its archiver meant it.
+
+    Windows PowerShell 5 (.NET before 4.6.1) writes backslashes. A name without the flag of UTF-8 is read by zipfile as
+    cp437; programs on a Russian Windows write cp866, some on Linux UTF-8 without the flag.
+    """
+    name = info.orig_filename.replace("\\", "/")
+    if info.flag_bits & UTF8 or name.isascii():
+        return name
+    raw = name.encode("cp437")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp866")
+
+
 def rooted(archive: Path, members: Members, pattern: str) -> Members:
-    """Return the members below the one folder, if not the archive's top, from which `pattern` is found."""
-    tops = {PurePosixPath(name).parts[0] for name in members}
+    """Return the members below the folder, the archive's top or one or two below it, from which `pattern` is found."""
+    parts = [PurePosixPath(name).parts[:-1] for name in members]
+    tops = {"/".join(above[:depth]) for above in parts for depth in (1, 2) if len(above) >= depth}
     roots = [root for root in ["", *sorted(tops)] if any(matches(name, root, pattern) for name in members)]
     if not roots:
         names = sorted(members)

@@ -6,6 +6,7 @@ longest silence of a server and FETCH_BACKOFF the first pause between two tries,
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -143,21 +144,26 @@ def ask(origin: Source) -> Archive:
         raise RefusedError(f"{origin.path} in {origin.link} is a folder, not a file")
     if archive := archive_of(entries):
         return archive
-    raise RefusedError(f"{urlsplit(origin.api).netloc} names no size of {origin.path}; this API is not the one we know")
+    raise RefusedError(f"{host(origin.api)} names no size of {origin.path}; this API is not the one we know")
 
 
 def address(origin: Source) -> str:
     """Return a fresh address of the archive's content; its life is short."""
     href = call(origin, "/download").get("href")
     if not isinstance(href, str) or not href.startswith(("https://", "http://")):
-        raise RefusedError(f"{urlsplit(origin.api).netloc} gave no address to download {origin.path} from")
+        raise RefusedError(f"{host(origin.api)} gave no address to download {origin.path} from")
     return secure(origin, href)
+
+
+def host(url: str) -> str:
+    """Return the host of `url`, without the user and password that may stand before it."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def secure(origin: Source, url: str) -> str:
     """Return `url`, unless it would leave HTTPS."""
     if origin.api.startswith("https:") and not url.startswith("https:"):
-        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{urlsplit(url).netloc}")
+        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{host(url)}")
     return url
 
 
@@ -166,7 +172,7 @@ def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
     query |= {"public_key": origin.link, "path": origin.path}
     url = origin.api.rstrip("/") + action
     with requests.get(url, params=query, headers={"Accept": "application/json"}, timeout=timeouts()) as response:
-        host = urlsplit(response.url).netloc
+        name = host(response.url)
         try:
             entries = response.json()
         except ValueError:
@@ -175,22 +181,22 @@ def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
             if response.status_code >= 500 or response.status_code == 429:
                 raise busy(response, "")
             kind = response.headers.get("Content-Type", "something")
-            raise RefusedError(f"{host} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
+            raise RefusedError(f"{name} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
         if response.status_code == 200 and "error" not in entries:
             return entries
         said = " ".join(str(entries[key]) for key in ("error", "message") if entries.get(key))
+        if "DownloadLimitExceeded" in said and "Retry-After" not in response.headers:
+            raise RefusedError(f"too many people download this file today ({response.status_code} {said})")
         if response.status_code >= 500 or response.status_code == 429:
             raise busy(response, said)
-        if "DownloadLimitExceeded" in said:
-            raise RefusedError(f"too many people download this file today ({response.status_code} {said})")
         meaning = {403: "the owner forbids downloads", 404: f"there is no {origin.path} in {origin.link}"}
-        raise RefusedError(f"{meaning.get(response.status_code, f'{host} refuses')} ({response.status_code} {said})")
+        raise RefusedError(f"{meaning.get(response.status_code, f'{name} refuses')} ({response.status_code} {said})")
 
 
 def busy(response: requests.Response, said: str) -> TroubleError:
     """Return the trouble of a server that may answer later, with the pause it asks for."""
-    host, status = urlsplit(response.url).netloc, response.status_code
-    reason = f"{host} asks for fewer requests" if status == 429 else f"{host} has an error of its own"
+    name, status = host(response.url), response.status_code
+    reason = f"{name} asks for fewer requests" if status == 429 else f"{name} has an error of its own"
     return TroubleError(
         f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", ""))
     )
@@ -250,7 +256,8 @@ def persist(
             trouble = error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if isinstance(error, ValueError):  # a URL that is none
-                raise SystemExit(f"{origin.name}: {error}; see {SOURCES} and YANDEX_DISK_API") from None
+                said = re.sub(r"//[^/@\s]*@", "//", str(error))  # without a password
+                raise SystemExit(f"{origin.name}: {said}; see {SOURCES} and YANDEX_DISK_API") from None
             trouble = TroubleError(innermost(error))
         tries += 1
         if reached() >= mark + GAIN:

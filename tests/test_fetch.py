@@ -20,6 +20,7 @@ from tests.yandex_disk_stand_in import LINK, PREFIX, Fault, YandexDisk
 
 ROOT = Path(__file__).parent.parent
 OUT, LOCK = Path("weights.zip"), Path("training/weights.zip.lock.json")
+BUSY = {"error": "TooManyRequestsError", "message": "Too many requests."}
 LIMIT = {"error": "DiskResourceDownloadLimitExceededError", "message": "Too many downloads.", "description": "…"}
 PAGE = b"<html>Are you a robot?</html>"
 
@@ -278,7 +279,7 @@ def test_an_address_that_always_expires_ends_in_a_message(disk: YandexDisk) -> N
 @pytest.mark.parametrize("kind", ["about", "address", "content"])
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_busy_server_is_asked_again(disk: YandexDisk, kind: str, status: int) -> None:
-    disk.faults[kind] = [Fault(status=status, body=LIMIT), Fault(status=status, body=PAGE)]
+    disk.faults[kind] = [Fault(status=status, body=BUSY), Fault(status=status, body=PAGE)]
     quickly()
     assert OUT.read_bytes() == DATA
 
@@ -307,13 +308,21 @@ def test_a_pause_of_hours_is_not_waited_for(disk: YandexDisk) -> None:
 
 
 def test_a_file_downloaded_too_often_ends_in_a_message_and_the_way_out(disk: YandexDisk) -> None:
-    disk.always["address"] = Fault(status=429, body=LIMIT)
+    for status in 429, 404:
+        disk.always["address"] = Fault(status=status, body=LIMIT)
+        message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+        assert f"too many people download this file today ({status} DiskResourceDownloadLimitExceededError" in message
+        assert "WEIGHTS_ZIP=/path" in message
+
+
+@pytest.mark.parametrize("address", ["{}", "http://127.0.0.1:1", "http://[", "ftp://127.0.0.1"])
+def test_a_password_in_the_apis_address_is_never_printed(
+    disk: YandexDisk, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk.always["about"] = Fault(status=403, body={"error": "Forbidden"})
+    monkeypatch.setenv("YANDEX_DISK_API", address.format(disk.url).replace("//", "//me:secret@"))
     message = failure(quickly)
-    assert "(429 DiskResourceDownloadLimitExceededError Too many downloads.); gave up after 6 tries" in message
-    assert "WEIGHTS_ZIP=/path" in message
-    disk.always["address"] = Fault(status=404, body=LIMIT)
-    message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
-    assert "too many people download this file today (404 DiskResourceDownloadLimitExceededError" in message
+    assert "secret" not in message + capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["about", "address"])
@@ -652,3 +661,44 @@ def test_a_file_in_the_way_of_the_link_is_kept_and_a_link_is_replaced(disk: Yand
     quickly()  # over a link to nothing
     assert OUT.read_bytes() == DATA
     assert not OUT.is_symlink()
+
+
+def unreadable(seed: int = 5) -> bytes:
+    """A zip archive packed by a method that is not read (bzip2)."""
+    with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("CT-RATE/model_binary.pth", random.Random(seed).randbytes(1000))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("data", [unreadable(), b"", DATA[:HALF]])
+def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_taken(
+    disk: YandexDisk, data: bytes
+) -> None:
+    disk.files["/weights.zip"] = data
+    message = failure(quickly)
+    assert f"{LOCK} is not recorded" in message and "WEIGHTS_ZIP=/path" in message
+    assert not LOCK.exists()
+    Path("training/anew.zip").write_bytes(DATA)
+    fetch("weights.zip", OUT, Path("training/anew.zip"))
+    assert OUT.read_bytes() == DATA
+    assert yandex_disk.load(LOCK)["size"] == len(DATA)
+    quickly()  # and it stays
+    assert OUT.read_bytes() == DATA
+
+
+def test_one_packed_anew_takes_the_place_of_an_unreadable_one_that_is_locked(disk: YandexDisk) -> None:
+    disk.files["/weights.zip"] = unreadable()
+    failure(quickly)
+    yandex_disk.record(yandex_disk.source("weights.zip"), yandex_disk.ask(yandex_disk.source("weights.zip")))
+    Path("training/anew.zip").write_bytes(DATA)
+    fetch("weights.zip", OUT, Path("training/anew.zip"))
+    assert OUT.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+def test_the_rest_of_a_file_called_all_of_it_starts_anew_once(disk: YandexDisk, ranged: bool) -> None:
+    rest = DATA[HALF:]
+    headers = {"Content-Range": f"bytes {HALF}-{len(DATA) - 1}/{len(DATA)}"} if ranged else {}
+    disk.faults["content"] = [Fault(cut=HALF), Fault(status=200, body=rest, headers=headers)]
+    quickly()
+    assert OUT.read_bytes() == DATA

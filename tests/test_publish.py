@@ -5,6 +5,7 @@ import random
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -419,3 +420,78 @@ def test_another_repository_with_the_same_names_is_not_replaced(ready: Path) -> 
         path.write_text("made by hand\n")
     refused("repository/changed was not made by this build", act=lambda: publish_set(NEW, FORWARD))
     assert Path(REPOSITORY, "changed/1/model.onnx").read_text() == "made by hand\n"
+
+
+# --- Where people work: layers of images, files of other users ----------------
+
+
+@pytest.fixture
+def layered(place: Path) -> Iterator[Path]:
+    """OLD is published in a lower layer of overlayfs, as in an image that holds a built checkout; we work above it."""
+    base = place / "layers"
+    for name in "lower", "upper", "work", "merged":
+        (base / name).mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", base / "upper"], check=False)
+    os.chdir(base / "lower")
+    publish_set(OLD, [*OLD])
+    publish_set(OLD | {"changed": "older"}, ["changed"])
+    for name in "data", "work":
+        (base / "upper" / name).mkdir()
+    folders = f"lowerdir={base}/lower,upperdir={base}/upper/data,workdir={base}/upper/work"
+    mounted = subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", folders, base / "merged"], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        subprocess.run(["umount", base / "upper"], check=False)
+        pytest.skip(f"overlayfs cannot be mounted here: {mounted.stderr.strip()}")
+    os.chdir(base / "merged")
+    yield base / "merged"
+    os.chdir("/")
+    subprocess.run(["umount", base / "merged", base / "upper"], check=True)
+
+
+def test_what_lies_in_a_lower_layer_of_overlayfs_is_replaced_and_rolled_back(layered: Path) -> None:
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        Path(REPOSITORY, "changed").rename(Path(REPOSITORY, "elsewhere"))
+    publish_set(NEW, FORWARD)
+    assert present() == NEW
+    publish.rollback(REPOSITORY)
+    assert present() == OLD | {"changed": "older"}
+    assert not (BESIDE / "copies").exists() and not [*Path(".make/journal").iterdir()]
+
+
+def test_a_rollback_is_the_first_thing_done_above_a_lower_layer(layered: Path) -> None:
+    publish.rollback(REPOSITORY)
+    assert present() == OLD
+
+
+def test_a_copy_that_was_complete_when_a_kill_came_is_put_in_its_place(layered: Path) -> None:
+    shutil.copytree(f"{REPOSITORY}/changed", BESIDE / "copies/live/changed")
+    Path(f"{REPOSITORY}/changed/config.pbtxt").unlink()  # half removed
+    publish_set(NEW, FORWARD)
+    assert present() == NEW
+    publish.rollback(REPOSITORY)
+    assert present() == OLD | {"changed": "older"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file that another user owns")
+@pytest.mark.parametrize("folder", ["repository/changed", "repository", ".repository", ".make/seen"])
+def test_what_another_user_owns_is_named_with_the_command_that_ends_it(ready: Path, folder: str) -> None:
+    for path in [ready, *ready.rglob("*")]:
+        shutil.chown(path, 65534)
+    for path in [Path(folder), *Path(folder).rglob("*")]:
+        shutil.chown(path, 0)
+    ready.parent.chmod(0o755), ready.parent.parent.chmod(0o755), ready.parent.parent.parent.chmod(0o755)
+    pairs = [f"{path}={source}" for path, source in sources(NEW).items()]
+    words = ["--weights", "real", "--verdict", VERDICT, "--models", ",".join(FORWARD), *pairs]
+    done = subprocess.run(
+        ["/usr/bin/python3", "-sESB", str(SCRIPTS / "publish.py"), REPOSITORY, *words],
+        user=65534,
+        group=65534,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "belongs to root" in done.stderr and "next: sudo chown -R $(id -u) " in done.stderr
+    assert "Traceback" not in done.stderr and not Path(".make/journal", REPOSITORY).exists()
+    assert present() == OLD

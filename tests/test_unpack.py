@@ -58,7 +58,7 @@ def run_all(tree: str = "") -> None:
 # --- one member -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top", ["", "weights/", "weights (1)/", "[w]/"])
+@pytest.mark.parametrize("top", ["", "weights/", "weights (1)/", "[w]/", "training/weights/"])
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_member_is_found_also_in_one_more_top_folder(top: str, how: int) -> None:
     pack(FILES | {"__MACOSX/CT-RATE/._model_binary.pth": b"junk"}, top, how)
@@ -80,7 +80,7 @@ def test_an_absent_member_is_named_with_what_there_is() -> None:
     )
     pack({f"{number:02}": b"" for number in range(20)})
     assert failure(lambda: unpack(ZIP, "x", Path("out"))).endswith("10, 11 and 8 more")
-    pack({BINARY: b"1"}, "a/b/")
+    pack({BINARY: b"1"}, "a/b/c/")
     assert "has no CT-RATE/model_binary.pth" in failure(lambda: unpack(ZIP, BINARY, Path("out")))
 
 
@@ -307,6 +307,8 @@ def hostile(kind: str) -> bytes:
             "drive": "C:/evil",
             "up": "bpr/../../evil",
             "backslash": "bpr\\..\\..\\evil",
+            "turned": "bpr/\u202egpj.pt",
+            "long": "bpr/" + "ж" * 128,
             "unprintable": "bpr/\x1b[2J",
             "symlink": special("bpr/link", stat.S_IFLNK),
             "device": special("bpr/device", stat.S_IFCHR),
@@ -353,7 +355,9 @@ KINDS = {
     "absolute": "'/tmp/evil' has an absolute path",
     "drive": "'C:/evil' has an absolute path",
     "up": "'bpr/../../evil' has a path with ..",
-    "backslash": "has a backslash in its name",
+    "backslash": "'bpr/../../evil' has a path with ..",
+    "turned": "has an unprintable name",
+    "long": "has a name of more than 255 bytes",
     "unprintable": "'bpr/\\x1b[2J' has an unprintable name",
     "nul": "has an unprintable name",
     "symlink": "'bpr/link' has a link or a special file",
@@ -393,6 +397,46 @@ def test_a_hostile_archive_is_refused_with_the_tree_untouched(kind: str) -> None
     member = "bpr/evil" if kind in ("larger", "smaller", "crc") else BINARY
     assert KINDS[kind] in failure(lambda: unpack(ZIP, member, Path("out")))
     assert sorted(path.name for path in Path().iterdir()) == ["training", "weights.zip"]
+
+
+@pytest.mark.parametrize(
+    ("written", "flags", "meant"),
+    [
+        (b"bpr\\notes\\read me.txt", 0, "bpr/notes/read me.txt"),  # Windows PowerShell 5
+        ("bpr/10.14\u202fAM.png".encode(), 0x800, "bpr/10.14\u202fAM.png"),  # every screenshot of macOS
+        ("bpr/a\u00a0b.txt".encode(), 0x800, "bpr/a\u00a0b.txt"),
+        ("bpr/\u2764\u200d\u2764.txt".encode(), 0x800, "bpr/\u2764\u200d\u2764.txt"),
+        ("bpr/отчёт.txt".encode("cp866"), 0, "bpr/отчёт.txt"),
+        ("bpr/отчёт.txt".encode(), 0, "bpr/отчёт.txt"),
+    ],
+)
+def test_names_as_peoples_programs_write_them_are_read(written: bytes, flags: int, meant: str) -> None:
+    pack({BINARY: b"1", "N" * len(written): b"2"})
+    ZIP.write_bytes(with_flags(ZIP.read_bytes().replace(b"N" * len(written), written), flags))
+    run_all("CT-RATE/*")
+    assert everything(WEIGHTS / "bpr") == {meant.removeprefix("bpr/"): b"2"}
+
+
+def test_a_whole_tree_written_with_backslashes_is_read() -> None:
+    pack({name.replace("/", "\\"): data for name, data in FILES.items()}, "training\\weights\\")
+    run_all("CT-RATE/*")
+    assert (WEIGHTS / BINARY).read_bytes() == FILES[BINARY]
+
+
+def test_what_macos_lays_beside_files_is_left_out() -> None:
+    pack(FILES | {"CT-RATE/._model_binary.pth": b"junk"})
+    run_all()
+    assert sorted(everything(WEIGHTS / "CT-RATE")) == ["model_binary.pth", "model_multilabel.pth"]
+
+
+def test_a_part_of_a_split_archive_is_called_so() -> None:
+    pack(FILES)
+    data = ZIP.read_bytes()
+    ZIP.write_bytes(b"PK\7\x08" + data[:200])  # the first of several, as `zip -s` writes it
+    assert "one part of an archive in several; join them first: zip -s 0" in failure(run_all)
+    at = data.index(b"PK\1\2")
+    ZIP.write_bytes(data[: at + 34] + struct.pack("<H", 1) + data[at + 36 :])  # the last: a member begins in the second
+    assert "one part of an archive in several" in failure(run_all)
 
 
 def test_the_harmless_twin_of_the_hostile_archives_is_taken() -> None:

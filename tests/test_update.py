@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,16 @@ from scripts.fetch import fetch
 from tests.yandex_disk_stand_in import Fault, YandexDisk
 
 ROOT = Path(__file__).parent.parent
-OLD, NEW = b"PK old" * 100, b"PK another" * 100
+
+
+def zipped(content: bytes) -> bytes:
+    """An archive with one file."""
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr(zipfile.ZipInfo("CT-RATE/model_binary.pth"), content)
+    return file.getvalue()
+
+
+OLD, NEW = zipped(b"old" * 200), zipped(b"another" * 200)
 LOCK = Path("training/weights.zip.lock.json")
 
 
