@@ -10,6 +10,7 @@ only if a step wrote it (FOLDER/.unpacked lists them, as sha256sum does, and so 
 
 import argparse
 import copy
+import difflib
 import errno
 import glob
 import hashlib
@@ -32,14 +33,25 @@ MOST_FILES = 100_000
 MOST_RATIO = 1100  # unpacked to packed; deflate reaches 1032 at most
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and LZMA without a bound on memory
 DRAFTS, LIST = ".unpacking", ".unpacked"
+NOT_IN_ARCHIVE = 3  # exit status, see scripts/step.py
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 Members = dict[str, zipfile.ZipInfo]
 
 
 def unpack(archive: Path, member: str, out: Path) -> None:
-    """Make `out` the content of `member`, which may lie in one more top folder of the archive."""
+    """Make `out` the content of `member`, which may lie in one more top folder of the archive.
+
+    SystemExit(NOT_IN_ARCHIVE) if there is none, and a file of the user's own is where a step would put it.
+    """
+    target = Path(str(out).removeprefix(".make/out/"))
     with opened(archive) as (content, members):
+        if target.is_file() and not any(
+            matches(name, root, glob.escape(member)) for name in members for root in tops(name)
+        ):
+            print(f"local: {target} is yours, {archive.name} has none; it is used", flush=True)
+            raise SystemExit(NOT_IN_ARCHIVE)
+        mention_others(target)
         info = rooted(archive, members, glob.escape(member))[member]
         if out.is_file() and same(content, info, out):
             return
@@ -166,6 +178,26 @@ def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
         held = f"{amount(total)} in {len(members)} files"
         raise SystemExit(f"{archive}: refused, nothing was unpacked: it holds {held}, expected at most {most}")
     return members
+
+
+def tops(name: str) -> tuple[str, str]:
+    """Return the folders from which a member may be found: the archive's top, and the one that it lies in."""
+    return "", PurePosixPath(name).parts[0]
+
+
+def mention_others(target: Path) -> None:
+    """Say which files beside an absent `target` may be meant for it: the same name but for the end, or nearly so."""
+    if target.exists() or not target.parent.is_dir():
+        return
+    names = sorted(path.name for path in target.parent.iterdir() if path.is_file())
+    stems = {name: name.partition(".")[0].lower() for name in names}
+    near = difflib.get_close_matches(target.stem.lower(), sorted(set(stems.values())), cutoff=0.85)
+    for name in names:
+        if stems[name] in near and not name.endswith(".part"):
+            print(
+                f"{target.parent / name} is not read; if it is your own model: mv {target.parent / name} {target}",
+                flush=True,
+            )
 
 
 def rooted(archive: Path, members: Members, pattern: str) -> Members:
