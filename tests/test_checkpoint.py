@@ -379,7 +379,7 @@ def test_the_keys_of_a_real_vit_that_inference_does_not_need_are_just_those(tmp_
     needed, held = ctvit.build(entry).state_dict().keys(), ctvit.synthetic(entry).keys()
     assert {key for key in held if re.match(ctvit.UNUSED, key)} == held - needed != set()
     torch.save(ctvit.synthetic(entry) | {"projection_layer.bias": torch.zeros(24)}, tmp_path / "vit.pt")
-    with pytest.raises(SystemExit, match="does not have: projection_layer.bias;"):
+    with pytest.raises(SystemExit, match=r"does not have: projection_layer\.bias;"):
         ctvit.load(tmp_path / "vit.pt", entry)
 
 
