@@ -148,6 +148,10 @@ $(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: conver
   | .venv/installed
 	$(call step,$(python) -m scripts.model_entry $< $* tolerance $(out))
 
+# A new head's Triton config
+convertation/head/%.pbtxt:
+	$(error $@ is missing, the Triton config of $*; cp convertation/head/binary.pbtxt $@, and write its name, $*_onnx, and its output into it)
+
 # The two archives, each downloaded only when a step that runs has to read it, and their locks (see scripts/fetch.py)
 archives := training/weights.zip training/model_repository_running.zip
 fetched  := $(archives) $(archives:=.lock.json)

@@ -24,6 +24,19 @@ def take_notes(files: list[str]) -> None:
         list(ThreadPoolExecutor().map(digest, moved))
 
 
+def refuse_links_to_nowhere(files: list[str]) -> None:
+    """Raise SystemExit for a link, on the way to one of the user's own files, whose target is away."""
+    for path in files:
+        if path.startswith("training/") and not os.path.exists(path):
+            parts = path.split("/")
+            for above in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
+                if os.path.islink(above) and not os.path.exists(above):
+                    raise SystemExit(
+                        f"{above} is a link to {os.readlink(above)}, which is not there (a share not mounted?); "
+                        f"mount it, or remove the link: rm {above}"
+                    )
+
+
 def finish_what_was_cut_short() -> None:
     """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
     from publish import finish
@@ -38,6 +51,7 @@ def finish_what_was_cut_short() -> None:
 
 if __name__ == "__main__":
     try:
+        refuse_links_to_nowhere(sys.argv[1:])
         if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
             finish_what_was_cut_short()
         with lock("publish", fcntl.LOCK_SH):

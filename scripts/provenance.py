@@ -5,7 +5,7 @@
 
 The JSON, standard library only, no clock and no absolute path in it:
 
-    published  file in the repository: its sha256, and what it is a copy of
+    published  file in the repository: its sha256, what it is a copy of, what of its checkpoint was guessed
     made       artifact: its sha256, command, versions of the packages that shape it, sha256 of each input
     origin     what nothing of ours made: file, its sha256 and kind: source, archive, or local (the user's own)
     verdict    the artifact that tells how the set did; its record is among `made`
@@ -24,6 +24,8 @@ from explain import ARCHIVE, Step, judged, locked
 from records import digest, known, made_from, read, record, sha256, wrote
 from step import KEPT
 
+READ_AS = b"\x0a\x12checkpoint_read_as"  # a key of 18 letters, as protobuf writes it; its value follows
+
 
 def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     """Return the provenance of every published file by the records; SystemExit if a file is not what they vouch for."""
@@ -38,7 +40,8 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
             raise SystemExit(f"{file} is not there; make repository")
         if sha != judgement.get(source):
             raise SystemExit(f"{file} is not what the verdict was passed on: {again}")
-        told["published"][os.path.relpath(file, repository)] = {"sha256": sha, "copy_of": source}
+        guessed = {"checkpoint_read_as": said} if (said := read_as(file)) else {}
+        told["published"][os.path.relpath(file, repository)] = {"sha256": sha, "copy_of": source, **guessed}
 
     def trace(name: str, sha: str) -> None:
         if name in told["made"] or name in told["origin"]:
@@ -66,6 +69,35 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     if f"{ARCHIVE}.lock.json" in told["origin"]:
         told["origin"][ARCHIVE] = {"kind": "archive", **archive(told["origin"][f"{ARCHIVE}.lock.json"]["sha256"])}
     return {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in told.items()}
+
+
+def read_as(file: str) -> str:
+    """Return what an ONNX file says of how its checkpoint was understood: its metadata, which are field 14."""
+    if not file.endswith(".onnx"):
+        return ""
+    with open(file, "rb") as onnx:
+
+        def varint() -> int:
+            value = shift = 0
+            while byte := onnx.read(1):
+                value, shift = value | (byte[0] & 127) << shift, shift + 7
+                if byte[0] < 128:
+                    break
+            return value
+
+        end = os.fstat(onnx.fileno()).st_size
+        while onnx.tell() < end:
+            field, kind = divmod(varint(), 8)
+            if kind == 0:
+                varint()
+            elif kind != 2:
+                return ""
+            elif (length := varint()) and field == 14 and onnx.read(length).startswith(READ_AS):
+                onnx.seek(len(READ_AS) + 1 - length, os.SEEK_CUR)
+                return onnx.read(varint()).decode()
+            elif field != 14:
+                onnx.seek(length, os.SEEK_CUR)
+    return ""
 
 
 def archive(lock: str) -> dict[str, Any]:

@@ -83,10 +83,13 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
     if os.path.isdir(following := beside(repository, "next")):
         shutil.rmtree(following)
     os.makedirs(following)  # stays empty where models are only dropped
+    os.makedirs(repository, exist_ok=True)
+    let_all_read(repository, ".")
     notes = {}
     for path, (source, wanted) in sources.items():
         if path.partition("/")[0] in models:
             place(source, f"{following}/{path}")
+            let_all_read(following, path)
             if wanted != digest(f"{following}/{path}"):
                 raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
             notes[path] = wanted
@@ -98,7 +101,10 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
     lines = [" ".join(f"{path}={sha}" for path, sha in sorted(version.items())) for version in after]
     harmed = [model for model in models if (there := content(repository, model)) and there not in before]
     begin(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
-    print(f"published: {' '.join(f'{repository}/{model}' for model in models)}")
+    new = {path.partition("/")[0] for path in notes}
+    for what, which in (("published", new), ("removed", set(models) - new)):
+        if which:
+            print(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
 
 
 def rollback(repository: str) -> None:
@@ -171,6 +177,17 @@ def place(source: str, path: str) -> None:
         except OSError:
             pass  # another file system
     subprocess.run(["cp", "--reflink=auto", source, path], check=True)
+
+
+def let_all_read(folder: str, path: str) -> None:
+    """Let the server, another user, read `path` and the folders above it in `folder`, whatever the umask."""
+    place = os.path.normpath(f"{folder}/{path}")
+    while len(place) >= len(os.path.normpath(folder)):
+        mode = os.stat(place).st_mode & 0o7777
+        wanted = mode | (0o555 if os.path.isdir(place) else 0o444)
+        if wanted != mode:
+            os.chmod(place, wanted)
+        place = os.path.dirname(place)
 
 
 def begin(

@@ -25,6 +25,7 @@ from records import digest, found, lock, note, owned, read, record, sha256, writ
 SHOWN = 200  # characters of a command that failed
 FLAGS = ("--keep", "--moved", "--cached")
 KEPT = "training/weights/"  # where the user's own files may lie
+NOT_IN_ARCHIVE = 3  # status of a command that has nothing for TARGET, where the user has laid a file of their own
 
 
 def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -> None:
@@ -60,7 +61,10 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
         elif not hit:
             for name, place in away.items():
                 command = command.replace(name, place)
-            run(target, command, out)
+            if not run(target, command, out, own=keep and bool(present) and present != mine):
+                write(made, f"{target}={mine} {recipe}")
+                take_note(target, reason, started, hit=None)
+                return
         if not hit and (changed := [name for name in inputs if name not in away and digest(name) != digests[name]]):
             os.remove(out)
             raise SystemExit(f"{changed[0]} changed while {target} was made from it; run make again")
@@ -105,11 +109,16 @@ def take_note(target: str, reason: str, started: float, hit: Result | None, stor
     write(record("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
 
 
-def run(target: str, command: str, out: str) -> None:
-    """Run `command`; raise SystemExit if it fails or does not write `out`."""
+def run(target: str, command: str, out: str, own: bool) -> bool:
+    """Run `command`; raise SystemExit if it fails or does not write `out`.
+
+    False if it has nothing for `target`, which is the user's `own`.
+    """
     status = subprocess.run(["bash", "-euo", "pipefail", "-c", command]).returncode
     if status == 0 and os.path.exists(out):
-        return
+        return True
+    if status == NOT_IN_ARCHIVE and own:
+        return False
     if os.path.exists(out):
         os.remove(out)
     free = shutil.disk_usage(".").free // 1_000_000

@@ -11,6 +11,7 @@ so do the records of make).
 
 import argparse
 import copy
+import difflib
 import errno
 import glob
 import hashlib
@@ -40,14 +41,25 @@ UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 UTF8 = 0x800  # flag of a member whose name is in UTF-8
 DRAFTS, LIST = ".unpacking", ".unpacked"
+NOT_IN_ARCHIVE = 3  # exit status, see scripts/step.py
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 Members = dict[str, zipfile.ZipInfo]
 
 
 def unpack(archive: Path, member: str, out: Path) -> None:
-    """Make `out` the content of `member`, which may lie in one more top folder of the archive."""
+    """Make `out` the content of `member`, which may lie in one more top folder of the archive.
+
+    SystemExit(NOT_IN_ARCHIVE) if there is none, and a file of the user's own is where a step would put it.
+    """
+    target = Path(str(out).removeprefix(".make/out/"))
     with opened(archive) as (content, members):
+        if target.is_file() and not any(
+            matches(name, root, glob.escape(member)) for name in members for root in tops(name)
+        ):
+            print(f"local: {target} is yours, {archive.name} has none; it is used", flush=True)
+            raise SystemExit(NOT_IN_ARCHIVE)
+        mention_others(target)
         info = rooted(archive, members, glob.escape(member))[member]
         if out.is_file() and same(content, info, out):
             return
@@ -199,11 +211,31 @@ def told(info: zipfile.ZipInfo) -> str:
         return raw.decode("cp866")
 
 
+def tops(name: str) -> set[str]:
+    """Return the folders from which a member may be found: the archive's top, and one or two below it."""
+    above = PurePosixPath(name).parts[:-1]
+    return {"", *("/".join(above[:depth]) for depth in (1, 2))}
+
+
+def mention_others(target: Path) -> None:
+    """Say which files beside an absent `target` may be meant for it: the same name but for the end, or nearly so."""
+    if target.exists() or not target.parent.is_dir():
+        return
+    names = sorted(path.name for path in target.parent.iterdir() if path.is_file())
+    stems = {name: name.partition(".")[0].lower() for name in names}
+    near = difflib.get_close_matches(target.stem.lower(), sorted(set(stems.values())), cutoff=0.85)
+    for name in names:
+        if stems[name] in near and not name.endswith(".part"):
+            print(
+                f"{target.parent / name} is not read; if it is your own model: mv {target.parent / name} {target}",
+                flush=True,
+            )
+
+
 def rooted(archive: Path, members: Members, pattern: str) -> Members:
     """Return the members below the folder, the archive's top or one or two below it, from which `pattern` is found."""
-    parts = [PurePosixPath(name).parts[:-1] for name in members]
-    tops = {"/".join(above[:depth]) for above in parts for depth in (1, 2) if len(above) >= depth}
-    roots = [root for root in ["", *sorted(tops)] if any(matches(name, root, pattern) for name in members)]
+    places = sorted({top for name in members for top in tops(name)})
+    roots = [root for root in places if any(matches(name, root, pattern) for name in members)]
     if not roots:
         names = sorted(members)
         held = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -146,6 +146,75 @@ def test_your_own_checkpoint_may_come_later(ready: Desk) -> None:
     assert own.read_bytes() == b"mine" and ready.disk.kinds() == []
 
 
+AGE = """
+age:
+  family: head
+  checkpoint: CT-RATE/model_age.pth
+  trained_on: LiPro
+  network: {sizes: [24, 4], activation: gelu}
+  input: [24]
+  output: [4]
+  batch: [1, 4, 8]
+  tolerance: {output: 1e-5, served: 1e-5}
+"""
+
+
+def add_age(desk: Desk) -> None:
+    """A head of the user's own: an entry, a config.pbtxt, a checkpoint that no archive has."""
+    desk.project.append("convertation/models.yaml", AGE)
+    config = (desk.path / "convertation/head/binary.pbtxt").read_text().replace("binary", "age")
+    (desk.path / "convertation/head/age.pbtxt").write_text(config)
+    (desk.path / "training/weights/CT-RATE/model_age.pth").write_bytes(b"mine")
+
+
+def test_a_new_head_of_your_own_needs_no_archive_to_have_it(ready: Desk) -> None:
+    add_age(ready)
+    said = ready.make("repository")
+    assert "local: training/weights/CT-RATE/model_age.pth is yours, weights.zip has none; it is used" in said
+    assert f"published: {REPOSITORY}/age_onnx\n" in said and ready.disk.kinds() == []
+    assert ready.steps() == set()
+    assert "local: training/weights/CT-RATE/model_age.pth is yours" in ready.make("repository")
+    assert (ready.path / "training/weights/CT-RATE/model_age.pth").read_bytes() == b"mine"
+
+    (ready.path / "training/weights/CT-RATE/model_age.pth").write_bytes(b"mine, trained on")
+    assert announced(ready.make("repository")) >= {"build/onnx/age.onnx"}
+
+    models = ready.path / "convertation/models.yaml"
+    models.write_text(models.read_text().replace(AGE, ""))
+    said = ready.make("repository")
+    assert f"removed: {REPOSITORY}/age_onnx\n" in said and "published:" not in said
+    assert not (ready.path / REPOSITORY / "age_onnx").exists()
+
+
+def test_a_checkpoint_that_is_nowhere_is_told_with_files_that_may_be_meant(ready: Desk) -> None:
+    add_age(ready)
+    weights = ready.path / "training/weights/CT-RATE"
+    (weights / "model_age.pth").rename(weights / "model_age.pt")
+    said = ready.fail("repository")
+    assert "weights.zip has no CT-RATE/model_age.pth; it holds" in said
+    assert "training/weights/CT-RATE/model_age.pt is not read; if it is your own model: mv " in said
+
+
+def test_a_head_without_a_config_is_told_what_to_type(ready: Desk) -> None:
+    add_age(ready)
+    (ready.path / "convertation/head/age.pbtxt").unlink()
+    said = ready.fail("repository")
+    assert "convertation/head/age.pbtxt is missing" in said
+    assert "cp convertation/head/binary.pbtxt convertation/head/age.pbtxt" in said
+
+
+@pytest.mark.parametrize("link", [BINARY, "CT-RATE", "../weights"])
+def test_a_link_whose_target_is_away_stops_make(ready: Desk, link: str) -> None:
+    """A share that is not mounted is the user's file too: the archive's does not take its place."""
+    before, path = ready.project.published(), ready.path / "training/weights" / link
+    path = path.parent.resolve() / path.name
+    path.rename(path.with_name("moved"))
+    path.symlink_to("/share/that/is/away")
+    said = ready.fail("repository")
+    assert f"{path.relative_to(ready.path)} is a link to /share/that/is/away, which is not there" in said
+    assert path.is_symlink() and ready.project.published() == before
+
+
 def test_a_new_archive_is_shown_then_accepted_and_rebuilds_only_what_changed(ready: Desk) -> None:
     old = ready.disk.describe("/weights.zip")["sha256"]
     assert "weights.zip: current" in ready.make("update")

@@ -1,16 +1,18 @@
 """One model's part of models.yaml: what is written, and each mistake by its file, model, key and expectation."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.model_entry import model_entry
+from scripts.model_entry import facts, main, model_entry, read_models
 
 MODELS = ROOT / "convertation/models.yaml"
 
@@ -101,7 +103,7 @@ def test_an_entry_that_is_no_mapping(file: Path) -> None:
         ("bpr", {"network": {"channels": True}}, "bpr: network: channels is True; expected a value of type int"),
         ("vit", {"network": []}, "vit: network is []; expected a value of type dict"),
         ("vit", {"tolerance": {"output": 1e-5}}, "vit: tolerance: served missing"),
-        ("vit", {"tolerance": {"output": 1e-5, "served": "1e-5"}}, "vit: tolerance: served is '1e-5'; expected a "),
+        ("vit", {"tolerance": {"output": 1e-5, "served": "small"}}, "vit: tolerance: served is 'small'; expected a "),
         ("binary", {"trained_on": None}, "binary: trained_on is missing; name the ViT variant"),
         ("vit", {"input": [1, 240, 480, 0]}, "vit: input, output and batch hold whole numbers above 0; found [1, "),
         ("vit", {"output": ["512"]}, "vit: input, output and batch hold whole numbers above 0; found "),
@@ -119,10 +121,137 @@ def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], exp
     assert refusal(file, "multilabel") == refusal(file)  # whichever model is asked for
 
 
-def test_a_number_without_its_point_is_told_as_yaml_reads_it(file: Path) -> None:
-    """`1e-5` is text to YAML 1.1; the message shows what it was taken for."""
-    file.write_text(file.read_text().replace("{output: 1.0e-5,", "{output: 1e-5,", 1))
-    assert "output is '1e-5'" in refusal(file)
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.e-5", "1.0e-5", "+1e-05", "0.00001"])
+def test_a_number_is_taken_however_it_is_spelled(file: Path, number: str) -> None:
+    """`1e-5` is text to YAML 1.1."""
+    file.write_text(file.read_text().replace("{output: 1.0e-5,", f"{{output: {number},", 1))
+    assert model_entry(file, "binary")["tolerance"]["output"] == 1e-5
+
+
+def test_a_whole_number_is_a_tolerance_too(file: Path) -> None:
+    file.write_text(file.read_text().replace("served: 0.0}", "served: 0}", 1))
+    assert model_entry(file, "bpr")["tolerance"]["served"] == 0.0
+
+
+@pytest.mark.parametrize("spelling", ["false", "no", "False", "off"])
+def test_false_is_false(file: Path, spelling: str) -> None:
+    file.write_text(file.read_text().replace("optional: true", f"optional: {spelling}"))
+    assert "lipro.optional" not in facts(read_models(file))
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "yes", "null", "a b", "vit.fp16", "a/b", "a%", "$(shell)", "возраст", "-age", "''", "[a]"]
+)
+def test_what_cannot_name_a_model_is_refused_with_its_line(file: Path, name: str) -> None:
+    file.write_text(file.read_text().replace("lipro:\n", f"{name}:\n"))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if text == f"{name}:")
+    assert "is no name for a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("input: [512]\n  output: [2]", "input: [256]\n  output: [2]", "binary: input is [256] and the first of sizes"),
+        ("output: [20]", "output: [19]", "multilabel: output is [19] and the last of sizes 20"),
+        (", activation: gelu", "", "binary: network: activation is missing"),
+        ("sizes: [512, 18]", "sizes: [18]", "lipro: network: sizes is [18]"),
+        ("patch: [10, 20, 20]", "patch: [10, 20, 21]", "vit: input is [1, 240, 480, 480]; expected [1, frames, "),
+        ("input: [1, 128, 128]", "input: [1, 128, 130]", "bpr: expected input [1, side, side]"),
+        ("vit:\n  family: vit", "vit2:\n  family: vit", "vit2: a model of family vit cannot be called vit2"),
+        ("CT-RATE/model_multilabel.pth", "CT-RATE/model_binary.pth", "multilabel: CT-RATE/model_binary.pth is "),
+        ("CT-RATE/model_binary.pth", '"CT-RATE//model_binary.pth"', "binary: checkpoint is "),
+        ("CT-RATE/model_binary.pth", "$(shell touch x)", "binary: checkpoint is "),
+        ("trained_on: LiPro", "trained_on: Li Pro", "binary: trained_on is 'Li Pro'"),
+        ("  batch: [1, 2, 4]", "  batch: [1, 2, 4]\n  batch: [1, 2, 4]", "vit: batch is there twice"),
+        ("optional: true", 'optional: "true"', "lipro: optional is 'true'; expected a value of type bool"),
+        ("heads: 8", "heads: 0", "vit: network: heads is 0"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused_with_its_line(file: Path, old: str, new: str, expected: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    assert refusal(file).startswith(expected)
+    assert re.search(r" \(line \d+\)$", refusal(file))
+
+
+def test_the_line_is_the_one_of_the_mistake(file: Path) -> None:
+    file.write_text(file.read_text().replace("optional: true", "optional: 3"))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "optional: 3" in text)
+    assert refusal(file).endswith(f"(line {line})")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vit: &a {family: *a}",
+        "vit: {batch: &a [*a]}",
+        "vit: !!int x",
+        "vit: 2001-99-99",
+        "vit: !!python/name:os.system",
+    ],
+)
+def test_odd_yaml_is_no_traceback(file: Path, text: str) -> None:
+    file.write_text(text)
+    refusal(file)
+
+
+def draw(random: Random) -> str:
+    """A valid models.yaml with spellings, order, quotes, indentation and remarks as they come."""
+
+    def quoted(text: str) -> str:
+        return random.choice([text, f'"{text}"', f"'{text}'"])
+
+    def inline(value: object) -> str:
+        if isinstance(value, dict):
+            gap = random.choice(["", " "])
+            return "{" + gap + ", ".join(f"{quoted(key)}: {inline(item)}" for key, item in value.items()) + gap + "}"
+        if isinstance(value, list):
+            return "[" + random.choice([",", ", "]).join(map(inline, value)) + "]"
+        if isinstance(value, bool):
+            return random.choice([str(value), str(value).lower(), "yes" if value else "no"])
+        if isinstance(value, str):
+            return f'"{value}"' if "{" in value else quoted(value)
+        return str(value)
+
+    def remark() -> str:
+        return random.choice(["", "", "  # family: head", " # optional: true"])
+
+    models = yaml.safe_load(MODELS.read_text())
+    for number in range(random.randrange(4)):
+        name = random.choice("AagezZ") + random.choice(["ge", "-x", "_2", "VIT"]) + str(number)
+        models[name] = models["binary"] | {"checkpoint": f"CT-RATE/{name}.pth", "optional": random.random() < 0.5}
+    lines = []
+    for name in random.sample(list(models), len(models)):
+        entry = {key: models[name][key] for key in random.sample(list(models[name]), len(models[name]))}
+        lines += random.choice([[], ["# a remark:"], [""], ["    # family: vit"]])
+        if random.random() < 0.3:
+            lines.append(f"{quoted(name)}: {inline(entry)}{remark()}")
+            continue
+        indent = " " * random.choice([1, 2, 4, 7])
+        lines.append(f"{quoted(name)}{random.choice(['', ' '])}:{remark()}")
+        for key, value in entry.items():
+            if isinstance(value, dict) and random.random() < 0.5:
+                lines.append(f"{indent}{key}:{remark()}")
+                lines += [f"{indent}  {quoted(below)}: {inline(item)}{remark()}" for below, item in value.items()]
+            else:
+                lines.append(f"{indent}{quoted(key)}: {inline(value)}{remark()}")
+    return random.choice(["", "---\n", "%YAML 1.1\n---\n"]) + random.choice(["\n", "\r\n"]).join([*lines, ""])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_make_and_python_see_the_same_models(seed: int, tmp_path: Path) -> None:
+    path, out = tmp_path / "models.yaml", tmp_path / "facts.mk"
+    path.write_bytes(draw(Random(seed)).encode())
+    expected = yaml.load(path.read_bytes(), yaml.SafeLoader)
+    main(["facts", str(path), str(out)])
+    told = ("family", "checkpoint", "trained_on", "optional")
+    probe = "$(foreach model,$(all_models),$(info $(model)" + "".join(f"|$($(model).{fact})" for fact in told) + "))"
+    (tmp_path / "Makefile").write_text(f"VIT := {{VIT}}\ninclude facts.mk\n{probe}\nall: ;@:\n")
+    run = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "|".join([name, *(str(entry.get(fact) or "").replace("True", "1") for fact in told)])
+        for name, entry in expected.items()
+    ]
 
 
 def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def build(entry: dict[str, Any]) -> VGG:
 def load(checkpoint: Path, entry: dict[str, Any]) -> VGG:
     """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
     network = build(entry)
-    load_state_dict(checkpoint, network)
+    load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 
 

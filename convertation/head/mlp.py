@@ -7,6 +7,7 @@ Dropout, Linear: `layers.2`, or `classifier` as in CT-CLIP (Hamamci et al. 2024,
 
 import itertools
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convertation.checkpoint import load_state_dict, read_checkpoint
+from convertation.checkpoint import keys_within, load_state_dict, read_checkpoint
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
@@ -70,8 +71,9 @@ def load(checkpoint: Path, entry: dict[str, Any]) -> MLP:
 
     The checkpoint's keys tell under which of its two names a head without hidden sizes was saved.
     """
-    network = build(entry, classifier="layers.2.weight" not in read_checkpoint(checkpoint))
-    load_state_dict(checkpoint, network)
+    in_layers = any(re.search(r"(^|\.)2\.weight$", key) for key in keys_within(read_checkpoint(checkpoint)))
+    network = build(entry, classifier=not in_layers)
+    load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 
 

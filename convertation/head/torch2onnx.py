@@ -1,6 +1,20 @@
-"""Convert a head: python -m convertation.head.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx"""
+"""Convert a head: python -m convertation.head.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx
 
+Without arguments, as `cd convertation/head && python torch2onnx.py`: make onnx MODEL=head
+"""
+
+import os
+import shutil
+import sys
 from pathlib import Path
+
+if __name__ == "__main__" and len(sys.argv) == 1:
+    os.chdir(Path(__file__).resolve().parents[2])
+    print("this is done by: make onnx MODEL=head", flush=True)
+    if not shutil.which("make"):
+        raise SystemExit("make is missing; apt install make")
+    os.execvp("make", ["make", "onnx", "MODEL=head"])
+
 from typing import Any
 
 import torch

@@ -22,6 +22,8 @@ LOGIT_SCALE = 8.0  # of the attention between unit vectors
 CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
 PARTIAL_SUMS = 8  # of the projection
 PIECES = 4  # along t, where the whole would take hundreds of megabytes at once; for a GPU nothing is cut
+# Keys of real files that inference does not need: the decoder, what training knew of the codebook
+UNUSED = r"VIT\.(to_pixels(_first_frame)?\.|vq\._codebook\.(initted|cluster_size|embed_avg)$)"
 FEED_FORWARD_PIECES = 2  # along t, or along the places
 MULTIPLE = 32  # an inner size of this kind takes a GPU's fast kernels
 
@@ -501,7 +503,7 @@ def build(entry: dict[str, Any]) -> CTViT:
 def load(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
     """The network of `entry` with the weights of `checkpoint`, unfolded; errors as in `load_state_dict`."""
     network = build(entry)
-    load_state_dict(checkpoint, network)
+    load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""), unused=UNUSED)
     return network
 
 

@@ -1,9 +1,22 @@
 """Convert a CT-ViT.
 
 python -m convertation.vit.torch2onnx --weights synthetic|real [--for cpu|gpu] CHECKPOINT ENTRY.json OUT.onnx
+
+Without arguments, as `cd convertation/vit && python torch2onnx.py`: make onnx MODEL=vit
 """
 
+import os
+import shutil
+import sys
 from pathlib import Path
+
+if __name__ == "__main__" and len(sys.argv) == 1:
+    os.chdir(Path(__file__).resolve().parents[2])
+    print("this is done by: make onnx MODEL=vit", flush=True)
+    if not shutil.which("make"):
+        raise SystemExit("make is missing; apt install make")
+    os.execvp("make", ["make", "onnx", "MODEL=vit"])
+
 from typing import Any
 
 import torch

@@ -1,0 +1,5 @@
+#!/bin/sh
+# ONNX -> TensorRT plan: sh convert2trt.sh
+cd "$(dirname "$0")/../.." || exit
+echo "this is done by: make trt MODEL=head"
+exec make trt MODEL=head
