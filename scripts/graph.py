@@ -26,7 +26,7 @@ LOOK = {  # fill, outline, dashes and meaning of each state; on a black-and-whit
 }
 # Sizes in pixels. Nobody asks a font for its widths here, so each letter gets those of a wide one.
 LETTER, SMALL = 7.2, 5.6
-LINE, PAD, GAP, COLUMN, MARGIN = 14, 8, 12, 56, 16
+LINE, PAD, GAP, COLUMN, MARGIN, TIP = 14, 8, 12, 56, 16, 7
 LONGEST = 48  # letters of a line; the rest is in the tooltip
 
 
@@ -207,12 +207,13 @@ def rectangle(box: Box, fill: str, line: str, dashes: str = "") -> str:
 def arrow(source: str, target: str, boxes: dict[str, Box]) -> str:
     """Return an arrow from the right of one box to the left of another."""
     one, other = boxes[source], boxes[target]
-    x, y, to_x, to_y = one.x + one.width, one.y + one.height / 2, other.x - 1, other.y + other.height / 2
-    bend = min(COLUMN, to_x - x) / 2
-    path = f"M{x:.0f},{y:.0f} C{x + bend:.0f},{y:.0f} {to_x - bend:.0f},{to_y:.0f} {to_x:.0f},{to_y:.0f}"
+    x, y, to_x, to_y = one.x + one.width, one.y + one.height / 2, other.x, other.y + other.height / 2
+    end, bend = to_x - TIP, min(COLUMN, to_x - x) / 2
+    path = f"M{x:.0f},{y:.0f} C{x + bend:.0f},{y:.0f} {end - bend:.0f},{to_y:.0f} {end:.0f},{to_y:.0f}"
+    tip = f"M{end:.0f},{to_y - TIP / 2:.1f} L{to_x:.0f},{to_y:.1f} L{end:.0f},{to_y + TIP / 2:.1f} z"
     title = escape(f"{source} -> {target}")
-    line = f'<path d="{path}" fill="none" stroke="#777777" marker-end="url(#tip)"/>'
-    return f'<g class="edge"><title>{title}</title>{line}</g>'
+    drawn = f'<path d="{path}" fill="none" stroke="#777777"/><path d="{tip}" fill="#777777"/>'
+    return f'<g class="edge"><title>{title}</title>{drawn}</g>'
 
 
 def legend(top: float) -> str:
@@ -248,8 +249,6 @@ def picture(steps: dict[str, Step], repository: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{wide}" height="{high}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="10" text-anchor="middle">\n'
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0,0 L8,4 L0,8 z" fill="#777777"/></marker></defs>\n'
         f'<rect width="{wide}" height="{high}" fill="#ffffff"/>\n'
         f"{named}{arrows}\n{nodes}\n{legend(bottom)}\n</svg>\n"
     )

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 REPOSITORY = "model_repository_running"
 SOURCES = (
     "Makefile",
+    "VERSION",
     "requirements.txt",
     "requirements-s3.txt",
     "requirements-triton.txt",
