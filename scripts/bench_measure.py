@@ -18,7 +18,7 @@ ROOT = Path.cwd()
 BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
 REQUIREMENTS = tuple(path.name for path in sorted(ROOT.glob("requirements*.txt")))
-SOURCES = "Makefile", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
+SOURCES = "Makefile", "VERSION", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = (
     "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "PRECISION", "OPSET", "FORMAT", "CACHE",

@@ -12,3 +12,5 @@ for knob in "$@"; do
   comment=$(sed -n "/^${knob%%=*} ?=/{x;p;q};h" "$makefile")
   printf '  %-50s %s\n' "$knob" "${comment#\# }"
 done
+echo
+echo "  version $(cat VERSION)"

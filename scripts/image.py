@@ -109,6 +109,7 @@ def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str,
     """Return what an image says about itself."""
     return {
         "org.opencontainers.image.title": title,
+        "org.opencontainers.image.version": read("VERSION").strip(),
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": base,
         "org.opencontainers.image.base.digest": pulled(base),

@@ -33,7 +33,14 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     verdict = next(name for name in steps if Path(name).name == "verdict.json")
     judgement = made_from(verdict)
     again = "the records do not tell what it was made from; make repository"
-    told: dict[str, Any] = {"weights": "", "verdict": verdict, "published": {}, "made": {}, "origin": {}}
+    told: dict[str, Any] = {
+        "version": read("VERSION").strip(),
+        "weights": "",
+        "verdict": verdict,
+        "published": {},
+        "made": {},
+        "origin": {},
+    }
     told["weights"] = read(record("published", repository)).partition("\n")[0]
     for file, source in sorted(copies.items()):
         if not (sha := digest(file)):

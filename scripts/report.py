@@ -134,11 +134,7 @@ def models(repository: str, kind: str) -> str:
 def pipeline(repository: str, steps: dict[str, Step]) -> str:
     """The graph as `make graph` draws it, and how many steps are current."""
     current = sum(step.state in (FRESH, LOCAL) for step in steps.values())
-    try:
-        drawn = picture(steps, repository)
-    except SystemExit as reason:
-        return heading("Pipeline") + missing("The graph", str(reason).split("; ")[-1], str(reason))
-    drawn = drawn[drawn.index("<svg") :]
+    drawn = picture(steps, repository)
     caption = f"{current} of {len(steps)} artifacts are current. Each box names the script that makes it."
     return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
 

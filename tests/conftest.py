@@ -21,6 +21,7 @@ os.umask(0o022)
 REPOSITORY = "model_repository_running"
 SOURCES = (
     "Makefile",
+    "VERSION",
     "requirements.txt",
     "requirements-s3.txt",
     "requirements-triton.txt",

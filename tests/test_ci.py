@@ -1,5 +1,6 @@
 """The workflows, and what they rely on: a clone with the cache restored runs no step, or just the changed head's."""
 
+import re
 import shutil
 import subprocess
 from fnmatch import fnmatch
@@ -129,3 +130,16 @@ def uses(job: Any, action: str) -> list[Any]:
 
 def commands(job: Any) -> list[str]:
     return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_both_services_run_the_projects_own_tests() -> None:
+    assert commands(github("tests")["jobs"]["tests"]) == gitlab()["tests"]["script"] == ["CI= make test"]
+
+
+def test_the_hooks_before_a_commit_are_tools_that_the_tests_pin() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    tools = [hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks]
+    assert tools == ["ruff", "ruff", "mypy", "shellcheck"]
+    assert {tool.split("=")[0] for tool in (ROOT / "tests/requirements.txt").read_text().split()} >= {"ruff", "mypy"}
+    run = (ROOT / "tests/run.sh").read_text()
+    assert all(re.search(rf"\b{tool}\b", run) for tool in tools)  # a commit is judged as make test judges

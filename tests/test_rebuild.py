@@ -51,6 +51,7 @@ def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_pat
     clone.mkdir(parents=True)
     for name in (
         "Makefile",
+        "VERSION",
         "requirements.txt",
         "requirements-s3.txt",
         "requirements-triton.txt",

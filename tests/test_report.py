@@ -16,7 +16,6 @@ from pypdf import PdfReader
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
-needs_dot = pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed here (apt install graphviz)")
 # Chromium itself asks its maker for updates and the time, whatever page it shows
 ITS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
 ROW = {"group": "vit", "unit": "x", "note": "", "samples": [0.1, 0.12], "goal": 0.2, "relation": "≤", "verdict": "pass"}
@@ -98,7 +97,6 @@ def page(project: Project) -> Path:
 
 
 @needs_chromium
-@needs_dot
 def test_chromium_shows_all_of_it_without_a_complaint_or_a_request(shown: Project, tmp_path: Path) -> None:
     seen = Chromium(page(shown), tmp_path / "seen", "--dump-dom")
 
@@ -170,11 +168,10 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
     bin_.mkdir()
     for name in ("bash", "make", "awk", "python3", "sh", "realpath"):
         (bin_ / name).symlink_to(Path(shutil.which(name) or "").resolve())
-    project.make("report", PATH=str(bin_))  # no Graphviz either
+    project.make("report", PATH=str(bin_))  # no other program
 
     text = str(Text(page(project).read_text()))
     for part in (
-        "The graph: make graph draws with Graphviz, and there is no `dot` here; apt install graphviz",
         "How far each hop moves the answers: not there yet. Make it with make fidelity",
         "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
         "The benchmarks: not there yet. Make it with make bench",

@@ -185,6 +185,7 @@ def test_the_image_holds_the_published_files_and_says_so(story: Story, built: Pr
     inside = docker("run", "--rm", story.images["first"]["Id"], "sh", "-c", "cd /models && sha256sum $(find . -type f)")
     assert {line.split("  ./")[1]: line[:64] for line in inside.splitlines()} == files
     assert config["Labels"]["chest.weights"] == "synthetic"
+    assert config["Labels"]["org.opencontainers.image.version"] == (ROOT / "VERSION").read_text().strip()
     assert config["Labels"]["org.opencontainers.image.base.name"].endswith("tritonserver:24.06-py3")
     assert "synthetic weights, 14 files" in story.said["image"]
 
