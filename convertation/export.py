@@ -142,11 +142,16 @@ def _array(value: onnx_ir.Value) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
-def main(convert: Callable[..., None]) -> None:
-    """The command line of every torch2onnx: `convert(checkpoint, entry, out, opset=…, metadata=…)`."""
+def main(convert: Callable[..., None], targets: Sequence[str] = ()) -> None:
+    """The command line of every torch2onnx: `convert(checkpoint, entry, out, opset=…, metadata=…)`.
+
+    Where there are `targets`, --for chooses one, else the first, and `convert` takes it as `target`, too.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--weights", choices=["synthetic", "real"], required=True, help="what the checkpoint holds")
+    if targets:
+        parser.add_argument("--for", dest="target", choices=targets, default=targets[0], help="what will compute it")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("entry", type=Path, help="the model's entry, JSON")
     parser.add_argument("out", type=Path)
@@ -154,10 +159,10 @@ def main(convert: Callable[..., None]) -> None:
     torch.set_num_threads(1)  # sums in float64 must not depend on the number of cores
     gc.disable()  # tracing makes very many objects, and this process ends soon
     entry = json.loads(given.entry.read_text())
+    options = {"target": given.target} if targets else {}
+    metadata = identity(given.checkpoint, given.weights)
     try:
-        convert(
-            given.checkpoint, entry, given.out, opset=given.opset, metadata=identity(given.checkpoint, given.weights)
-        )
+        convert(given.checkpoint, entry, given.out, opset=given.opset, metadata=metadata, **options)
     except OSError as error:
         raise SystemExit(
             f"{error.filename or given.out}: {error.strerror}; make room or access, then run make again"

@@ -38,7 +38,7 @@ TINY: dict[str, dict[str, object]] = {
     },
     "binary": {"network": {"sizes": [24, 16, 2], "activation": "gelu"}, "input": [24]},
     "multilabel": {"network": {"sizes": [24, 16, 20], "activation": "leaky_relu"}, "input": [24]},
-    "lipro": {"network": {"sizes": [24, 18]}, "input": [24]},
+    "lipro": {"network": {"sizes": [24, 18], "activation": "relu"}, "input": [24]},
     "bpr": {"network": {"channels": 2}},
 }  # fmt: skip
 

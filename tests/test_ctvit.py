@@ -44,11 +44,11 @@ SMALL: dict[str, Any] = {
 TOLERANCE = 1e-5
 
 
-def mismatches(fold: bool = False) -> list[str]:
+def mismatches(fold: bool = False, gpu: bool = False) -> list[str]:
     """The names of the reference's values that the network does not meet."""
     reference: dict[str, Tensor] = load_file(REFERENCE / "ctvit_small.safetensors")
     network = ctvit.load(REFERENCE / "ProjectionVIT_small.pt", SMALL)
-    network = network.fold() if fold else network
+    network = network.fold(gpu) if fold else network
     spatial = network.spatial(network.patches(reference["input"]))
     tokens = network.temporal(spatial)
     codes = network.quantise(tokens)
@@ -75,8 +75,9 @@ def test_every_value_is_the_reference() -> None:
     assert mismatches() == []
 
 
-def test_folding_changes_no_value() -> None:
-    assert mismatches(fold=True) == []
+@pytest.mark.parametrize("gpu", [False, True])
+def test_folding_changes_no_value(gpu: bool) -> None:
+    assert mismatches(fold=True, gpu=gpu) == []
 
 
 # ── each mistake must be noticed ────────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +164,8 @@ def test_a_volume_must_be_made_of_whole_patches() -> None:
         ctvit.build(SMALL | {"input": [1, 40, 60, 50]})
 
 
-def test_another_geometry_works() -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_another_geometry_works(gpu: bool) -> None:
     entry = SMALL | {"input": [2, 50, 40, 80], "output": [16]}  # 5 × 2 × 4 tokens, two channels
     network = ctvit.build(entry).eval()
     network.load_state_dict(real_part(entry), assign=True)
@@ -172,7 +174,7 @@ def test_another_geometry_works() -> None:
     straight = network.encode(volume)
 
     assert straight.shape == (1, 5, 2, 4, 64)
-    assert torch.allclose(network.fold().encode(volume), straight, atol=TOLERANCE)
+    assert torch.allclose(network.fold(gpu).encode(volume), straight, atol=TOLERANCE)
     assert network(volume).shape == (1, 16)
 
 

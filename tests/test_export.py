@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def convert(family: str, *paths: Path, root: Path = ROOT, umask: int = 0o022, **environment: str) -> Any:
+def convert(family: str, *paths: Path | str, root: Path = ROOT, umask: int = 0o022, **environment: str) -> Any:
     command = [sys.executable, "-m", f"convertation.{family}.torch2onnx", "--weights", "synthetic", *map(str, paths)]
     return subprocess.run(
         command, cwd=root, env=os.environ | environment, umask=umask, capture_output=True, text=True, check=False
@@ -65,21 +66,26 @@ def vit_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(vit.torch2onnx, ctvit.synthetic(VIT), VIT, tmp_path_factory.mktemp("vit"))
 
 
+@pytest.fixture(scope="module")
+def gpu_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(vit.torch2onnx, ctvit.synthetic(VIT), VIT, tmp_path_factory.mktemp("gpu"), target="gpu")
+
+
 def exported(
-    torch2onnx: Callable[..., None], weights: dict[str, torch.Tensor], entry: dict[str, Any], to: Path
+    torch2onnx: Callable[..., None], weights: dict[str, torch.Tensor], entry: dict[str, Any], to: Path, **options: str
 ) -> Path:
     torch.save(weights, to / "checkpoint.pt")
-    torch2onnx(to / "checkpoint.pt", entry, to / "model.onnx", opset=20, metadata=METADATA)
+    torch2onnx(to / "checkpoint.pt", entry, to / "model.onnx", opset=20, metadata=METADATA, **options)
     return to / "model.onnx"
 
 
-@pytest.fixture(params=["head", "vit"])
+@pytest.fixture(params=["head", "vit", "gpu"])
 def model(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any], Any]:
     """(the ONNX file, its entry, its network)"""
     if request.param == "head":
         path = request.getfixturevalue("head_onnx")
         return path, HEAD, mlp.load(path.with_name("checkpoint.pt"), HEAD)
-    path = request.getfixturevalue("vit_onnx")
+    path = request.getfixturevalue(f"{request.param}_onnx")
     return path, VIT, ctvit.load(path.with_name("checkpoint.pt"), VIT)
 
 
@@ -156,8 +162,72 @@ def test_tokens_and_codes_can_be_seen_inside_the_vit(vit_onnx: Path) -> None:
     assert (codes == network.quantise(expected).numpy()).all()
 
 
-def test_what_depends_on_weights_alone_is_constant(vit_onnx: Path, head_onnx: Path) -> None:
-    for path in (vit_onnx, head_onnx):
+def test_for_a_gpu_nothing_is_cut_and_each_part_has_operators_that_it_is_fast_with(
+    vit_onnx: Path, gpu_onnx: Path
+) -> None:
+    plain, fast = (onnx.load(path).graph for path in (vit_onnx, gpu_onnx))
+    shapes = {initializer.name: list(initializer.dims) for initializer in fast.initializer}
+    layers = 5
+
+    assert not {"ReduceL2", "Clip", "Pad"} & kinds(fast).keys()
+    assert all(len(shapes[node.input[1]]) == 4 for node in fast.node if node.op_type == "Conv")  # of frames, not of t
+    expected = {"Conv": 3 * layers, "Softmax": layers, "Gelu": layers, "Pow": 2 * layers, "Sqrt": 2 * layers}
+    expected |= {"Concat": layers, "Split": 1, "Gather": 1, "ArgMax": 1}  # zero frames; the projection's; the codebook
+    assert {kind: kinds(fast)[kind] for kind in expected} == expected
+    assert kinds(plain)["Gelu"] == 2 * layers and kinds(plain)["ArgMax"] > 1
+
+
+def kinds(graph: onnx.GraphProto) -> Counter[str]:
+    return Counter(node.op_type for node in graph.node)
+
+
+def test_onnx_runtime_fuses_all_lengths_of_what_is_made_for_a_gpu(gpu_onnx: Path, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+
+    onnxruntime.InferenceSession(gpu_onnx, options, providers=["CPUExecutionProvider"])
+
+    found = kinds(onnx.load(tmp_path / "fused.onnx").graph)
+    assert (found["SimplifiedLayerNormalization"], found["Pow"], found["Sqrt"]) == (10, 0, 0)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_the_inner_size_is_a_multiple_of_32_in_the_file_alone(target: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue({"cpu": "vit_onnx", "gpu": "gpu_onnx"}[target])
+    weights = [list(initializer.dims) for initializer in onnx.load(path).graph.initializer]
+
+    # 32 · 8 / 3 = 85
+    assert (weights.count([32, 96]), weights.count([96, 32])) == (2 * 5, 5)
+    assert ctvit.build(VIT).state_dict()["VIT.enc_spatial_transformer.layers.0.3.1.weight"].shape == (2 * 85, 32)
+
+
+def test_keys_and_queries_of_no_length_stay_zeros(tmp_path: Path) -> None:
+    weights = ctvit.synthetic(VIT)
+    for key in weights:
+        if key.endswith(("to_q.weight", "to_kv.weight")):
+            weights[key] = torch.zeros_like(weights[key])
+    volume = np.random.default_rng(0).uniform(-1, 1, (1, *VIT["input"])).astype(np.float32)
+
+    path = exported(vit.torch2onnx, weights, VIT, tmp_path, target="gpu")
+
+    (answer,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": volume})
+    expected = ctvit.load(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
+    assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_the_command_takes_what_a_vit_is_made_for(gpu_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "vit.json").write_text(json.dumps(VIT))
+    paths = [gpu_onnx.with_name("checkpoint.pt"), tmp_path / "vit.json", tmp_path / "vit.onnx"]
+
+    done = convert("vit", "--for", "gpu", *paths)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert kinds(onnx.load(tmp_path / "vit.onnx").graph) == kinds(onnx.load(gpu_onnx).graph)
+
+
+def test_what_depends_on_weights_alone_is_constant(vit_onnx: Path, gpu_onnx: Path, head_onnx: Path) -> None:
+    for path in (vit_onnx, gpu_onnx, head_onnx):
         graph = onnx.load(path).graph
         constants = {initializer.name for initializer in graph.initializer}
         assert [node.name for node in graph.node if set(node.input) <= constants] == []

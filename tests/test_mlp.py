@@ -1,5 +1,6 @@
 """The heads give the reference's logits, straight and folded."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from convertation.head import mlp
 REFERENCE = Path(__file__).parent / "reference"
 BINARY = {"family": "head", "network": {"sizes": [512, 256, 128, 2], "activation": "gelu"}}
 MULTILABEL = {"family": "head", "network": {"sizes": [512, 512, 256, 128, 20], "activation": "leaky_relu"}}
-LIPRO = {"family": "head", "network": {"sizes": [512, 18]}}
+LIPRO = {"family": "head", "network": {"sizes": [512, 18], "activation": "relu"}}
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "binary": ("model_binary.pth", BINARY),
     "multilabel": ("model_multilabel.pth", MULTILABEL),
     "lipro": ("ClassifierHead_LiPro_V2.pt", LIPRO),
+}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.nn.functional.relu,
+    "gelu": torch.nn.functional.gelu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
 }
 
 
@@ -58,8 +64,37 @@ def test_another_slope_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference("multilabel") > 1e-5
 
 
+def test_a_head_without_its_relu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mlp.ACTIVATIONS, "relu", torch.nn.Identity)
+
+    assert difference("lipro") > 1e-2
+
+
+@pytest.mark.parametrize("activation, function", FUNCTIONS.items())
+def test_a_head_without_hidden_sizes_is_activation_and_linear_under_either_name(
+    activation: str, function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, embedding = (torch.randn(*shape, generator=generator) for shape in ((3, 8), (3,), (5, 8)))
+    entry = {"family": "head", "network": {"sizes": [8, 3], "activation": activation}}
+    expected = torch.nn.functional.linear(function(embedding), weight, bias)
+
+    for name in ("classifier", "layers.2"):
+        torch.save({f"{name}.weight": weight, f"{name}.bias": bias}, tmp_path / "head.pth")
+        network = mlp.load(tmp_path / "head.pth", entry)
+        assert set(network.state_dict()) == {f"{name}.weight", f"{name}.bias"}
+        assert torch.equal(network(embedding), expected)
+        assert torch.equal(network.fold()(embedding), expected)
+
+
+def test_relu_stands_between_hidden_layers_and_is_the_default() -> None:
+    kinds = [type(layer).__name__ for layer in mlp.MLP([8, 4, 2]).layers]
+
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+
+
 def test_an_unknown_activation_is_named() -> None:
-    with pytest.raises(ValueError, match=r"activation='relu6', expected one of \['gelu', 'leaky_relu'\]"):
+    with pytest.raises(ValueError, match=r"activation='relu6', expected one of \['gelu', 'leaky_relu', 'relu'\]"):
         mlp.MLP([8, 4, 2], activation="relu6")
 
 

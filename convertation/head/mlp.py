@@ -1,8 +1,8 @@
 """The heads: from the ViT's embedding to logits.
 
 Layers of one Sequential, so that the attribute names are the checkpoints' keys: `layers.0` Linear, `.1` BatchNorm1d,
-`.2` activation, `.3` Dropout, and so on per hidden size, then a last Linear. A head without hidden sizes is CT-CLIP's
-own (Hamamci et al. 2024, arXiv 2403.17834): one Linear named `classifier`.
+`.2` activation, `.3` Dropout, and so on per hidden size, then a last Linear. A head without hidden sizes is activation,
+Dropout, Linear: `layers.2`, or `classifier` as in CT-CLIP (Hamamci et al. 2024, arXiv 2403.17834).
 """
 
 import itertools
@@ -15,36 +15,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convertation.checkpoint import load_state_dict
+from convertation.checkpoint import load_state_dict, read_checkpoint
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
 
 class MLP(nn.Module):
-    """sizes = (input, *hidden, output); `activation` is needed where there are hidden sizes."""
+    """sizes = (input, *hidden, output); `classifier`: without hidden sizes, the Linear bears CT-CLIP's name."""
 
-    def __init__(self, sizes: list[int], activation: str | None = None) -> None:
+    def __init__(self, sizes: list[int], activation: str = "relu", classifier: bool = True) -> None:
         super().__init__()
-        *hidden, last = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
-        if not hidden:
-            self.classifier = last
-            return
         if activation not in ACTIVATIONS:
             raise ValueError(f"{activation=}, expected one of {sorted(ACTIVATIONS)}")
+        *hidden, last = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
         layers: list[nn.Module] = []
         for linear in hidden:
             layers += [linear, nn.BatchNorm1d(linear.out_features), ACTIVATIONS[activation](), nn.Dropout()]
-        self.layers = nn.Sequential(*layers, last)
+        if not hidden:
+            layers = [ACTIVATIONS[activation](), nn.Dropout()]
+        self.classifier: nn.Module = nn.Identity()
+        if not hidden and classifier:
+            self.classifier = last
+        else:
+            layers.append(last)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, input) float32, L2-normalised -> (batch, output) logits."""
-        network = self.layers if hasattr(self, "layers") else self.classifier
-        logits: Tensor = network(embedding)
+        logits: Tensor = self.classifier(self.layers(embedding))
         return logits
 
     def fold(self) -> "MLP":
         """In place, for export: each normalisation goes into the Linear before it, in float64, rounded once."""
-        layers = list(getattr(self, "layers", []))
+        layers: list[Any] = list(self.layers)
         for linear, norm in itertools.pairwise(layers):
             if isinstance(norm, nn.BatchNorm1d):
                 assert norm.running_mean is not None and norm.running_var is not None
@@ -52,22 +55,22 @@ class MLP(nn.Module):
                 bias = (linear.bias.double() - norm.running_mean.double()) * scale + norm.bias.double()
                 linear.weight = nn.Parameter((linear.weight.double() * scale[:, None]).float(), requires_grad=False)
                 linear.bias = nn.Parameter(bias.float(), requires_grad=False)
-        if layers:
-            self.layers = nn.Sequential(
-                *[layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.Dropout)]
-            )
+        self.layers = nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.BatchNorm1d | nn.Dropout)])
         return self
 
 
-def build(entry: dict[str, Any]) -> MLP:
+def build(entry: dict[str, Any], classifier: bool = True) -> MLP:
     """The network an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
-        return MLP(**entry["network"])
+        return MLP(**entry["network"], classifier=classifier)
 
 
 def load(checkpoint: Path, entry: dict[str, Any]) -> MLP:
-    """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
-    network = build(entry)
+    """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`.
+
+    The checkpoint's keys tell under which of its two names a head without hidden sizes was saved.
+    """
+    network = build(entry, classifier="layers.2.weight" not in read_checkpoint(checkpoint))
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 

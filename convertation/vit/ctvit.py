@@ -7,7 +7,7 @@ Shapes: b batch, t h w the grid of tokens, d = dim, n = tokens of one sequence.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from convertation.checkpoint import load_state_dict
 LOGIT_SCALE = 8.0  # of the attention between unit vectors
 CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
 PARTIAL_SUMS = 8  # of the projection
-PIECES = 4  # along t, where the whole would take hundreds of megabytes at once
+PIECES = 4  # along t, where the whole would take hundreds of megabytes at once; for a GPU nothing is cut
 # Keys of real files that inference does not need: the decoder, what training knew of the codebook
 UNUSED = r"VIT\.(to_pixels(_first_frame)?\.|vq\._codebook\.(initted|cluster_size|embed_avg)$)"
 FEED_FORWARD_PIECES = 2  # along t, or along the places
+MULTIPLE = 32  # an inner size of this kind takes a GPU's fast kernels
 
 
 class Norm(nn.Module):
@@ -47,12 +48,39 @@ class Position(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
+        self.taps: nn.ParameterList | None = None
+
+    def fold(self, gpu: bool) -> None:
+        """In place: for a GPU, the weights of each frame that a token sees become weights of their own."""
+        if gpu:
+            self.taps = frozen([tap.contiguous() for tap in self.dsconv.weight.unbind(dim=2)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d)"""
+        if self.taps is not None:
+            return self.by_frames(x, list(self.taps))
         padded = functional.pad(x.permute(0, 4, 1, 2, 3), CAUSAL)
         moved: Tensor = self.dsconv(padded).permute(0, 2, 3, 4, 1)
         return moved
+
+    def by_frames(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """The same as three convolutions of whole frames: a GPU has no fast kernel for the one of three dimensions."""
+        t, dim = x.shape[1], x.shape[-1]
+        frames = x.permute(0, 1, 4, 2, 3)
+        zeros = frames[:, :1] * 0  # joined, for ONNX Runtime's Pad is slow on a GPU
+        frames = torch.cat([zeros, zeros, frames], dim=1)
+        parts = [
+            functional.conv2d(
+                frames[:, start : start + t].flatten(0, 1),
+                tap,
+                None if start else self.dsconv.bias,
+                padding=1,
+                groups=dim,
+            )
+            for start, tap in enumerate(taps)
+        ]
+        moved: Tensor = torch.unflatten(parts[0] + parts[1] + parts[2], 0, (-1, t))
+        return moved.permute(0, 1, 3, 4, 2)
 
 
 class Attention(nn.Module):
@@ -72,34 +100,48 @@ class Attention(nn.Module):
         self.scale: Tensor | None
         self.register_buffer("scale", None, persistent=False)
         self.halves: nn.ParameterList | None = None
+        self.gains: nn.ParameterList | None = None
+        self.pieces = PIECES
 
-    def fold(self) -> None:
-        """In place: the three factors of the logits become one, the weights of keys and values two."""
+    def fold(self, gpu: bool) -> None:
+        """In place: the three factors of the logits become one, the weights of keys and values two.
+
+        For a GPU the factor goes into that of the lengths, which become mean squares: ONNX Runtime fuses these.
+        """
         scale = self.q_scale.double() * self.k_scale.double() * LOGIT_SCALE
         self.scale = scale.float()
         self.halves = frozen(halves(self.to_kv.weight))
+        if gpu:
+            root = math.sqrt(len(scale))
+            self.pieces = 1
+            self.gains = frozen([(scale / root).float(), torch.full_like(self.scale, 1 / root)])
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
-        q, (k, v) = split_heads(self.to_q(self.norm(x)), self.heads), self.keys_values(x)
-        q, k = unit(q), unit(k).transpose(-2, -1)
-        if self.scale is not None:
-            q = q * self.scale
-        else:
-            q, k = q * self.q_scale * LOGIT_SCALE, k * self.k_scale[:, None]
-        if bias is None:
-            mixed = (q @ k).softmax(dim=-1) @ v
-        else:
-            pieces = zip(*[part.chunk(PIECES, dim=1) for part in (q, k, v)], strict=True)
-            mixed = torch.cat([(q @ k + bias).softmax(dim=-1) @ v for q, k, v in pieces], dim=1)
+        q, (k, v) = self.to_q(self.norm(x)), self.keys_values(x)
+        if (
+            self.gains is not None
+        ):  # before heads are split, or ONNX Runtime moves k's transposes into it and fuses less
+            split = [torch.unflatten(part, -1, (self.heads, -1)) for part in (q, k)]
+            q, k = [(by_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
+        q, k, v = [split_heads(part, self.heads) for part in (q, k, v)]
+        if self.gains is None and self.scale is not None:
+            q, k = unit(q) * self.scale, unit(k)
+        elif self.gains is None:
+            q, k = unit(q) * self.q_scale * LOGIT_SCALE, unit(k) * self.k_scale
+        k = k.transpose(-2, -1)
+
+        def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            logits = q @ k if bias is None else q @ k + bias
+            return logits.softmax(dim=-1) @ v
+
+        mixed = in_pieces(mix, 1 if bias is None else self.pieces, q, k, v)
         moved: Tensor = self.to_out(mixed.transpose(-3, -2).flatten(-2))
         return moved
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
-        """(…, n, d) -> two of (…, heads, n, dim_head)"""
-        return [
-            split_heads(functional.linear(x, half), self.heads) for half in self.halves or halves(self.to_kv.weight)
-        ]
+        """(…, n, d) -> two of (…, n, heads·dim_head)"""
+        return [functional.linear(x, half) for half in self.halves or halves(self.to_kv.weight)]
 
 
 class FeedForward(nn.Sequential):
@@ -110,23 +152,29 @@ class FeedForward(nn.Sequential):
         gate, dropout = nn.Identity(), nn.Identity()
         up, down = nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
         super().__init__(nn.LayerNorm(dim), up, gate, dropout, down)
-        self.halves: nn.ParameterList | None = None
+        self.parts: nn.ParameterList | None = None
+        self.pieces = FEED_FORWARD_PIECES
 
-    def fold(self) -> None:
-        """In place: the halves of the first Linear become weights of their own."""
-        self.halves = frozen(halves(self[1].get_parameter("weight")))
+    def fold(self, gpu: bool) -> None:
+        """In place: the halves of the first Linear become weights of their own, and the inner size a multiple of 32.
+
+        What is added is zeros, which change no sum; GPUs are slow with an odd size.
+        """
+        (value, gate), down = halves(self[1].get_parameter("weight")), self[4].get_parameter("weight")
+        more = -len(value) % MULTIPLE
+        rows = [functional.pad(half, (0, 0, 0, more)) for half in (value, gate)]
+        self.parts = frozen([*rows, functional.pad(down, (0, more))])
+        self.pieces = 1 if gpu else FEED_FORWARD_PIECES
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, sequences, n, d) -> (b, sequences, n, d)"""
-        norm, up, down = self[0], self[1], self[4]
-        value, gate = self.halves or halves(up.get_parameter("weight"))  # cut the weights, not what passes through
-        return torch.cat(
-            [
-                down(functional.linear(piece, value) * functional.gelu(functional.linear(piece, gate)))
-                for piece in norm(x).chunk(FEED_FORWARD_PIECES, dim=1)
-            ],
-            dim=1,
-        )
+        norm, up, down = self[0], self[1].get_parameter("weight"), self[4].get_parameter("weight")
+        value, gate, down = self.parts or (*halves(up), down)  # cut the weights, not what passes through
+
+        def gated(x: Tensor) -> Tensor:
+            return functional.linear(functional.linear(x, value) * functional.gelu(functional.linear(x, gate)), down)
+
+        return in_pieces(gated, self.pieces, norm(x))
 
 
 class Layer(nn.ModuleList):
@@ -235,7 +283,7 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.columns: nn.ParameterList | None = None
 
-    def fold(self) -> None:
+    def fold(self, gpu: bool) -> None:
         """In place: the parts become weights of their own."""
         self.columns = frozen(self.parts())
 
@@ -279,14 +327,21 @@ class CTViT(nn.Module):
         self.register_buffer("bias", None, persistent=False)
         self.directions: Tensor | None
         self.register_buffer("directions", None, persistent=False)
+        self.centred = False
+        self.pieces = PIECES
 
-    def fold(self) -> "CTViT":
-        """In place, for export: what depends on weights alone becomes constant, in float64 and rounded once."""
+    def fold(self, gpu: bool = False) -> "CTViT":
+        """In place, for export: what depends on weights alone becomes constant, in float64 and rounded once.
+
+        `gpu`: in one piece and in the operators that a GPU is fast with; a CPU would need more memory and time.
+        """
         self.bias = self.attention_bias(torch.float64).float()
         self.directions = self.codebook_directions(torch.float64).float()
+        self.centred = True
+        self.pieces = 1 if gpu else PIECES
         for module in self.modules():
-            if isinstance(module, Attention | FeedForward | Projection):
-                module.fold()
+            if isinstance(module, Position | Attention | FeedForward | Projection):
+                module.fold(gpu)
         return self
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -299,11 +354,25 @@ class CTViT(nn.Module):
 
     def patches(self, volume: Tensor) -> Tensor:
         """(b, c, frames, height, width) -> (b, t, h, w, d)"""
-        embedded, end, step = [], volume.shape[2], math.ceil(self.grid[0] / PIECES) * self.patch[0]
+        if self.pieces == 1:
+            return self.embed(volume)
+        embedded, end, step = [], volume.shape[2], math.ceil(self.grid[0] / self.pieces) * self.patch[0]
         for start in range(0, end, step):  # by index, for ONNX Runtime would merge slices into one copy of the volume
             frames = torch.arange(start, min(start + step, end), device=volume.device)
-            embedded.append(self.VIT.to_patch_emb(cut(volume.index_select(2, frames), self.patch)))
+            embedded.append(self.embed(volume.index_select(2, frames)))
         return torch.cat(embedded, dim=1)
+
+    def embed(self, volume: Tensor) -> Tensor:
+        """(b, c, frames, height, width) -> (b, t, h, w, d)
+
+        Folded, each patch loses its mean before LayerNorm, which it changes nothing for: ONNX Runtime before 1.23 or so
+        takes the variance as the mean square minus the square of the mean, and of air, at -1, nothing is left of it.
+        """
+        pixels = cut(volume, self.patch)
+        if self.centred:
+            pixels = pixels - pixels.mean(dim=-1, keepdim=True)
+        embedded: Tensor = self.VIT.to_patch_emb(pixels)
+        return embedded
 
     def spatial(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
@@ -328,7 +397,7 @@ class CTViT(nn.Module):
         The length of a token is a positive factor of all its cosines and changes no argmax.
         """
         rows = self.directions if self.directions is not None else self.codebook_directions()
-        return torch.cat([(piece @ rows.T).argmax(dim=-1) for piece in tokens.chunk(PIECES, dim=1)], dim=1)
+        return in_pieces(lambda piece: (piece @ rows.T).argmax(dim=-1), self.pieces, tokens)
 
     def project(self, codes: Tensor) -> Tensor:
         """codes (b, t, h, w) -> (b, output)"""
@@ -353,10 +422,24 @@ class CTViT(nn.Module):
         return unit(self.rows().to(dtype))
 
 
+def in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Tensor:
+    """What `work` makes of the tensors, a part at a time, cut and joined along the second axis."""
+    if pieces == 1:
+        return work(*tensors)
+    parts = zip(*[x.chunk(pieces, dim=1) for x in tensors], strict=True)
+    return torch.cat([work(*part) for part in parts], dim=1)
+
+
 def unit(x: Tensor) -> Tensor:
     """(…, d) -> (…, d) of length 1; zeros stay zeros."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12)
+
+
+def by_mean_square(x: Tensor) -> Tensor:
+    """(…, d) -> (…, d) of length √d; zeros stay zeros."""
+    tiny = x.new_full((1,), 1e-24)  # not a number: the exporter would take it for a zero and leave it out
+    return x / (x.pow(2).mean(dim=-1, keepdim=True) + tiny).sqrt()
 
 
 def patch_embedding(pixels: int, dim: int) -> nn.Sequential:

@@ -1,4 +1,6 @@
-"""Convert a CT-ViT: python -m convertation.vit.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx
+"""Convert a CT-ViT.
+
+python -m convertation.vit.torch2onnx --weights synthetic|real [--for cpu|gpu] CHECKPOINT ENTRY.json OUT.onnx
 
 Without arguments, as `cd convertation/vit && python torch2onnx.py`: make onnx MODEL=vit
 """
@@ -38,12 +40,15 @@ class Visible(nn.Module):
         return self.network.project(codes), tokens, codes
 
 
-def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int, metadata: dict[str, str]) -> None:
+def torch2onnx(
+    checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int, metadata: dict[str, str], target: str = "cpu"
+) -> None:
     """Write the CT-ViT of `checkpoint` as ONNX: `input` (batch, 1, frames, height, width) -> `output` (batch, output).
 
     Inside, the values `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 bear these names.
+    `target` is what computes it: "gpu" fast, "cpu" with little memory; either runs on both.
     """
-    network = Visible(load(checkpoint, entry).fold()).eval()
+    network = Visible(load(checkpoint, entry).fold(gpu=target == "gpu")).eval()
     sample = torch.empty(2, *entry["input"])
     batch_max, inner = entry["batch"][-1], ("tokens", "codes")
     alike = [f"network.VIT.enc_{kind}_transformer.layers" for kind in ("spatial", "temporal")]
@@ -51,4 +56,4 @@ def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int
 
 
 if __name__ == "__main__":
-    main(torch2onnx)
+    main(torch2onnx, targets=("cpu", "gpu"))
