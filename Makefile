@@ -242,7 +242,7 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
   $(addprefix served/,$(filter-out bpr_%,$(contents)))
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
-  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py scripts/compare_vit.py scripts/judge.py \
+  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py scripts/compare_vit.py scripts/compare_bpr.py scripts/judge.py \
   scripts/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
 	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)

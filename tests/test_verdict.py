@@ -171,6 +171,18 @@ def test_a_near_tie_that_fell_the_other_way_is_explained_and_everything_else_is_
             compare("m", answer, wrong)
 
 
+def test_a_token_falls_the_other_way_once_and_nothing_wider_is_forgiven() -> None:
+    chance = np.random.default_rng(0)
+    ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens, two other rows each
+    answer = {"output": [[0.0] * 64], "allowed": 1e-3, "flips": [ties]}
+    one, other = np.array(ties[0])
+    assert compare("m", answer, one[None]) == (pytest.approx(0), 1)
+    assert compare("m", answer, (other + ties[1][0])[None]) == (pytest.approx(0), 2)
+    for wrong in (2 * one, one + other):  # the same token twice
+        with pytest.raises(SystemExit, match="values beyond the tolerance"):
+            compare("m", answer, wrong[None])
+
+
 def test_findings_of_the_offline_check_stop_it_before_a_server_starts(repository: Path) -> None:
     (repository / "binary_onnx/1/model.onnx").unlink()
     with pytest.raises(SystemExit, match=r"expected a file, found nothing\n.*1 findings; nothing was served"):
