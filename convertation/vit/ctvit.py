@@ -68,7 +68,8 @@ class Position(nn.Module):
         t, dim = x.shape[1], x.shape[-1]
         frames = x.permute(0, 1, 4, 2, 3)
         zeros = frames[:, :1] * 0  # joined, for ONNX Runtime's Pad is slow on a GPU
-        frames = torch.cat([zeros, zeros, frames], dim=1)
+        before, after = CAUSAL[4:]
+        frames = torch.cat([zeros] * before + [frames] + [zeros] * after, dim=1)
         parts = [
             functional.conv2d(
                 frames[:, start : start + t].flatten(0, 1),
@@ -365,8 +366,8 @@ class CTViT(nn.Module):
     def embed(self, volume: Tensor) -> Tensor:
         """(b, c, frames, height, width) -> (b, t, h, w, d)
 
-        Folded, each patch loses its mean before LayerNorm, which it changes nothing for: ONNX Runtime before 1.23 or so
-        takes the variance as the mean square minus the square of the mean, and of air, at -1, nothing is left of it.
+        Folded, each patch loses its mean before LayerNorm, which is blind to it: ONNX Runtime, still 1.22, takes the
+        variance as the mean square minus the square of the mean, and of that of air, at -1, nothing is left.
         """
         pixels = cut(volume, self.patch)
         if self.centred:
