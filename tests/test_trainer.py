@@ -1,0 +1,39 @@
+"""A trained head is laid into training/weights and built by the real Makefile: as people save it, or refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT, TINY, copy_of_the_project
+
+from convertation.head import mlp
+
+ENTRY: dict[str, Any] = {"family": "head", "checkpoint": "CT-RATE/model_binary.pth", **TINY["binary"]}
+READ_AS = "import sys; from provenance import read_as; print(read_as(sys.argv[1]))"
+
+
+def test_a_head_is_built_from_what_was_saved_and_nothing_from_layers_that_would_be_dropped(tmp_path: Path) -> None:
+    project = copy_of_the_project(tmp_path / "project")
+    own, made = project.path / "training/weights/CT-RATE/model_binary.pth", project.path / "build/onnx/binary.onnx"
+    own.parent.mkdir()
+    state = mlp.synthetic(ENTRY)
+    torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, own)
+
+    said = project.make("build/onnx/binary.onnx", "WEIGHTS=yandex")
+
+    guess = "the state dict is `state_dict`; beside it and not read: epoch; `module.` is no part of its keys"
+    assert f"training/weights/CT-RATE/model_binary.pth: {guess}\n" in said
+    told = subprocess.run(
+        [sys.executable, "-c", READ_AS, made], cwd=ROOT / "scripts", env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == guess + "\n"
+
+    before = made.read_bytes()
+    torch.save(state | {"temperature": torch.tensor(1.5)}, own)
+    said = project.fail("build/onnx/binary.onnx", "WEIGHTS=yandex")
+    assert "model_binary.pth: holds what this network does not have: temperature;" in said
+    assert made.read_bytes() == before
