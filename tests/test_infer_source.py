@@ -332,3 +332,45 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     nifti(saved(tmp_path / "v.nii.gz", array), reading)
 
     assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
+
+
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.tar.gz", "s.tar", "s.zip"])
+def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -> None:
+    """In a plain tar, which has no checksum of its content, the bits of the members' headers."""
+    small = lungs(4, 16, 16)
+    path = tmp_path / name
+    if name == "s.nii.gz":
+        nibabel.save(nibabel.Nifti1Image(small.transpose(2, 1, 0), np.diag([1.5, 1.5, 3, 1])), path)
+    else:
+        packed(series(tmp_path / "files", small), path)
+
+    def voxels() -> Volume:
+        return nifti(path, Reading(warnings=[])) if name == "s.nii.gz" else read(path)
+
+    true, whole = voxels(), path.read_bytes()
+    places = np.arange(len(whole))
+    if name == "s.tar":
+        with tarfile.open(path) as tar:
+            places = np.concatenate([np.arange(member.offset, member.offset_data) for member in tar])
+    random = np.random.default_rng(0)
+    refused = 0
+    for place, bit in zip(random.choice(places, 200), random.integers(0, 8, 200), strict=True):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        path.write_bytes(broken)
+        try:
+            volume = voxels()
+        except StudyError:
+            refused += 1
+        else:
+            assert np.array_equal(volume.hu, true.hu), (place, bit)
+            assert volume.spacing == true.spacing, (place, bit)
+    assert refused > 50
+
+
+def test_a_tar_cut_between_two_members_is_told(tmp_path: Path, files: list[Path]) -> None:
+    archive = packed(files, tmp_path / "s.tar")
+    with tarfile.open(archive) as tar:
+        start = tar.getmembers()[4].offset
+    archive.write_bytes(archive.read_bytes()[:start])
+    assert failure(lambda: read(archive)) == "bad_archive"

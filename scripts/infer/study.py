@@ -1,5 +1,6 @@
 """One study, from its files to its result."""
 
+import gzip
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from scripts.infer.findings import Result
 from scripts.infer.models import Models
 from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
-from scripts.infer.source import BROKEN, is_nifti, opened
+from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
 from scripts.infer.volume import Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
 
@@ -102,6 +103,12 @@ def nifti(path: Path, reading: Reading) -> Volume:
         raise
     except Exception:
         raise StudyError("bad_nifti") from None
+    if path.name.lower().endswith(".gz"):
+        try:
+            with gzip.open(path) as stream:  # nibabel stops before the checksum
+                read_to_end(stream)
+        except BROKEN as error:
+            raise StudyError("unreadable" if isinstance(error, OSError) and error.errno else "bad_nifti") from None
     if raw.dtype != np.int16 and raw.dtype.kind != "f":
         raw = raw.astype(np.int16)
     if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
