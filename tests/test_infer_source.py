@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from scripts.infer import source as module
@@ -374,3 +375,28 @@ def test_a_tar_cut_between_two_members_is_told(tmp_path: Path, files: list[Path]
         start = tar.getmembers()[4].offset
     archive.write_bytes(archive.read_bytes()[:start])
     assert failure(lambda: read(archive)) == "bad_archive"
+
+
+@pytest.mark.parametrize(("sform", "qform", "key"), [
+    (None, None, "no_orientation"),
+    (np.diag([1.5, 1.5, 3, 1]), np.diag([-1.5, -1.5, 3, 1]), "forms"),
+    (np.array([[1.5, 0, 0, 0], [0, 1.5, 1.5, 0], [0, 0, 3, 0], [0, 0, 0, 1]]), None, "sheared"),
+])  # fmt: skip
+def test_nifti_whose_orientation_is_none_or_two_or_sheared_is_refused(
+    tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None, key: str
+) -> None:
+    image = nibabel.Nifti1Image(lungs(30, 30, 30), np.eye(4))
+    image.set_sform(sform, 1 if sform is not None else 0)
+    image.set_qform(qform, 1 if qform is not None else 0)
+    nibabel.save(image, tmp_path / "v.nii")
+    assert failure(lambda: nifti(tmp_path / "v.nii", Reading(warnings=[]))) == key
+
+
+@pytest.mark.parametrize("moved", [range(2, 4), range(3, 6)])
+def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) -> None:
+    for index, file in enumerate(series(tmp_path / "s", HU)):
+        header = pydicom.dcmread(file)
+        if index in moved:
+            header.ImagePositionPatient[0] = float(header.ImagePositionPatient[0]) + 60
+            header.save_as(file)
+    assert failure(lambda: read(tmp_path / "s")) == "shifted"

@@ -1,6 +1,7 @@
 """One study, from its files to its result."""
 
 import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from numpy.typing import NDArray
 
 from scripts.infer.findings import Result
 from scripts.infer.models import Models
-from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
+from scripts.infer.series import STEEP, TILT, Series, choose, read_headers, read_volume, remarks
 from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
 from scripts.infer.volume import Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
+
+
+# sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
+FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
 
 
 @dataclass
@@ -92,6 +97,13 @@ def nifti(path: Path, reading: Reading) -> Volume:
     steps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]  # NIfTI's axes are Right, Anterior, Superior
     lengths = np.linalg.norm(steps, axis=0)
     check_size(shape, lengths.tolist())
+    check_forms(image.header)
+    cosines = np.abs(steps.T @ steps / np.outer(lengths, lengths)) - np.eye(3)
+    angle = math.degrees(math.asin(min(1.0, float(cosines.max()))))
+    if angle > STEEP:
+        raise StudyError("sheared", angle=f"{angle:.0f}")
+    if angle > TILT:
+        reading.warnings.append(say("shear", angle=f"{angle:.1f}"))
     try:
         slope, inter = image.dataobj.slope, image.dataobj.inter
         raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape, order="F")
@@ -115,3 +127,20 @@ def nifti(path: Path, reading: Reading) -> Volume:
         reading.warnings.append(say("not_numbers", count=count))
     view, order = oriented(raw, steps)
     return Volume(view, (float(lengths[order[0]]), float(lengths[order[1]]), float(lengths[order[2]])))
+
+
+def check_forms(header: Any) -> None:
+    """StudyError where a NIfTI header tells no orientation, or two that disagree by more than a tilted gantry."""
+    if not isinstance(header, nibabel.Nifti1Header):
+        return
+    given: Any = header
+    sform, qform = given.get_sform(coded=True)[0], given.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        raise StudyError("no_orientation")
+    if sform is not None and qform is not None:
+        ours, other = sform[:3, :3], qform[:3, :3]
+        lengths = np.linalg.norm(other, axis=0)
+        turned = np.linalg.norm(ours - other, axis=0) > FORMS_TURNED * lengths
+        longer = np.abs(np.linalg.norm(ours, axis=0) - lengths) > FORMS_LONGER * lengths
+        if turned.any() or longer.any():
+            raise StudyError("forms")
