@@ -17,7 +17,6 @@ from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
 from scripts.infer.volume import Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
 
-
 # sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
 FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
 
