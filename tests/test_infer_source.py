@@ -20,9 +20,9 @@ from scripts.infer import source as module
 from scripts.infer.models import Models
 from scripts.infer.series import choose, read_headers, read_volume
 from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, examine, nifti
+from scripts.infer.study import Reading, doubts, examine, nifti
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError
+from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series
 
 HU = lungs(6)
@@ -400,3 +400,15 @@ def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) ->
             header.ImagePositionPatient[0] = float(header.ImagePositionPatient[0]) + 60
             header.save_as(file)
     assert failure(lambda: read(tmp_path / "s")) == "shifted"
+
+
+def test_values_that_are_no_hounsfield_units_are_told() -> None:
+    hu = lungs(40)
+    assert doubts(hu) == []
+    assert doubts(np.where(hu < -700, np.int16(-2000), hu)) == []  # padding
+    mask, scaled = (hu < -500).astype(np.int16), ((hu + 1000) / 1200).astype(np.float32)
+    for values in (hu + 1024, mask, scaled):
+        assert doubts(values) == [say("no_air")]
+    unsigned = np.clip(hu.astype(np.uint16).astype(np.int32), 0, 32767)
+    assert say("no_air") in doubts(unsigned)
+    assert len(doubts(unsigned)) == 2

@@ -17,6 +17,8 @@ from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
 from scripts.infer.volume import Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
 
+LUNG = -500  # HU; air and lung are below, in every chest
+MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
 # sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
 FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
 
@@ -40,7 +42,18 @@ def tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) 
     """What the ViT reads of a study, float32 `models.shape`; StudyError as in `examine`."""
     reading.warnings = []
     volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
-    return preprocess(volume, models.shape)
+    result = preprocess(volume, models.shape)
+    reading.warnings += doubts(volume.hu)
+    return result
+
+
+def doubts(hu: NDArray[Any]) -> list[str]:
+    """Why voxels may be no Hounsfield units, by every fourth of them along each axis: one sentence each."""
+    some = hu[::4, ::4, ::4]
+    found = [say("no_air")] if not (some < LUNG).any() else []
+    if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:
+        found.append(say("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
+    return found
 
 
 def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:

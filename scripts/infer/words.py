@@ -142,6 +142,14 @@ WORDS = {
         "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
+    "no_air": (
+        "nothing in it is as thin as air or lung (below -500 HU): these may be no Hounsfield units",
+        "в нём нет ничего разреженного, как воздух или лёгкое (ниже -500 HU): возможно, это не числа Хаунсфилда",
+    ),
+    "too_dense": (
+        "{share} % of the voxels are beyond {most} HU: these may be no Hounsfield units",
+        "выше {most} HU лежит {share} % вокселей: возможно, это не числа Хаунсфилда",
+    ),
     "shear": (
         "the axes of the NIfTI file are {angle}° from a right angle",
         "оси файла NIfTI отклонены от прямого угла на {angle}°",
