@@ -13,15 +13,16 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from scripts.infer import source as module
 from scripts.infer.models import Models
 from scripts.infer.series import choose, read_headers, read_volume
 from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, examine, nifti
+from scripts.infer.study import Reading, doubts, examine, nifti
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError
+from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series
 
 HU = lungs(6)
@@ -332,3 +333,82 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     nifti(saved(tmp_path / "v.nii.gz", array), reading)
 
     assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
+
+
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.tar.gz", "s.tar", "s.zip"])
+def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -> None:
+    """In a plain tar, which has no checksum of its content, the bits of the members' headers."""
+    small = lungs(4, 16, 16)
+    path = tmp_path / name
+    if name == "s.nii.gz":
+        nibabel.save(nibabel.Nifti1Image(small.transpose(2, 1, 0), np.diag([1.5, 1.5, 3, 1])), path)
+    else:
+        packed(series(tmp_path / "files", small), path)
+
+    def voxels() -> Volume:
+        return nifti(path, Reading(warnings=[])) if name == "s.nii.gz" else read(path)
+
+    true, whole = voxels(), path.read_bytes()
+    places = np.arange(len(whole))
+    if name == "s.tar":
+        with tarfile.open(path) as tar:
+            places = np.concatenate([np.arange(member.offset, member.offset_data) for member in tar])
+    random = np.random.default_rng(0)
+    refused = 0
+    for place, bit in zip(random.choice(places, 200), random.integers(0, 8, 200), strict=True):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        path.write_bytes(broken)
+        try:
+            volume = voxels()
+        except StudyError:
+            refused += 1
+        else:
+            assert np.array_equal(volume.hu, true.hu), (place, bit)
+            assert volume.spacing == true.spacing, (place, bit)
+    assert refused > 50
+
+
+def test_a_tar_cut_between_two_members_is_told(tmp_path: Path, files: list[Path]) -> None:
+    archive = packed(files, tmp_path / "s.tar")
+    with tarfile.open(archive) as tar:
+        start = tar.getmembers()[4].offset
+    archive.write_bytes(archive.read_bytes()[:start])
+    assert failure(lambda: read(archive)) == "bad_archive"
+
+
+@pytest.mark.parametrize(("sform", "qform", "key"), [
+    (None, None, "no_orientation"),
+    (np.diag([1.5, 1.5, 3, 1]), np.diag([-1.5, -1.5, 3, 1]), "forms"),
+    (np.array([[1.5, 0, 0, 0], [0, 1.5, 1.5, 0], [0, 0, 3, 0], [0, 0, 0, 1]]), None, "sheared"),
+])  # fmt: skip
+def test_nifti_whose_orientation_is_none_or_two_or_sheared_is_refused(
+    tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None, key: str
+) -> None:
+    image = nibabel.Nifti1Image(lungs(30, 30, 30), np.eye(4))
+    image.set_sform(sform, 1 if sform is not None else 0)
+    image.set_qform(qform, 1 if qform is not None else 0)
+    nibabel.save(image, tmp_path / "v.nii")
+    assert failure(lambda: nifti(tmp_path / "v.nii", Reading(warnings=[]))) == key
+
+
+@pytest.mark.parametrize("moved", [range(2, 4), range(3, 6)])
+def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) -> None:
+    for index, file in enumerate(series(tmp_path / "s", HU)):
+        header = pydicom.dcmread(file)
+        if index in moved:
+            header.ImagePositionPatient[0] = float(header.ImagePositionPatient[0]) + 60
+            header.save_as(file)
+    assert failure(lambda: read(tmp_path / "s")) == "shifted"
+
+
+def test_values_that_are_no_hounsfield_units_are_told() -> None:
+    hu = lungs(40)
+    assert doubts(hu) == []
+    assert doubts(np.where(hu < -700, np.int16(-2000), hu)) == []  # padding
+    mask, scaled = (hu < -500).astype(np.int16), ((hu + 1000) / 1200).astype(np.float32)
+    for values in (hu + 1024, mask, scaled):
+        assert doubts(values) == [say("no_air")]
+    unsigned = np.clip(hu.astype(np.uint16).astype(np.int32), 0, 32767)
+    assert say("no_air") in doubts(unsigned)
+    assert len(doubts(unsigned)) == 2

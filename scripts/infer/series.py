@@ -36,6 +36,7 @@ SOFT_TISSUE = (30, 50), (300, 500)  # WindowCenter, WindowWidth
 SAME_PLACE = 0.01  # mm; slices nearer than this are one slice twice
 UNEVEN = 0.25  # of the distance between slices
 MOST_MISSING = 0.5
+ASIDE = 1.0  # mm that a slice may lie beside the straight line through the stack
 TILT, STEEP = 0.5, 15.0  # degrees between the slices' normal and the way from slice to slice: warning, failure
 
 
@@ -287,6 +288,10 @@ def stack(slices: list[Slice]) -> Stack:
         ordered[place] = slices[index]
 
     way = (positions[kept[-1]] - positions[kept[0]]) / (depth - 1)
+    off = positions[kept] - (positions[kept[0]] + places[:, None] * way)
+    aside = np.linalg.norm(off - (off @ normal)[:, None] * normal, axis=1)
+    if aside.max() > ASIDE:
+        raise StudyError("shifted", most=f"{aside.max():.1f}")
     angle = math.degrees(math.acos(min(1.0, float(way @ normal) / float(np.linalg.norm(way)))))
     if angle > STEEP:
         raise StudyError("tilt_failure", angle=f"{angle:.0f}")

@@ -6,6 +6,7 @@ added up before it is read; zip and tar readers give no more than declared.
 
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import stat
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scripts.infer.words import StudyError
 
@@ -103,6 +104,9 @@ class Folder:
     def open(self, name: str) -> BinaryIO:
         return Path(name).open("rb")
 
+    def check(self) -> None:
+        """Nothing: files have no checksum."""
+
     def close(self) -> None:
         pass
 
@@ -122,6 +126,12 @@ class Zip:
     def open(self, name: str) -> BinaryIO:
         with archive_errors():
             return self.archive.open(name)  # type: ignore[return-value]
+
+    def check(self) -> None:
+        """StudyError where a member differs from its checksum: of most files only the beginning was read."""
+        with archive_errors():
+            if self.archive.testzip() is not None:
+                raise zipfile.BadZipFile
 
     def close(self) -> None:
         self.archive.close()
@@ -152,6 +162,8 @@ class Tar:
             with archive_errors():
                 member = self.archive.next()
             if member is None:
+                with archive_errors():
+                    self.check_end()
                 return
             count += 1
             if count > MOST_FILES:  # folders and links as well, all of which tarfile remembers
@@ -164,6 +176,21 @@ class Tar:
         with archive_errors():
             return self.archive.extractfile(self.members[name])  # type: ignore[return-value]
 
+    def check_end(self) -> None:
+        """ReadError unless zeros follow the last member: tarfile takes a broken header and a cut for the end."""
+        assert self.archive.fileobj
+        self.archive.fileobj.seek(self.archive.offset)
+        if self.archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError
+
+    def check(self) -> None:
+        """StudyError where a compressed tar differs from its checksum, which stands at its end."""
+        if not isinstance(self.archive.fileobj, io.BufferedReader):
+            with archive_errors():
+                assert self.archive.fileobj
+                self.archive.fileobj.seek(0)
+                read_to_end(self.archive.fileobj)
+
     def close(self) -> None:
         self.archive.close()
 
@@ -173,6 +200,8 @@ def archive_errors() -> Iterator[None]:
     """StudyError in place of whatever the readers of archives raise for a broken one; most of it is undocumented."""
     try:
         yield
+    except StudyError:
+        raise
     except OSError as error:
         raise StudyError("bad_archive" if error.errno is None else "unreadable") from None
     except MemoryError:
@@ -181,12 +210,24 @@ def archive_errors() -> Iterator[None]:
         raise StudyError("bad_archive") from None
 
 
+def read_to_end(stream: Any) -> None:
+    """Reads what is left of a compressed stream, so that its checksum is compared; StudyError: it has no end."""
+    total = 0
+    while data := stream.read(1 << 20):
+        total += len(data)
+        if total > 2 * LARGEST_STUDY:
+            raise StudyError("archive_bomb", what=f"> {2 * LARGEST_STUDY >> 30} GB")
+
+
 Source = Folder | Zip | Tar
 
 
 @contextmanager
 def opened(path: Path, flat: bool = False) -> Iterator[Source]:
-    """The folder or archive `path`; StudyError where it cannot be opened, or breaks while it is read."""
+    """The folder or archive `path`; StudyError where it cannot be opened, breaks while it is read, or was damaged.
+
+    Checksums are compared when the caller is done with it: what was read is good only after that.
+    """
     name = path.name.lower()
     is_folder = os.path.isdir(path)  # noqa: PTH112  Path's own raises where there is no permission
     if not is_folder and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
@@ -196,6 +237,7 @@ def opened(path: Path, flat: bool = False) -> Iterator[Source]:
     source = Folder(path, flat) if is_folder else Zip(path) if name.endswith(".zip") else Tar(path)
     try:
         yield source
+        source.check()
     except BROKEN as error:
         readable = not isinstance(error, OSError) or error.errno is None
         raise StudyError("bad_archive" if readable and not is_folder else "unreadable") from None

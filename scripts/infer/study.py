@@ -1,5 +1,7 @@
 """One study, from its files to its result."""
 
+import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,15 @@ from numpy.typing import NDArray
 
 from scripts.infer.findings import Result
 from scripts.infer.models import Models
-from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
-from scripts.infer.source import BROKEN, is_nifti, opened
+from scripts.infer.series import STEEP, TILT, Series, choose, read_headers, read_volume, remarks
+from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
 from scripts.infer.volume import Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
+
+LUNG = -500  # HU; air and lung are below, in every chest
+MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
+# sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
+FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
 
 
 @dataclass
@@ -35,7 +42,18 @@ def tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) 
     """What the ViT reads of a study, float32 `models.shape`; StudyError as in `examine`."""
     reading.warnings = []
     volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
-    return preprocess(volume, models.shape)
+    result = preprocess(volume, models.shape)
+    reading.warnings += doubts(volume.hu)
+    return result
+
+
+def doubts(hu: NDArray[Any]) -> list[str]:
+    """Why voxels may be no Hounsfield units, by every fourth of them along each axis: one sentence each."""
+    some = hu[::4, ::4, ::4]
+    found = [say("no_air")] if not (some < LUNG).any() else []
+    if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:
+        found.append(say("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
+    return found
 
 
 def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
@@ -91,6 +109,13 @@ def nifti(path: Path, reading: Reading) -> Volume:
     steps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]  # NIfTI's axes are Right, Anterior, Superior
     lengths = np.linalg.norm(steps, axis=0)
     check_size(shape, lengths.tolist())
+    check_forms(image.header)
+    cosines = np.abs(steps.T @ steps / np.outer(lengths, lengths)) - np.eye(3)
+    angle = math.degrees(math.asin(min(1.0, float(cosines.max()))))
+    if angle > STEEP:
+        raise StudyError("sheared", angle=f"{angle:.0f}")
+    if angle > TILT:
+        reading.warnings.append(say("shear", angle=f"{angle:.1f}"))
     try:
         slope, inter = image.dataobj.slope, image.dataobj.inter
         raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape, order="F")
@@ -102,9 +127,32 @@ def nifti(path: Path, reading: Reading) -> Volume:
         raise
     except Exception:
         raise StudyError("bad_nifti") from None
+    if path.name.lower().endswith(".gz"):
+        try:
+            with gzip.open(path) as stream:  # nibabel stops before the checksum
+                read_to_end(stream)
+        except BROKEN as error:
+            raise StudyError("unreadable" if isinstance(error, OSError) and error.errno else "bad_nifti") from None
     if raw.dtype != np.int16 and raw.dtype.kind != "f":
         raw = raw.astype(np.int16)
     if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
         reading.warnings.append(say("not_numbers", count=count))
     view, order = oriented(raw, steps)
     return Volume(view, (float(lengths[order[0]]), float(lengths[order[1]]), float(lengths[order[2]])))
+
+
+def check_forms(header: Any) -> None:
+    """StudyError where a NIfTI header tells no orientation, or two that disagree by more than a tilted gantry."""
+    if not isinstance(header, nibabel.Nifti1Header):
+        return
+    given: Any = header
+    sform, qform = given.get_sform(coded=True)[0], given.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        raise StudyError("no_orientation")
+    if sform is not None and qform is not None:
+        ours, other = sform[:3, :3], qform[:3, :3]
+        lengths = np.linalg.norm(other, axis=0)
+        turned = np.linalg.norm(ours - other, axis=0) > FORMS_TURNED * lengths
+        longer = np.abs(np.linalg.norm(ours, axis=0) - lengths) > FORMS_LONGER * lengths
+        if turned.any() or longer.any():
+            raise StudyError("forms")

@@ -47,6 +47,22 @@ WORDS = {
         "the distances between slices are uneven ({least} to {most} mm)",
         "расстояния между срезами неодинаковы (от {least} до {most} мм)",
     ),
+    "shifted": (
+        "slices lie up to {most} mm beside the straight line through the others; send one series alone",
+        "срезы лежат до {most} мм в стороне от прямой через остальные; отправьте одну серию",
+    ),
+    "no_orientation": (
+        "the NIfTI file does not tell its orientation (sform and qform are 0); convert the DICOM series again",
+        "в файле NIfTI нет ориентации (sform и qform равны 0); преобразуйте серию DICOM ещё раз",
+    ),
+    "forms": (
+        "sform and qform of the NIfTI file disagree; convert the DICOM series again",
+        "sform и qform файла NIfTI противоречат друг другу; преобразуйте серию DICOM ещё раз",
+    ),
+    "sheared": (
+        "the axes of the NIfTI file are {angle}° from a right angle; this network reads straight slices",
+        "оси файла NIfTI отклонены от прямого угла на {angle}°; сеть читает прямые срезы",
+    ),
     "gaps": (
         "{share} % of the slices are missing; send the series again",
         "нет {share} % срезов; отправьте серию ещё раз",
@@ -126,6 +142,18 @@ WORDS = {
         "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
+    "no_air": (
+        "nothing in it is as thin as air or lung (below -500 HU): these may be no Hounsfield units",
+        "в нём нет ничего разреженного, как воздух или лёгкое (ниже -500 HU): возможно, это не числа Хаунсфилда",
+    ),
+    "too_dense": (
+        "{share} % of the voxels are beyond {most} HU: these may be no Hounsfield units",
+        "выше {most} HU лежит {share} % вокселей: возможно, это не числа Хаунсфилда",
+    ),
+    "shear": (
+        "the axes of the NIfTI file are {angle}° from a right angle",
+        "оси файла NIfTI отклонены от прямого угла на {angle}°",
+    ),
     "passed_over": (
         "a series of the chest that comes first was passed over: {why}",
         "серия грудной клетки, которая идёт первой, пропущена: {why}",
