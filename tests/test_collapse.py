@@ -44,7 +44,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """old/ and new/: repositories of one checkpoint's ViT, exported as it was and as it is; what judges need beside."""
     top = tmp_path_factory.mktemp("collapse")
     models = yaml.safe_load((ROOT / "convertation/models.yaml").read_text())
-    models = {"vit": models["vit"] | TINY["vit"]}
+    models = {"vit": models["vit"] | TINY["vit"], "bpr": models["bpr"]}
     (top / "models.yaml").write_text(yaml.safe_dump(models))
     entry = {"name": "vit", **models["vit"]}
     for folder in "models", "checks":

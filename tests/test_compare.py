@@ -22,6 +22,7 @@ from convertation.vit import ctvit
 from scripts import compare as program
 from scripts import compare_vit, verdict
 from scripts.compare import compare
+from scripts.compare_vit import rounding
 from scripts.sample import sample
 from scripts.synthesize import synthesize
 
@@ -201,7 +202,7 @@ def test_a_vit_passes_and_says_what_a_server_must_answer(vit: Case) -> None:
     assert 0 < result["difference"] < result["tolerance"] == 1e-4
     assert result["codes"]["compared"] == 3 * 36 and result["codes"]["flipped"] == 0
     assert result["codes"]["distinct"] > 5
-    assert 0 < result["codes"]["tokens_difference"] < 1e-5 and result["codes"]["cosine_error"] < 1e-5
+    assert 0 < result["codes"]["tokens_difference"] < 1e-4 and result["codes"]["cosine_error"] < rounding(4032)
     reference = network(vit)(volumes(vit)).numpy()
     assert [(answer["seed"], answer["batch"]) for answer in result["served"]] == [(0, 1), (0, 2)]
     for answer in result["served"]:
@@ -259,7 +260,7 @@ def test_a_code_that_flips_with_a_large_margin_is_a_failure(vit: Case, tmp_path:
         faulty = faulty.faulty(tmp_path, change_weight(rows(vit), swap(used, other)))
 
     with pytest.raises(
-        SystemExit, match=r"codes of sample \d at batch \d differ, most at .* expected at most .*e-0[67]"
+        SystemExit, match=r"codes of sample \d at batch \d differ, most at .* expected at most .*e-0[567]"
     ):
         faulty.compare()
 
@@ -357,7 +358,9 @@ def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
     ours = codes(case)
     expected = int((ours[:1] == often).sum() + (ours == often).sum())  # compared at batch 1 and at batch 2
     assert report["flipped"] == expected >= 3 and report["share"] == expected / 108
-    assert len(report["margins"]) == min(expected, 20) and max(report["margins"]) < 2 * report["cosine_error"] < 1e-5
+    assert len(report["margins"]) == min(expected, 20) and max(report["margins"]) < 2 * report[
+        "cosine_error"
+    ] < 2 * rounding(4032)
     (served,) = onnxruntime.InferenceSession(turned.onnx).run(["output"], {"input": volumes(case).numpy()})
     apart = np.abs(served - np.array(answer["output"]))
     assert apart.max() > 100 * answer["allowed"]
