@@ -261,8 +261,8 @@ finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/ve
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
 
-chosen     = $(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
-               $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models))))
+chosen     = $(if $(models),$(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
+               $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models)))))
 needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")

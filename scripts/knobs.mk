@@ -40,11 +40,16 @@ fp16_onnx = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(R
 $(call one_of,PRECISION,fp32 fp16)
 $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))
 
-# Facts of convertation/models.yaml become variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16
-$(foreach fact,$(shell awk '/^[a-z]/ {sub(":.*", ""); model = $$0} \
-  /^  (tolerance:.* |  )fp16:/ {print model ".fp16:=1"} \
-  /^  (family|checkpoint|trained_on|optional):/ {sub(":", ""); print model "." $$1 ":=" $$2}' convertation/models.yaml), \
-  $(eval $(subst {VIT},$$(VIT),$(fact)))$(eval all_models += $(firstword $(subst ., ,$(fact)))))
+# Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
+# Python reads that file, once for each content of it; nothing needs .venv again until it changes
+facts := .make/facts/$(firstword $(shell sha256sum convertation/models.yaml)).mk
+ifneq ($(wildcard $(facts))$(filter-out help doctor clean distclean push up reload logs down rollback,$(or $(MAKECMDGOALS),help)),)
+include $(facts)
+endif
+ifeq ($(wildcard $(facts)),)
+$(facts): | .venv/installed
+	@mkdir -p $(@D) && $(python) -m scripts.model_entry facts convertation/models.yaml $@~ && mv $@~ $@
+endif
 
 optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
 $(if $(filter compare,$(MAKECMDGOALS)),\

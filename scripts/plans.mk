@@ -42,7 +42,7 @@ head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
 precision = $(if $(filter %.fp16,$1),--precision=fp16)
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
-chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))
+chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(if $(filter trt trt-fleet,$(MAKECMDGOALS)),$(if $(models),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))))
 plans_for      = $(chosen_plans:%=build/plan/$1/%.plan) $(chosen_plans:%=build/plan/$1/%.check.json)
 print_commands = @answer=$$($(system_python) -m scripts.gpu 2>/dev/null) || echo "\# no GPU could be asked (make doctor): sm86 stands for its compute capability"; \
   eval "$${answer:-gpu=sm86 tensorrt=}"; $(foreach model,$(chosen_plans),$(system_python) -m scripts.plan --print --gpu $$gpu --tensorrt "$$tensorrt" \

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from conftest import ROOT
 
 from scripts.model_entry import facts, main, model_entry, read_models
+from tests.conftest import Project
 
 MODELS = ROOT / "convertation/models.yaml"
 
@@ -259,3 +261,29 @@ def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1 and "models.yaml" in run.stderr
     assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()
+
+
+def targets(project: Project) -> list[str]:
+    """What make would have to make for the published repository."""
+    return sorted(re.findall(r"^(\S+)=[0-9a-f]* ", project.make("repository", "EXPLAIN=1"), re.MULTILINE))
+
+
+def test_the_makefile_builds_the_same_models_however_models_yaml_is_written(stand_ins: Project) -> None:
+    path = stand_ins.path / "convertation/models.yaml"
+    shutil.copy(stand_ins.path / "convertation/head/binary.pbtxt", stand_ins.path / "convertation/head/extra.pbtxt")
+    models = yaml.safe_load(path.read_text())
+    extra = models["binary"] | {"checkpoint": "CT-RATE/extra.pth", "optional": False}
+    before = targets(stand_ins)
+    path.write_text("# in another style\n" + json.dumps(models | {"extra": extra}, indent=7))
+    assert "build/onnx/extra.onnx" in targets(stand_ins)
+    path.write_text(json.dumps(models | {"extra": extra | {"optional": True}}))
+    assert targets(stand_ins) == before
+    path.write_text(path.read_text().replace('"extra"', '"Extra one"'))
+    assert "Extra one" in stand_ins.fail("repository")
+
+
+def test_help_and_doctor_need_no_models_yaml(stand_ins: Project) -> None:
+    shutil.rmtree(stand_ins.path / ".make/facts")
+    shutil.rmtree(stand_ins.path / ".venv")
+    assert "make repository" in stand_ins.make("help")
+    assert not (stand_ins.path / ".venv").exists()
