@@ -41,7 +41,7 @@ PLANS ?=
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
 DRY ?=
-# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": names in scripts/fleet.yaml
+# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": names in scripts/plans/fleet.yaml
 GPUS ?=
 
 # Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
@@ -77,7 +77,7 @@ CACHE_MODE ?= write
 # Python that .venv is made with (3.11 or 3.12)
 PYTHON ?= python3
 
-include scripts/knobs.mk
+include scripts/steps/knobs.mk
 
 # --- What there is ------------------------------------------------------------
 
@@ -98,11 +98,11 @@ bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 rounded = $(if $(filter fp16,$(PRECISION)),$(filter $1,$(halves)))
 variant = $1$(if $(call rounded,$1),.fp16)
 
-# TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans.mk
+# TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans/plans.mk
 planned     := $(filter vit $(heads),$(models))
 config.vit  := convertation/vit/config.pbtxt
 $(foreach head,$(heads),$(eval config.$(head) := convertation/head/$(head).pbtxt))
-include scripts/plans.mk
+include scripts/plans/plans.mk
 
 # Each file of the published repository, and the file it is a copy of
 contents := \
@@ -125,34 +125,34 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 # --- The pipeline, in order ---------------------------------------------------
 
 # Environments; the second is Triton's own, the third runs the published networks without PyTorch
-.venv/installed: requirements.txt scripts/venv.sh
-	$(call step,scripts/venv.sh $(PYTHON) .venv requirements.txt $(out))
+.venv/installed: requirements.txt scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
 
-.venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh
-	$(call step,scripts/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
+.venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
 
-.venv/installed-for-s3: requirements-s3.txt scripts/venv.sh | .venv/installed
-	$(call step,scripts/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
+.venv/installed-for-s3: requirements-s3.txt scripts/steps/venv.sh | .venv/installed
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 
-.venv-inference/installed: requirements-inference.txt scripts/venv.sh
-	$(call step,scripts/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
+.venv-inference/installed: requirements-inference.txt scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
-.venv/installed-for-tests: tests/requirements.txt scripts/venv.sh | .venv/installed
-	$(call step,scripts/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
+.venv/installed-for-tests: tests/requirements.txt scripts/steps/venv.sh | .venv/installed
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
 # One model's part of models.yaml
-$(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml scripts/model_entry.py | .venv/installed
-	$(call step,$(python) -m scripts.model_entry $< $* model $(out))
+$(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml scripts/convert/model_entry.py | .venv/installed
+	$(call step,$(python) -m scripts.convert.model_entry $< $* model $(out))
 
-$(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/model_entry.py \
+$(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/convert/model_entry.py \
   | .venv/installed
-	$(call step,$(python) -m scripts.model_entry $< $* tolerance $(out))
+	$(call step,$(python) -m scripts.convert.model_entry $< $* tolerance $(out))
 
 # A new head's Triton config
 convertation/head/%.pbtxt:
 	$(error $@ is missing, the Triton config of $*; cp convertation/head/binary.pbtxt $@, and write its name, $*_onnx, and its output into it)
 
-# The two archives, each downloaded only when a step that runs has to read it, and their locks (see scripts/fetch.py)
+# The two archives, each downloaded only when a step that runs has to read it, and their locks (see scripts/archives/fetch.py)
 archives := training/weights.zip training/model_repository_running.zip
 fetched  := $(archives) $(archives:=.lock.json)
 $(fetched): FORCE | .venv/installed
@@ -163,13 +163,13 @@ $(foreach model,$(models),$(eval model_of.$($(model).checkpoint) := $(model)))
 model_of.bpr/inference-settings.json := bpr
 
 ifeq ($(WEIGHTS),synthetic)
-$(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/synthesize.py \
+$(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/convert/synthesize.py \
   $$(network.$$($$(model_of.$$*).family)) convertation/checkpoint.py | .venv/installed
-	$(call step,$(python) -m scripts.synthesize $< $(out),torch numpy)
+	$(call step,$(python) -m scripts.convert.synthesize $< $(out),torch numpy)
 else
-$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/unpack.py scripts/progress.py scripts/records.py \
+$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/archives/unpack.py scripts/archives/progress.py scripts/steps/records.py \
   | training/weights.zip .venv/installed
-	$(call step,$(python) -m scripts.unpack training/weights.zip $* $(out))
+	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
 endif
 
 # PyTorch -> ONNX
@@ -180,58 +180,58 @@ $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
 # ONNX against PyTorch, on the same input, by our ONNX Runtime and by the one that serves the verdict
-comparing = scripts/compare.py scripts/compare_vit.py scripts/compare_bpr.py scripts/judge.py scripts/collapse.py scripts/onnx_session.py \
-  scripts/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
+comparing = scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py scripts/convert/collapse.py scripts/convert/onnx_session.py \
+  scripts/convert/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
 $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
   $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
+	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # ONNX rounded to fp16, and compared with what it was rounded from
 $(onnx16): build/onnx/%.fp16.onnx: build/onnx/%.onnx convertation/fp16.py convertation/onnx_file.py | .venv/installed
 	$(call step,$(python) -m convertation.fp16 $< $(out),onnx onnx-ir ml_dtypes numpy)
 
 $(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json build/models/%.tolerance.json \
-  build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/compare_fp16.py $(comparing) | .venv/installed
-	$(call step,$(python) -m scripts.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
+  build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/convert/compare_fp16.py $(comparing) | .venv/installed
+	$(call step,$(python) -m scripts.convert.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plan_request.py scripts/check_repository.py \
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/plan_request.py scripts/serve/check_repository.py \
   | .venv/installed
-	$(call step,$(python) -m scripts.plan_request $(call precision,$*) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
+	$(call step,$(python) -m scripts.plans.plan_request $(call precision,$*) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 
 $(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).onnx
-	$(call step,$(system_python) -m scripts.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
+	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
 
 # or one that was built elsewhere
 $(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(call plain,$$(*F)).tolerance.json \
-  $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/take_plan.py scripts/records.py
-	$(call step,$(system_python) -m scripts.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
+  $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/plans/take_plan.py scripts/steps/records.py
+	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
 # What ONNX Runtime answers; a plan against it, on the same input; of a ViT the heads' probabilities too
-$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/expected.py scripts/sample.py \
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/expected.py scripts/convert/sample.py \
   | .venv/installed
-	$(call step,$(python) -m scripts.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
+	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
-  build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/compare_plan.py \
-  scripts/expected.py scripts/trtexec.py scripts/gpu.py scripts/sample.py scripts/records.py scripts/probabilities.py | .venv/installed
-	$(call step,$(python) -m scripts.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
+  build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
+  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py | .venv/installed
+	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
-$(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plan_config.py \
-  scripts/check_repository.py | .venv/installed
-	$(call step,$(python) -m scripts.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
+$(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
+  scripts/serve/check_repository.py | .venv/installed
+	$(call step,$(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
 
 # The whole set, checked offline and served once by a real Triton
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
 published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/verdict.py scripts/collapse.py scripts/check_repository.py scripts/triton_server.py scripts/sample.py \
+verdict := scripts/serve/verdict.py scripts/convert/collapse.py scripts/serve/check_repository.py scripts/serve/triton_server.py scripts/convert/sample.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.serve.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
 # Every hop on eight volumes: how far it moves the answers, and what of it reaches a decision
 fidelity_models := vit $(heads)
@@ -242,18 +242,18 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
   $(addprefix served/,$(filter-out bpr_%,$(contents)))
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
-  scripts/fidelity.py scripts/served.py scripts/probabilities.py scripts/compare.py scripts/compare_vit.py scripts/compare_bpr.py scripts/judge.py \
-  scripts/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
+  scripts/show/fidelity.py scripts/serve/served.py scripts/convert/probabilities.py scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py \
+  scripts/convert/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
 	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
 judged   := $(prebuilt).verdict.json
-$(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/prebuilt.py scripts/unpack.py scripts/progress.py \
-  scripts/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/venv.sh \
+$(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish/prebuilt.py scripts/archives/unpack.py scripts/archives/progress.py \
+  scripts/steps/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh \
   | $(prebuilt) .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.publish.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
 .PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
         logs down rollback test bench status graph provenance clean distclean help
@@ -278,41 +278,41 @@ needs.weights = .venv/installed training/weights.zip.lock.json
 weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
 	$(if $(call ready,training/weights.zip),$(if $(dry),,+)@$(unpack_all),$(fetch_first))
 # Then the steps of the checkpoints, which find the same bytes and record them: the archive may go, a newer one be noticed
-unpack_all  = $(python) -m scripts.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*' && \
+unpack_all  = $(python) -m scripts.archives.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*' && \
               $(MAKE) --no-print-directory WEIGHTS=yandex $(checkpoints:$(weights)/%=training/weights/%)
 fetch_first = $(if $(dry),,+)@$(MAKE) --no-print-directory training/weights.zip weights
 
 needs.update = .venv/installed
 there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lock.json))),weights.zip)
 update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
-	@$(foreach name,$(there),$(python) -m scripts.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
+	@$(foreach name,$(there),$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
 
 needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared))
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	$(if $(ask),$(ask_gpu),@$(python) -m scripts.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
+	$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
 
 doctor:  ## What this machine has, lacks, and what to do about it
-	@$(system_python) -m scripts.doctor $(PORTS)
+	@$(system_python) -m scripts.plans.doctor $(PORTS)
 
 needs.verify-gpu = $(if $(gpu),$(onnx) $(published.checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
 verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
-	$(if $(gpu),@$(python) -m scripts.verify_gpu $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
-	  @$(system_python) -m scripts.doctor --gpu && $(subst @,,$(ask_gpu)))
+	$(if $(gpu),@$(python) -m scripts.plans.verify_gpu $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
+	  @$(system_python) -m scripts.plans.doctor --gpu && $(subst @,,$(ask_gpu)))
 
 needs.fidelity = build/fidelity.json
 fidelity: build/fidelity.json  ## Every hop on eight volumes, from PyTorch to served: differences, codes, decisions
-	@$(system_python) scripts/fidelity_table.py $<
+	@$(system_python) -m scripts.show.fidelity_table $<
 
 needs.compare = .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
 compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of studies]
-	@$(own_triton) $(python) -m scripts.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
+	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
 	  $(REPOSITORY) $(WITH) build/compare.json
 
 # Code of a finished archive runs in an environment of its own
 own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
-	@$(own_triton) $(python) -m scripts.serve $(REPOSITORY) \
+	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 
 needs.infer = .venv-inference/installed
@@ -327,27 +327,27 @@ judged_as      = --verdict $(if $(filter prebuilt,$(firstword $(ours))),$(judged
 
 image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
 	$(image.$(TARGET))
-image.triton   = @$(system_python) scripts/image.py $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
-image.inference = @$(system_python) scripts/image_inference.py $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)' $(judged_as)
+image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
+image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)' $(judged_as)
 
 push:  ## Push that image, after consent to its weights' licences
-	@$(system_python) scripts/push.py '$(IMAGE)'
+	@$(system_python) -m scripts.deploy.push '$(IMAGE)'
 
 up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
-	@$(system_python) scripts/stack.py up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
+	@$(system_python) -m scripts.deploy.stack up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
 	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE)
 
 reload:  ## Let the running Triton take what was published since
-	@$(system_python) scripts/reload.py $(REPOSITORY)
+	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)
 
 logs:  ## Its log, until Ctrl-C
-	@$(system_python) scripts/stack.py logs
+	@$(system_python) -m scripts.deploy.stack logs
 
 down:  ## Stop it
-	@$(system_python) scripts/stack.py down
+	@$(system_python) -m scripts.deploy.stack down
 
 rollback:  ## Put the previously published models back
-	@$(system_python) scripts/publish.py $(REPOSITORY) --rollback
+	@$(system_python) -m scripts.publish.publish $(REPOSITORY) --rollback
 
 needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
 test: $$(needs.test)  ## Format, lint, types and every test
@@ -360,18 +360,18 @@ bench: $$(needs.bench)  ## Measure what the README promises
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
 status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
-	$(explained) scripts/status.py $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
+	$(explained) -m scripts.show.status $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
 
 graph:  ## Draw the pipeline and its state: build/graph.svg
-	$(explained) scripts/graph.py $(REPOSITORY) build/graph.svg
+	$(explained) -m scripts.show.graph $(REPOSITORY) build/graph.svg
 
 report:  ## All of this on one page to look at, print and keep: build/report.html
-	$(explained) scripts/report.py $(REPOSITORY) build/report.html
+	$(explained) -m scripts.show.report $(REPOSITORY) build/report.html
 
 provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
 	$(if $(CHECK),\
-	  @$(system_python) scripts/provenance.py $(REPOSITORY) --check $(call quote,$(CHECK)),\
-	  $(explained) scripts/provenance.py $(REPOSITORY))
+	  @$(system_python) -m scripts.publish.provenance $(REPOSITORY) --check $(call quote,$(CHECK)),\
+	  $(explained) -m scripts.publish.provenance $(REPOSITORY))
 
 clean:  ## Free what can be made again; records, checkpoints and the repository stay
 	rm -rf build .make/out
@@ -380,7 +380,7 @@ distclean: clean  ## Also the environments and records; your files and the repos
 	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
 
 help:  ## Show this list
-	@scripts/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
+	@scripts/show/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
 knobs = $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
-include scripts/content.mk
+include scripts/steps/content.mk

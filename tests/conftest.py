@@ -173,14 +173,14 @@ def measured(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
 # content of the files it names
 PYTHON_STAND_IN = f"""#!/bin/bash
 if [[ $2 == pip ]]; then exit; fi
-if [[ $2 == scripts.model_entry ]]; then exec {ROOT}/.venv/bin/python "$@"; fi
+if [[ $2 == scripts.convert.model_entry ]]; then exec {ROOT}/.venv/bin/python "$@"; fi
 sleep "${{SLOW:-0}}"
 out=${{!#}}
 for word in "${{@:2:$#-2}}"; do
   file=${{word#*=}}
   if [[ -f $file ]]; then echo "${{word%%=*}} $(sha256sum < "$file")"; else echo "$word"; fi
 done > "$out"
-if [[ $2 == scripts.compare || $2 == scripts.compare_fp16 ]]; then echo '{{"difference": 0.0}}' > "$out"; fi
+if [[ $2 == scripts.convert.compare?(_fp16) ]]; then echo '{{"difference": 0.0}}' > "$out"; fi
 """
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from scripts.sample import sample
+from scripts.convert.sample import sample
 
 FEATURES, CLASSES = 8, 3
 ENTRY: dict[str, Any] = {

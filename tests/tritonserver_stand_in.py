@@ -1,6 +1,7 @@
 """Stand-in for the tritonserver of NVIDIA's image: the real server of .venv-triton, with a backend that needs no GPU.
 
-Plans that tests/trtexec_stand_in.py wrote are computed by ONNX Runtime, all else is as in scripts/triton_server.py.
+Plans that tests/trtexec_stand_in.py wrote are computed by ONNX Runtime, all else is as in
+scripts/serve/triton_server.py.
 """
 
 import os
@@ -31,7 +32,7 @@ class TritonPythonModel:
 if __name__ == "__main__":
     root = Path(os.environ["STAND_IN_ROOT"])
     sys.path.insert(0, str(root))
-    from scripts.triton_server import in_environment
+    from scripts.serve.triton_server import in_environment
 
     scratch, environment = Path("/tmp/triton"), dict(os.environ)
     scratch.mkdir()

@@ -3,7 +3,7 @@
 That server carries no ONNX Runtime backend. Put into its backend directory as `onnxruntime/model.py`, this file serves
 every model whose config.pbtxt says `backend: "onnxruntime"`, by the `onnxruntime` package, on the CPU. Triton itself
 parses the config, checks requests against it and batches them. What the C++ backend checks besides, that config and
-ONNX file agree, is left to scripts/check_repository.py.
+ONNX file agree, is left to scripts/serve/check_repository.py.
 """
 
 import json

@@ -1,0 +1,327 @@
+"""Download an archive from Yandex.Disk, or take one fetched by hand, if it is what its lock says.
+
+    python -m scripts.archives.fetch [--from FILE] NAME OUT
+
+NAME is an entry of training/archives.json; its lock, training/NAME.lock.json, is recorded by the first download, but
+not under CI=true.  What has come so far is OUT.part, and OUT.part.json says of what; the next run goes on from there.
+With --from, OUT becomes a symbolic link to FILE.  An OUT that is right already is left as it is.  Variables of the
+environment: scripts/archives/yandex_disk.py.
+"""
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from scripts.archives.partial import CHUNK, Partial
+from scripts.archives.progress import Progress, amount
+from scripts.archives.unpack import opened
+from scripts.archives.yandex_disk import (
+    Archive,
+    Pause,
+    RefusedError,
+    Source,
+    TroubleError,
+    address,
+    ask,
+    busy,
+    difference,
+    innermost,
+    locked,
+    persist,
+    record,
+    secure,
+    source,
+    timeouts,
+)
+
+
+def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
+    """Make `out` the archive `name`, from `given` or from Yandex.Disk; SystemExit if it is not what the lock says."""
+    origin = source(name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        lock = locked(origin)
+        if os.environ.get("CI", "").lower() in ("true", "1") and (lock is None or not lock.sha256):
+            lack = "is missing" if lock is None else "has no sha256"
+            raise SystemExit(
+                f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it"
+                + (f"\nOr do without it: {origin.without}" if origin.without else "")
+            )
+        if given is not None:
+            take(origin, lock, given, out)
+            return
+        if lock and out.exists() and not difference(lock, here := look(out, lock)):
+            settle(origin, lock, here, out)
+            print(f"{out} is what {origin.lock} says; nothing to download", flush=True)
+            return
+        if not lock and out.exists():
+            there = persist(origin, lambda: ask(origin), pause=pause)
+            if not difference(there, here := look(out, there)):
+                settle(origin, there, here, out)
+                print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
+                return
+        download(origin, lock, out, pause)
+
+
+def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> None:
+    """Bring the archive to `out`, in as many tries as it takes."""
+    with Partial(out) as part:
+        try:
+            there = persist(
+                origin,
+                lambda: attempt(origin, lock, part),
+                reached=lambda: part.best,
+                pause=pause,
+                kept=lambda: f"; {amount(part.size)} of it wait in {part.path}" if part.size else "",
+            )
+        except KeyboardInterrupt:
+            print(f"\n{origin.name}: stopped; the next run goes on from {amount(part.size)}", file=sys.stderr)
+            sys.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SystemExit(f"{part.path}: {error.strerror}; free some, the next run goes on from there") from None
+        got = replace(there, sha256=part.sha256.hexdigest())
+        if wrong := difference(there, replace(got, md5=part.md5.hexdigest() if part.md5 else "")):
+            bad = part.set_aside()
+            raise SystemExit(
+                f"{origin.name}: what came is not what Yandex.Disk announced: {wrong}; it is set aside as {bad}, "
+                f"the next run starts anew\n{origin.way_out}"
+            )
+        if lock and (wrong := difference(lock, got)):  # the API gave no sha256 to compare beforehand
+            raise SystemExit(f"{part.set_aside()}: {changed(origin, wrong)}")
+        if out.exists() and not out.is_symlink():
+            print(f"{out} was another archive; it is kept as {(old := unused(out))}", flush=True)
+            out.rename(old)
+        part.finish(out)
+    settle(origin, there, got, out)
+    print(f"{out}: {amount(got.size)}, sha256 {got.sha256}", flush=True)
+
+
+def attempt(origin: Source, lock: Archive | None, part: Partial) -> Archive:
+    """Go on from where `part` is to its end; return what the API says the archive is."""
+    there = ask(origin)
+    agree(origin, lock, there)
+    part.belong(there)
+    if part.size == there.size:
+        return there
+    room(part.path, there.size - part.size, origin.name)
+    headers = {"Accept-Encoding": "identity"}
+    if part.size:
+        headers["Range"] = f"bytes={part.size}-"
+        if part.guard:
+            headers["If-Range"] = part.guard
+    with requests.get(address(origin), headers=headers, stream=True, timeout=timeouts()) as response:
+        secure(origin, response.url)
+        place(response, part, there.size)
+        part.guarded_by(response.headers)
+        with closing(Progress(origin.name, there.size, part.size)) as progress:
+            while block := response.raw.read1(min(CHUNK, there.size + 1 - part.size)):
+                if part.size + len(block) > there.size:
+                    part.restart()
+                    raise TroubleError(f"more came than the {amount(there.size)} announced")
+                part.write(block)
+                progress.add(len(block))
+    if part.size < there.size:
+        raise TroubleError(f"the connection ended at {amount(part.size)} of {amount(there.size)}")
+    return there
+
+
+def place(response: requests.Response, part: Partial, size: int) -> None:
+    """Put `part` to the byte at which the answer begins; raise TroubleError if it is not an answer to go on with."""
+    status, kind = response.status_code, response.headers.get("Content-Type", "")
+    if status in (403, 404, 410):
+        raise TroubleError(f"the download address has expired ({status})")
+    if status == 416:
+        part.restart()
+        raise TroubleError("the server has no such range (416)")
+    if status == 429 or status >= 500:
+        raise busy(response, "")
+    if status not in (200, 206):
+        raise RefusedError(f"the storage host answered {status}")
+    if kind.startswith("text/html"):
+        raise TroubleError("a web page came instead of the archive; a portal or a captcha?")
+    if status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != part.size or match[2] not in (str(size), "*"):
+            part.restart()
+            raise TroubleError(f"another range came than the one asked for, of {size} bytes")
+        return
+    length = response.headers.get("Content-Length")
+    if part.size and ("Content-Range" in response.headers or length == str(size - part.size)):
+        part.restart()  # some of the rest, called all of it: asked again from the first byte
+        raise TroubleError("the server answered a range as if it were all (200)")
+    if length and length != str(size):
+        part.restart()
+        raise TroubleError(f"the file is being replaced: {length} bytes instead of {size}")
+    if part.size:
+        print("the server starts from the first byte again", file=sys.stderr, flush=True)
+        part.restart()
+
+
+def agree(origin: Source, lock: Archive | None, there: Archive) -> None:
+    """Raise SystemExit if the archive on Yandex.Disk is not the locked one."""
+    if lock and (wrong := difference(lock, there)):
+        raise SystemExit(changed(origin, wrong))
+
+
+def changed(origin: Source, wrong: str) -> str:
+    """Return the message about an archive that is not the locked one."""
+    return (
+        f"{origin.name} is not the one in {origin.lock}: {wrong}\n"
+        f"Look at it: make update; take it: make update ACCEPT=1; or go on with the old one: {origin.by_hand}"
+    )
+
+
+def settle(origin: Source, told: Archive, got: Archive, path: Path) -> None:
+    """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`.
+
+    SystemExit, and no lock, if `path`, the archive, cannot be read.
+    """
+    lock = locked(origin)
+    if not (lock and lock.sha256):
+        try:
+            prove(path)
+        except SystemExit as unreadable:
+            raise SystemExit(
+                f"{unreadable}\n{origin.lock} is not recorded; of what you pack anew: {origin.by_hand}"
+            ) from None
+        record(origin, replace(told, sha256=got.sha256))
+        print(f"{origin.lock}: recorded, as it was the first time; commit it", flush=True)
+
+
+def prove(archive: Path) -> None:
+    """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
+    with opened(archive):
+        pass
+
+
+def unreadable(archive: Path) -> bool:
+    """Tell whether `archive` is there and cannot be read."""
+    try:
+        if archive.exists():
+            prove(archive)
+    except SystemExit:
+        return True
+    return False
+
+
+def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
+    """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
+    if not given.is_file():
+        raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
+    if not zipfile.is_zipfile(given):
+        raise SystemExit(f"{given}: no zip archive, or only the beginning of one; fetch it again from {origin.link}")
+    told = lock
+    if not told:
+        try:
+            told = ask(origin)
+        except (TroubleError, RefusedError, requests.RequestException) as error:
+            print(f"{given}: not compared with Yandex.Disk: {innermost(error)}", file=sys.stderr, flush=True)
+            told = Archive(given.stat().st_size)
+    here = look(given, told)
+    if (wrong := difference(told, here)) and unreadable(out) and not difference(told, look(out, told)):
+        prove(given)  # it was packed anew, since what Yandex.Disk has cannot be read
+        print(f"{out} cannot be read; {given} takes its place: {wrong}", flush=True)
+        here = told = look(given, Archive(given.stat().st_size))
+        record(origin, told)
+        print(f"{origin.lock}: recorded; commit it", flush=True)
+    elif wrong:
+        other = f"not what Yandex.Disk has now: {wrong}; fetch it again from {origin.link}"
+        raise SystemExit(f"{given}: {changed(origin, wrong) if lock else other}")
+    settle(origin, told, here, given)
+    if out.exists() and (out.samefile(given) or not difference(here, look(out, here))):
+        print(f"{out}: {amount(here.size)}, used as it is", flush=True)
+        return
+    if out.is_symlink():
+        out.unlink()
+    elif out.exists():
+        print(f"{out} makes room for a link; it is kept as {(old := unused(out))}", flush=True)
+        out.rename(old)
+    out.symlink_to(given.resolve())
+    print(f"{out}: a link to {given.resolve()}, {amount(here.size)}, sha256 {here.sha256}", flush=True)
+
+
+def look(path: Path, like: Archive) -> Archive:
+    """Return what the file is: digests only if it has the size of `like`, MD5 only if `like` has no SHA-256."""
+    size = path.stat().st_size
+    if size != like.size:
+        return Archive(size)
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            sha256.update(block)
+            if like.md5 and not like.sha256:
+                md5.update(block)
+    return Archive(size, sha256.hexdigest(), md5.hexdigest() if like.md5 and not like.sha256 else "")
+
+
+def room(path: Path, needed: int, name: str) -> None:
+    """Raise SystemExit if the disk has not `needed` bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise SystemExit(
+            f"{name} needs {amount(needed)} more in {path.parent.resolve()}, {amount(free)} are free; make room first"
+        )
+
+
+def unused(path: Path) -> Path:
+    """Return a free name for a file that `path` was."""
+    number = 0
+    while (old := path.with_name(f"{path.name}.old{number or ''}")).exists():
+        number += 1
+    return old
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait, and say so, until no other process works on `path`; whoever is killed has let go of it."""
+    guard = path.with_name(f"{path.name}.busy")
+    while True:
+        with guard.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{path}: waiting for another process that fetches it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                held = os.path.samestat(os.fstat(file.fileno()), guard.stat())
+            except FileNotFoundError:
+                held = False
+            if held:  # else the one before removed it between our opening and locking it
+                try:
+                    yield
+                finally:
+                    guard.unlink()
+                return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="the archive, fetched by hand")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    try:
+        fetch(options.name, options.out, options.given)
+    except OSError as error:
+        raise SystemExit(f"{options.name}: {error}") from None
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Tell whether an archive on Yandex.Disk is still the locked one; nothing is downloaded.
+
+    python -m scripts.archives.update [--accept] NAME
+
+Exit status: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot be told.
+"""
+
+import argparse
+import sys
+import traceback
+
+from scripts.archives.yandex_disk import Archive, Source, ask, difference, locked, persist, record, source
+
+CURRENT, CHANGED, UNKNOWN = 0, 1, 2
+
+
+def update(name: str, accept: bool = False) -> int:
+    """Print the locked archive beside the one on Yandex.Disk; return CURRENT, CHANGED or UNKNOWN."""
+    origin = source(name)
+    lock = locked(origin)
+    there = persist(origin, lambda: ask(origin))
+    state, verdict = compare(lock, there)
+    print(beside(origin, lock, there))
+    print(f"{name}: {verdict}")
+    if state == CURRENT:
+        return CURRENT
+    if accept:
+        record(origin, there)
+        print(f"{origin.lock}: recorded; commit it, and make fetches what changed")
+        return CURRENT
+    print(f"take it: make update ACCEPT=1 (records it in {origin.lock})")
+    return state
+
+
+def compare(lock: Archive | None, there: Archive) -> tuple[int, str]:
+    """Return the state of the lock and a sentence about it."""
+    if lock is None:
+        return UNKNOWN, "there is no lock yet to compare with; the first download records one"
+    if wrong := difference(lock, there):
+        return CHANGED, f"changed: {', '.join(word.split()[0] for word in wrong.split(', '))}"
+    if (lock.sha256 and there.sha256) or (lock.md5 and there.md5) or lock.modified == there.modified != "":
+        return CURRENT, "current"
+    return UNKNOWN, "the same size, but no digest to compare; only a download can tell"
+
+
+def beside(origin: Source, lock: Archive | None, there: Archive) -> str:
+    """Return a table: what the lock says, and what the API says now."""
+    rows = [("", "locked", "on Yandex.Disk now")]
+    for key in ("size", "modified", "md5", "sha256"):
+        rows.append((key, str(getattr(lock, key, "")) or "-", str(getattr(there, key)) or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in [origin.name, *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accept", action="store_true", help="record what is there now")
+    parser.add_argument("name", metavar="NAME")
+    options = parser.parse_args()
+    try:
+        status = update(options.name, options.accept)
+    except SystemExit as trouble:
+        print(trouble, file=sys.stderr)
+        status = UNKNOWN
+    except Exception:  # Python would exit with 1, and that means: changed
+        traceback.print_exc()
+        status = UNKNOWN
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

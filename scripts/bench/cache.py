@@ -1,0 +1,110 @@
+"""The shared cache's figures: taking a whole repository from a warm folder, and putting a build's results there."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from scripts.bench.measure import BENCH, ENVIRONMENTS, ROOT, Row, Tree, copy_sources, digest, environment, say
+
+FOLDER = BENCH / "cache"
+MODELS = "vit", "binary", "multilabel", "bpr"
+GOALS = (
+    *(f"build/onnx/{model}.onnx" for model in MODELS),
+    *(f"build/checks/{model}.json" for model in MODELS),
+    "build/synthetic/bpr/inference-settings.json",
+)
+# Puts what each step of a tree wrote into the cache, as step.py does after the step
+FILL = """import os, sys, time
+from scripts.steps.cache import Cache
+from scripts.steps.records import found, read, wrote
+cache, start = Cache(), time.perf_counter()
+for target in sys.argv[1:]:
+    made = read(f".make/made/{target.replace('/', '%')}")
+    cache.keep(target, made.partition(" ")[2], wrote(target), found(wrote(target)))
+print(time.perf_counter() - start)"""
+
+
+def cache(tree: Tree, rounds: int) -> list[Row]:
+    """A cold cache beside a build without one, and a warm one beside `cp`."""
+    tree.ready("repository")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    fresh = BENCH / "empty"
+    try:
+        return [put(tree), take(fresh, rounds, forget=True), take(fresh, rounds, forget=False)]
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def put(tree: Tree) -> Row:
+    """What putting all results there adds to the steps that make them."""
+    took = {path.name.replace("%", "/"): path for path in (tree.path / ".make/took").iterdir()}
+    cached = [name for name in took if not name.startswith((".venv", "build/checks/verdict"))]
+    steps = sum(float(json.loads(path.read_text())["seconds"]) for path in took.values())
+    say(f"putting {len(cached)} results into a folder")
+    FOLDER.mkdir(parents=True)
+    run = subprocess.run(
+        ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, text=True, stdout=subprocess.PIPE, check=True,
+        env=environment(CACHE=str(FOLDER), MAKE_RUN=f"{time.time_ns()}"),
+    )  # fmt: skip
+    seconds = float(run.stdout.split()[-1])
+    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
+    if not size:
+        raise SystemExit(f"bench: nothing went into the cache\n{run.stdout}")
+    note = f"{len(cached)} results, {size / 1e9:.2f} GB in {seconds:.1f} s beside {steps:.0f} s of steps"
+    return Row("a build with a cold cache", (steps + seconds) / steps, "≤", 1.05, "x", note)
+
+
+def take(fresh: Path, rounds: int, forget: bool) -> Row:
+    """How fast an empty machine has all that is published and the verdict needs, against `cp` of the same entries.
+
+    With `forget` they are read from the disk, as by a machine that starts empty, else from memory.
+    """
+    makes, copies = list[float](), list[float]()
+    where = "disk" if forget else "memory"
+    say(f"taking everything from the warm folder, and copying it, from {where}")
+    for _ in range(rounds):
+        shutil.rmtree(fresh, ignore_errors=True)
+        (fresh / ".make/made").mkdir(parents=True)
+        copy_sources(fresh)
+        for venv in ENVIRONMENTS:
+            (fresh / venv).symlink_to(ROOT / venv)
+            shutil.copy(ROOT / f".make/made/{venv}%installed", fresh / ".make/made")
+        Tree(fresh).make(*(f"{venv}/installed" for venv in ENVIRONMENTS))  # which takes note of what is installed
+        settle(forget)
+        seconds, said = Tree(fresh).make(*GOALS, f"CACHE={FOLDER}", "CACHE_MODE=read")
+        if missed := [goal for goal in GOALS if f"{goal}: from the cache" not in said]:
+            raise SystemExit(f"bench: {missed[0]} did not come from the cache\n{said[-2000:]}")
+        entries = [FOLDER / "files" / digest(fresh / goal) for goal in GOALS]
+        (fresh / "copy").mkdir()
+        settle(forget)
+        start = time.perf_counter()
+        subprocess.run(["cp", *entries, fresh / "copy"], check=True)
+        copies.append(time.perf_counter() - start)
+        makes.append(seconds)
+    size = sum(path.stat().st_size for path in (fresh / "copy").iterdir())
+    make, copy = statistics.median(makes), statistics.median(copies)
+    note = f"{size / 1e9:.2f} GB: make {make:.2f} s, cp {copy:.2f} s"
+    rates = [copy / seconds for seconds in makes]
+    what, goal = f"warm folder cache, from {where}, rate of cp", 0.6 if forget else None
+    return Row(what, copy / make, "≥", goal, "x", note, rates)
+
+
+def settle(forget: bool) -> None:
+    """Let the disk finish what it was given; with `forget` nothing of the cache stays in memory, else all of it.
+
+    Of a virtual machine also: let the host give the memory that the copies will fill, which takes ten times as long as
+    filling it.
+    """
+    scratch = FOLDER.with_name("scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(FOLDER / "files", scratch)
+    shutil.rmtree(scratch)
+    os.sync()
+    for path in (FOLDER / "files").iterdir() if forget else ():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

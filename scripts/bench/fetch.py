@@ -1,0 +1,129 @@
+"""Downloading's figures, from a server on this machine, and unpacking's."""
+
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+from scripts.bench.measure import BENCH, ROOT, Row, Tree, environment, probe, say
+from tests.yandex_disk_stand_in import Fault, YandexDisk
+
+SIZE = 1 << 30  # bytes of the archive
+PIECE = 1 << 24
+FOLDER = BENCH / "fetch"
+OUT = "training/weights.zip"
+
+
+def fetch(tree: Tree, rounds: int) -> list[Row]:
+    """A whole download, and one that is killed half way."""
+    archive = packed()
+    bare = probe("nothing", cwd=ROOT)["peak"]
+    with YandexDisk({"/weights.zip": archive}) as disk:
+        disk.describe("/weights.zip")  # its digests, which the first answer would wait for
+        found = []
+        for number in range(rounds):
+            say(f"downloading {SIZE / 2**30:.2g} GiB, {number + 1} of {rounds}")
+            found.append(probe("module", "scripts.archives.fetch", "weights.zip", OUT, cwd=project(), **served(disk)))
+        cpu, peak = ([one[name] for one in found] for name in ("cpu", "peak"))
+        beyond = 100 * killed(disk)
+    above = [(bytes_ - bare) / 1e6 for bytes_ in peak]
+    seconds = statistics.median(one["seconds"] for one in found)
+    return [
+        Row("download, CPU", statistics.median(cpu), "≤", 5 * SIZE / 2**30, "s", f"{seconds:.1f} s on the clock", cpu),
+        Row("download, RSS above the interpreter's", statistics.median(above), "≤", 100, "MB", samples=above),
+        Row("killed half way: beyond the missing half", beyond, "≤", 2, "%"),
+    ]
+
+
+def killed(disk: YandexDisk) -> float:
+    """Kill -9 when half has come, start again; the share of a half that comes a second time."""
+    folder, before, half = project(), disk.sent(), SIZE // 2
+    command = [str(ROOT / ".venv/bin/python"), "-m", "scripts.archives.fetch", "weights.zip", OUT]
+    variables = environment(PYTHONPATH=str(ROOT), **served(disk))
+    say("killing a download half way")
+    disk.faults["content"] = [Fault(stall=half)]
+    with (folder / "log").open("w") as log:
+        first = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+        while disk.sent() - before < half:
+            if first.poll() is not None:
+                raise SystemExit("bench: the download ended before it could be killed")
+            time.sleep(0.01)
+        time.sleep(0.5)  # until it has taken what was sent
+        first.kill()
+        first.wait()
+        kept, stopped = (folder / f"{OUT}.part").stat().st_size, disk.sent()
+        subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=True)
+    disk.released.set()
+    again = disk.sent() - stopped
+    say(f"{half / 1e6:.1f} MB sent, {kept / 1e6:.1f} MB kept, then {again / 1e6:.1f} MB sent")
+    return (again - (SIZE - half)) / half
+
+
+def unpack(tree: Tree, rounds: int) -> list[Row]:
+    """scripts/archives/unpack.py against unzip."""
+    if not shutil.which("unzip"):
+        return [Row("unpacking, of unzip's speed", None, "≥", 0.8, "x", "no unzip on this machine")]
+    archive, folder = packed(), FOLDER / "unpacked"
+    commands = {
+        "ours": [str(ROOT / ".venv/bin/python"), "-m", "scripts.archives.unpack", "--all", str(archive), str(folder)],
+        "unzip": ["unzip", "-q", str(archive), "-d", str(folder)],
+    }
+    took: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(rounds):
+        say(f"unpacking, {number + 1} of {rounds}")
+        for name, command in commands.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.sync()
+            start = time.perf_counter()
+            subprocess.run(
+                command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+            )
+            took[name].append(time.perf_counter() - start)
+    shutil.rmtree(folder)
+    ours, theirs = (statistics.median(times) for times in took.values())
+    speeds = [theirs / time_ for time_ in took["ours"]]
+    return [
+        Row("unpacking, of unzip's speed", theirs / ours, "≥", 0.8, "x", f"{ours:.2f} s, unzip {theirs:.2f} s", speeds)
+    ]
+
+
+def packed() -> Path:
+    """An archive of SIZE bytes: half deflated, like weights, half stored."""
+    path = FOLDER / "weights.zip"
+    if path.exists() and path.stat().st_size == SIZE:
+        return path
+    say(f"making an archive of {SIZE / 2**30:.2g} GiB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, path.open("rb") as written:
+        number = 0
+        while written.seek(0, os.SEEK_END) < SIZE // 2:
+            piece = bytearray(generator.randbytes(min(PIECE, SIZE // 8)))
+            piece[3::4] = b"\x3d" * len(piece[3::4])  # the exponent of a small float32
+            archive.writestr(f"CT-RATE/{number}.pt", piece)
+            number += 1
+        name = "CT-RATE/models/stored.bin"
+        directory = sum(46 + len(info.filename) for info in archive.infolist()) + 46 + len(name) + 22
+        left = SIZE - written.seek(0, os.SEEK_END) - 30 - len(name) - directory
+        info = zipfile.ZipInfo(name)
+        with archive.open(info, "w") as member:
+            for start in range(0, left, PIECE):
+                member.write(generator.randbytes(min(PIECE, left - start)))
+    return path
+
+
+def project() -> Path:
+    """An empty folder to download in."""
+    shutil.rmtree(folder := FOLDER / "project", ignore_errors=True)
+    (folder / "training").mkdir(parents=True)
+    shutil.copy(ROOT / "training/archives.json", folder / "training")
+    return folder
+
+
+def served(disk: YandexDisk) -> dict[str, str]:
+    """The variables that make scripts/archives/fetch.py ask this server."""
+    return {name: value for name, value in disk.environment().items() if name.startswith(("YANDEX_DISK", "FETCH"))}

@@ -1,0 +1,175 @@
+"""The pipeline's figures: the first build, a build with nothing to do, and what a change rebuilds."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from scripts.bench.measure import BENCH, ENVIRONMENTS, REPOSITORY, ROOT, Row, Tree, copy_sources, digest, say
+
+HEAD = "binary"
+CHANGE = """import sys, torch
+state = torch.load(sys.argv[1])
+next(iter(state.values())).view(-1)[0] += 0.001
+torch.save(state, sys.argv[1])"""
+SMALL = 65536  # bytes; smaller files (configs, scripts) may lie in two places
+
+
+def cold(tree: Tree, rounds: int) -> list[Row]:
+    """`make repository WEIGHTS=synthetic` in a new copy of the project."""
+    shutil.rmtree(tree.path, ignore_errors=True)
+    say(f"make repository WEIGHTS=synthetic in a new {tree.path.relative_to(ROOT)}")
+    tree.sync()
+    before = sum(os.times()[2:4])
+    seconds, _ = tree.make("repository", loud=True)
+    cpu = sum(os.times()[2:4]) - before
+    tree.current.add("repository")
+    took = {path.name.replace("%", "/"): json.loads(path.read_text()) for path in (tree.path / ".make/took").iterdir()}
+    largest = max(took, key=lambda name: float(took[name]["peak_mb"]))
+    slowest = sorted(took, key=lambda name: -float(took[name]["seconds"]))[:3]
+    note = ", ".join(f"{name.removeprefix('build/')} {took[name]['seconds']:.0f} s" for name in slowest)
+    return [
+        Row("make repository, cold", seconds, "≤", 300, "s", f"slowest: {note}"),
+        Row("make repository, cold, lean", seconds, "≤", 180, "s", f"the same run; {cpu:.0f} s of CPU"),
+        Row("most memory of a step", took[largest]["peak_mb"] * 1024**2 / 1e9, "≤", 4, "GB", largest),
+    ]
+
+
+def noop(tree: Tree, rounds: int) -> list[Row]:
+    """What make does when little or nothing has changed."""
+    tree.ready("repository")
+    return [nothing(tree), bare(tree), *touched(tree, rounds), *clone(tree), disk(tree), *one_head(tree)]
+
+
+def nothing(tree: Tree) -> Row:
+    times = [idle(tree) for _ in range(11)]
+    return Row(
+        "nothing to do",
+        1000 * statistics.median(times),
+        "≤",
+        50,
+        "ms",
+        f"at most {1000 * max(times):.0f} ms of 11",
+        times,
+    )
+
+
+def bare(tree: Tree) -> Row:
+    for venv in ENVIRONMENTS:
+        (tree.path / venv).unlink()
+    try:
+        times = [idle(tree) for _ in range(5)]
+    finally:
+        for venv in ENVIRONMENTS:
+            (tree.path / venv).symlink_to(ROOT / venv)
+    return Row("nothing to do, no environment", statistics.median(times), "≤", 0.3, "s", "of 5", times)
+
+
+def touched(tree: Tree, rounds: int) -> Iterator[Row]:
+    times, steps = [], 0
+    for _ in range(rounds):
+        say("touching every file")
+        for folder, _, names in os.walk(tree.path):
+            for name in names:
+                os.utime(f"{folder}/{name}", follow_symlinks=False)
+        seconds, said = tree.make("repository")
+        times.append(seconds)
+        steps = max(steps, len(announced(said)))
+    size = sum(path.stat().st_size for path in files(tree.path))
+    yield Row(
+        "all touched", statistics.median(times), "≤", 2.5, "s", f"{size / 1e9:.1f} GB, each byte read once", times
+    )
+    yield Row("all touched: steps run", steps, "≤", 0)
+
+
+def clone(tree: Tree) -> Iterator[Row]:
+    """Sources of a new clone, and the cached records and repository, as CI restores them."""
+    archive, fresh = BENCH / "cache.tar", BENCH / "clone"
+    shutil.rmtree(fresh, ignore_errors=True)
+    say("restoring records and repository into a new copy")
+    try:
+        subprocess.run(["tar", "cf", archive, ".make", REPOSITORY], cwd=tree.path, check=True)
+        start = time.perf_counter()
+        fresh.mkdir()
+        copy_sources(fresh)
+        subprocess.run(["tar", "xmf", archive, "--no-same-owner"], cwd=fresh, check=True)
+        restored = time.perf_counter() - start
+        made, said = Tree(fresh).make("repository")
+    finally:
+        archive.unlink(missing_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+    note = f"copying and tar {restored:.2f} s, make {made:.2f} s"
+    yield Row("clone + restored cache", restored + made, "≤", 2.5, "s", note)
+    yield Row("clone + restored cache: steps run", len(announced(said)), "≤", 0)
+
+
+def disk(tree: Tree) -> Row:
+    """Bytes on disk against those of distinct contents: 1 if each artifact is there once."""
+    copies: dict[str, list[Path]] = defaultdict(list)
+    inodes: set[int] = set()
+    for path in files(tree.path):
+        if path.stat().st_size > SMALL and path.stat().st_ino not in inodes:
+            inodes.add(path.stat().st_ino)
+            copies[digest(path)].append(path)
+    held = sum(path.stat().st_size for paths in copies.values() for path in paths)
+    distinct = sum(paths[0].stat().st_size for paths in copies.values())
+    twice = [str(path.relative_to(tree.path)) for paths in copies.values() for path in paths[1:]]
+    return Row(
+        "disk: copies of each artifact",
+        held / max(1, distinct),
+        "≤",
+        1.01,
+        "x",
+        ", ".join(twice) or f"{held / 1e9:.2f} GB",
+    )
+
+
+def one_head(tree: Tree) -> Iterator[Row]:
+    """One weight of one head differs, as if the step before had made another: its export, check and the verdict run."""
+    checkpoint = tree.checkpoint(HEAD)
+    record = tree.path / f".make/made/{str(checkpoint.relative_to(tree.path)).replace('/', '%')}"
+    before = digest(checkpoint)
+    subprocess.run([ROOT / ".venv/bin/python", "-c", CHANGE, checkpoint], check=True)
+    record.write_text(record.read_text().replace(before, digest(checkpoint), 1))
+    say("one weight of one head changed")
+    seconds, said = tree.make("repository", loud=True)
+    expected = {f"build/onnx/{HEAD}.onnx", f"build/checks/{HEAD}.json", "build/checks/verdict.json"}
+    steps = announced(said)
+    wrong = sorted(steps ^ expected)
+    yield Row(
+        "one head changed: steps too many or missing",
+        len(wrong),
+        "≤",
+        0,
+        note=", ".join(wrong) or f"exactly {len(steps)}: {', '.join(sorted(steps))}",
+    )
+    yield Row("one head changed", seconds, unit="s", note="most of it Triton's verdict on the whole set")
+
+
+def idle(tree: Tree) -> float:
+    seconds, said = tree.make("repository")
+    if announced(said):
+        raise SystemExit(f"bench: make had something to do the second time\n{said}")
+    return seconds
+
+
+def announced(said: str) -> set[str]:
+    """The artifacts that make announced: lines such as `build/onnx/vit.onnx: models.yaml changed`."""
+    return set(re.findall(r"^((?:build|training|\.venv)[^ :]*): (?!waiting)", said, re.MULTILINE))
+
+
+def files(top: Path) -> Iterator[Path]:
+    """Every file below `top`, without following links (the environments are two)."""
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not path.is_symlink():
+                    yield path

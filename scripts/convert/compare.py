@@ -1,0 +1,200 @@
+"""Compare PyTorch with ONNX Runtime: python -m scripts.convert.compare CHECKPOINT ENTRY.json TOLERANCE.json ONNX
+OUT.json
+
+Both get the same seeded input: PyTorch, the network as trained and not folded, one sample at a time; this Python's
+ONNX Runtime in batches, and each --deployed PYTHON's, such as the one that serves the verdict, one sample at a time.
+OUT, written only if all agree, also holds the answers that a server of this file must give.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+from scripts.convert import onnx_session
+from scripts.convert.answer import Answer
+from scripts.convert.judge import Judge
+from scripts.convert.sample import requests, sample
+
+Array = NDArray[Any]
+
+NETWORKS = {"vit": "convertation.vit.ctvit", "head": "convertation.head.mlp", "bpr": "convertation.bpr.vgg"}
+INNER = {"vit": ("tokens", "codes")}  # values inside the graph that are compared too
+SEED = 0
+SAMPLES = 2  # that deployed runtimes are asked: enough to see whether their answers differ
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compare(
+    checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path, deployed: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
+
+    `tolerance`: `output` for this comparison, `served` for a server's answers, both relative to the scale, which is the
+    largest absolute value of PyTorch's output. `deployed`: Pythons whose ONNX Runtime is asked besides our own.
+    SystemExit if the sides differ by more, if either has NaN or infinite values, or if the output does not depend on
+    the input.
+    """
+    judge = Judge(onnx, entry["family"], tolerance["output"])
+    batches = sorted({1, max(2, entry["batch"][1])})
+    request = network_input(entry, batches[-1])
+    # First ONNX Runtime, and gone before PyTorch comes: of a ViT each of them holds the 604 MB of the projection
+    inner = INNER.get(entry["family"], ())
+    answers = [
+        Answer(f"at batch {batch}", values)
+        for batch, values in zip(batches, ask(judge, request, batches, inner), strict=True)
+    ]
+    answers += [ask_deployed(judge, request[:SAMPLES], python, inner) for python in deployed]
+    network = importlib.import_module(NETWORKS[entry["family"]]).load(checkpoint, entry)
+    report: dict[str, Any] = {}
+    flips: list[list[Array]] = []
+    with torch.inference_mode():
+        if entry["family"] == "vit":
+            from scripts.convert import compare_vit
+
+            references, expected, flips, report = compare_vit.check(network, request, answers, judge)
+        else:
+            references = np.concatenate([network(torch.from_numpy(one[None])).numpy() for one in request])
+            expected = [references[: len(answer.values["output"])] for answer in answers]
+    del network
+
+    outputs = [
+        (f"output {answer.name}", right, answer.values["output"])
+        for right, answer in zip(expected, answers, strict=True)
+    ]
+    for output in outputs:
+        judge.sane(*output)
+    for output in outputs:
+        if len(output[1]) > 1:
+            judge.alive(*output)
+    difference = max(judge.same(*output) for output in outputs)
+
+    scale = float(np.abs(references).max())
+    if report:  # what the codes that differ do to the output
+        found = [answer.values["output"] for answer in answers]
+        apart = [float(np.abs(values - references[: len(values)]).max()) for values in found]
+        report["codes"]["output_difference"] = max(apart) / scale
+    served = [
+        {
+            "seed": SEED,
+            "first": first,
+            "batch": batch,
+            "output": references[first : first + batch].tolist(),
+            "allowed": tolerance["served"] * scale,
+            "flips": [[tie.astype(np.float32).tolist() for tie in ties] for ties in flips[first : first + batch]],
+        }
+        for first, batch in requests(batches, request[0].nbytes)
+    ]
+    result = {
+        "model": entry["name"],
+        "difference": difference,
+        "tolerance": tolerance["output"],
+        "batches": batches,
+        "compared_by": [
+            f"ONNX Runtime {onnxruntime.__version__}",
+            *(answer.name for answer in answers[len(batches) :]),
+        ],
+        "scale": scale,
+        **report,
+        "served": served,
+    }
+    if entry["family"] == "bpr":
+        from scripts.convert import compare_bpr
+
+        series = compare_bpr.check(checkpoint, entry, onnx)
+        judge.within("score of the series", series["difference"], series["scale"])
+        result |= series | {"difference": max(result["difference"], series["difference"])}
+    return result
+
+
+def network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
+    """`batch` seeded samples as the network takes them; of BPR's series slices from bottom to top."""
+    if entry["family"] != "bpr":
+        return sample(entry, SEED, batch)["input"]
+    from convertation.bpr.bpreg import preprocess
+
+    request = sample(entry, SEED, 1)
+    slices = preprocess(request["input"][0], request["metadata"][0], side=entry["input"][-1])
+    spread: NDArray[np.float32] = slices[np.linspace(0, len(slices) - 1, batch).astype(int)]
+    return spread
+
+
+def ask(
+    judge: Judge, request: NDArray[np.float32], batches: list[int], inner: tuple[str, ...]
+) -> list[dict[str, Array]]:
+    """ONNX Runtime's answer to the first samples of `request`, per batch: `output` and the values named in `inner`."""
+    names = ["output", *inner]
+    try:
+        session = open_session(judge.onnx, inner)
+        answers = []
+        for batch in batches:
+            print(f"  ONNX Runtime, batch {batch}", flush=True)
+            answers.append(dict(zip(names, session.run(names, {"input": request[:batch]}), strict=True)))
+    except OSError as error:
+        raise SystemExit(
+            f"{judge.onnx}: cannot be read ({error.strerror}); next: make onnx MODEL={judge.family}"
+        ) from None
+    except Exception as error:  # ONNX Runtime's own have no common class
+        if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, ValueError):
+            raise
+        judge.fail(f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", "the file is no export of this model")
+    return answers
+
+
+def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner: tuple[str, ...]) -> Answer:
+    """The answer of another Python's ONNX Runtime, sample by sample."""
+    print(f"  ONNX Runtime of {python}", flush=True)
+    names = ["output", *inner]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, out = Path(scratch, "request.npy"), Path(scratch, "answer.npz")
+        np.save(asked, request)
+        files = [judge.onnx.resolve(), more_outputs(inner).hex(), asked, out]
+        # not resolved: a virtual environment is known by the link that its Python is
+        command = [python.absolute(), "-m", "scripts.convert.onnx_session", *files, *names]
+        run = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
+            judge.fail(f"{python}'s ONNX Runtime does not run it: {last}", "it cannot be served")
+        with np.load(out) as found:
+            return Answer(f"by ONNX Runtime {found['version']} as deployed", {name: found[name] for name in names})
+
+
+def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose outputs are the file's and the values inside its graph that are named in `inner`."""
+    return onnx_session.open_session(onnx, more_outputs(inner))
+
+
+def more_outputs(inner: tuple[str, ...]) -> bytes:
+    """A protobuf message may come in pieces: with this one more, the values inside the graph are outputs too."""
+    outputs = [ValueInfoProto(name=name) for name in inner]
+    piece: bytes = ModelProto(graph=GraphProto(output=outputs)).SerializeToString()
+    return piece
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in "checkpoint", "entry", "tolerance", "onnx", "out":
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
+    given = parser.parse_args()
+    entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
+    result = compare(given.checkpoint, entry, tolerance, given.onnx, given.deployed)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    difference, allowed = result["difference"], result["tolerance"]
+    print(f"{entry['name']}: differs from PyTorch by {difference:.1e} of its scale, allowed {allowed:g}")
+    flipped = f"; codes that differ: {result['codes']['flipped_by']}" if "codes" in result else ""
+    print(f"  asked: {', '.join(result['compared_by'])}{flipped}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Build the Triton image from the published repository, unless it is there already.
+
+    python3 -sES -m scripts.deploy.image REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict build/checks/verdict.json
+
+What goes into an image is read once, hashed on its way,
+and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from scripts.deploy.engine import docker, inspect, labels, pulled
+from scripts.publish.publish import content
+from scripts.steps.records import digest, lock, read, record, wrote
+
+DOCKERFILE = "docker/triton.Dockerfile"
+SERVER = "chest-ct-triton-server"
+# The user's own environment that pip needs in the image as well
+PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
+CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
+END = bytes(1024)  # of a tar archive
+
+
+def vouched_for(repository: str, verdict: str) -> dict[str, str]:
+    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
+    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
+        raise SystemExit(f"{verdict}: not what its step wrote, so that no image is made; make {verdict}")
+    if unserved := json.loads(told).get("unserved"):
+        raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that no image is made of it")
+    right: dict[str, str] = json.loads(told)["files"]
+    here: dict[str, str] = {}
+    for model in models_in(repository):
+        here |= content(repository, model)
+    if not here:
+        raise SystemExit(f"{repository}: no models there; make repository")
+    for path in sorted(here.keys() | right.keys()):
+        if here.get(path) != right.get(path):
+            there = "is not there" if path not in here else "is not what the verdict was passed on"
+            raise SystemExit(f"{repository}/{path} {there}, so that no image is made of it; make repository")
+    return here
+
+
+def models_in(repository: str) -> list[str]:
+    """Return the names of the published models."""
+    return sorted(entry.name for entry in os.scandir(repository) if entry.is_dir()) if os.path.isdir(repository) else []
+
+
+def requirements(repository: str) -> bytes:
+    """Return what the Python models of a repository require."""
+    return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
+
+
+def built_from(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE) -> str:
+    """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
+    told = [base, hashlib.sha256(Path(dockerfile).read_bytes()).hexdigest(), sorted(files.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def server(repository: str, base: str) -> str:
+    """Return the image of Triton and the requirements of a repository, built if need be."""
+    needs = requirements(repository)
+    sha = hashlib.sha256(needs).hexdigest()
+    tag = f"{SERVER}:{built_from(pulled(base), {'requirements.txt': sha})[:12]}"
+    if not inspect("image", tag):
+        build(tag, base, {"chest.requirements": sha}, context(needs, repository, {}), target="server")
+    return tag
+
+
+def image(repository: str, base: str, tag: str, verdict: str) -> None:
+    """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
+    docker("version")  # before a gigabyte is read
+    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        kind, tag = named("chest-ct-triton", tag, repository)
+        files = vouched_for(repository, verdict)
+        inputs = built_from(pulled(base), files)
+        if labels(tag).get("chest.inputs") == inputs:
+            print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
+            return
+        told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
+        build(tag, base, told, context(requirements(repository), repository, files))
+    print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
+    if kind == "synthetic":
+        print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def named(usual: str, tag: str, repository: str) -> tuple[str, str]:
+    """Return the kind of weights of a repository, and the tag of an image of it; a synthetic one says so."""
+    if not (kind := read(record("published", repository)).partition("\n")[0]):
+        raise SystemExit(f"{repository} was not published here, so that no image is made of it; make repository")
+    tag = tag or f"{usual}:{kind}"
+    name, _, version = tag.rpartition(":")
+    if not name or "/" in version:  # a registry's port
+        name, version = tag, "latest"
+    if kind == "synthetic" and "synthetic" not in version:
+        raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
+    return kind, tag
+
+
+def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return what an image says about itself."""
+    return {
+        "org.opencontainers.image.title": title,
+        "org.opencontainers.image.version": read("VERSION").strip(),
+        "org.opencontainers.image.revision": revision(),
+        "org.opencontainers.image.base.name": base,
+        "org.opencontainers.image.base.digest": pulled(base),
+        "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
+        "chest.weights": kind,
+        "chest.inputs": inputs,
+        "chest.files": json.dumps(files, sort_keys=True),
+    }
+
+
+def revision() -> str:
+    """Return the commit that is checked out, "" outside of a Git repository; +changes if files differ from it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return told.stdout.strip()
+
+
+def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
+    """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
+    for name in PIP:
+        if "@" in os.environ.get(name, ""):
+            raise SystemExit(
+                f"{name} holds a password, which whoever has the image could read; use a mirror without one"
+            )
+    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
+    words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
+    words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
+    print(f"building {tag}", flush=True)
+    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
+    assert run.stdin
+    try:
+        for block in archive:
+            run.stdin.write(block)
+        run.stdin.close()
+    except BrokenPipeError:
+        pass  # docker says why
+    except BaseException:
+        run.kill()
+        raise
+    finally:
+        status = run.wait()
+    if status:
+        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+
+
+def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
+    """Yield the tar archive that docker builds from: Dockerfile, requirements.txt, and a tar archive for each layer.
+
+    The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
+    """
+    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("requirements.txt", needs)
+    yield from authority()
+    for layer in ("vit", "bpr", "heads"):
+        inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
+        folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
+        opened = [header(f"{folder}/", 0) for folder in sorted(folders)]
+        sizes = {path: os.path.getsize(f"{repository}/{path}") for path in inner}
+        named = {path: header(f"models/{path}", size) for path, size in sizes.items()}
+        size = sum(map(len, [*opened, *named.values(), END])) + sum(size + -size % 512 for size in sizes.values())
+        yield header(f"{layer}.tar", size)
+        yield from opened
+        for path, sha in inner.items():
+            yield named[path]
+            yield from verified(f"{repository}/{path}", sizes[path], sha)
+            yield bytes(-sizes[path] % 512)
+        yield END
+    yield END
+
+
+def authority() -> Iterator[bytes]:
+    """Yield the certificates that pip here is told to trust, as ca.pem."""
+    if path := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
+        yield from member("ca.pem", Path(path).read_bytes())
+
+
+def layer_of(path: str) -> str:
+    """Return the layer that a file of a model belongs to."""
+    return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
+
+
+def member(name: str, content: bytes) -> Iterator[bytes]:
+    """Yield a file of a tar archive."""
+    yield header(name, len(content))
+    yield content + bytes(-len(content) % 512)
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the header of a file or a folder/, which tells nothing of this machine; readable by all."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.mode = tarfile.REGTYPE, size, 0o644
+    if name.endswith("/"):
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def verified(path: str, size: int, sha: str) -> Iterator[bytes]:
+    """Yield a file's content; SystemExit before its end is sent if it is not the file that was vouched for."""
+    hashed, sent = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+            sent += len(block)
+            if sent >= size and (sent > size or hashed.hexdigest() != sha):
+                break
+            yield block
+    if hashed.hexdigest() != sha:
+        raise SystemExit(f"{path} changed meanwhile, so that no image was made; run make again")
+
+
+def main(make: Callable[[str, str, str, str], None], description: str | None) -> None:
+    """The command line of every image: `make(repository, base, tag, verdict)`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--verdict", required=True)
+    args = parser.parse_args()
+    make(args.repository, args.base, args.tag, args.verdict)
+
+
+if __name__ == "__main__":
+    main(image, __doc__)

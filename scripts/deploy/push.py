@@ -1,0 +1,40 @@
+"""Push an image that `make image` built, after consent to what its weights' licences ask: scripts/deploy/push.py
+IMAGE"""
+
+import os
+import subprocess
+import sys
+
+from scripts.deploy.engine import docker, inspect
+
+LICENCES = """\
+{image} holds {kind} weights. Whoever can pull it gets
+  CT-CLIP and CT-RATE        CC BY-NC-SA 4.0: name them, no commercial use, share alike
+  body part regression       Apache-2.0
+  the team's heads           as the team says
+  NVIDIA's Triton image      NVIDIA Deep Learning Container License"""
+
+
+def push(image: str) -> None:
+    """Run docker push; SystemExit where there is nothing to push, or nothing that may be."""
+    if not image:
+        raise SystemExit("push where? make push IMAGE=registry.example/chest-ct-triton:1")
+    docker("version")
+    if not (there := inspect("image", image)):
+        raise SystemExit(f"{image} is not there; make image IMAGE={image}")
+    kind = (there["Config"].get("Labels") or {}).get("chest.weights")
+    if not kind:
+        raise SystemExit(f"{image} was not made by `make image`: nobody knows what is in it; not pushed")
+    if kind == "synthetic":
+        raise SystemExit(f"{image} holds synthetic weights, which answer nonsense; not pushed")
+    print(LICENCES.format(image=image, kind=kind), flush=True)
+    if os.environ.get("ACCEPT") != "licences":
+        raise SystemExit(
+            f"not pushed; if those who can pull it may have it so: make push IMAGE={image} ACCEPT=licences"
+        )
+    if subprocess.run(["docker", "push", image]).returncode:
+        raise SystemExit(f"{image} was not pushed; docker's own words stand above (docker login, perhaps)")
+
+
+if __name__ == "__main__":
+    push(sys.argv[1])

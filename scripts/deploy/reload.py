@@ -1,0 +1,74 @@
+"""Let the running Triton take the models that were published since it last did: scripts/deploy/reload.py REPOSITORY
+
+Each changed model is loaded: Triton loads it beside the old one, which answers until the new one can; a model that
+does not load leaves the old one serving. A model that is no longer published is unloaded.
+"""
+
+import fcntl
+import hashlib
+import json
+import sys
+import time
+import urllib.error
+
+from scripts.deploy.engine import inspect
+from scripts.deploy.image import models_in, requirements
+from scripts.deploy.stack import SERVING, ask, container, folder, http, index
+from scripts.publish.publish import content
+from scripts.steps.records import lock, read, write
+
+
+def reload(repository: str) -> None:
+    """Print for each model whether it was taken and is READY; SystemExit at the first that cannot be."""
+    if not (identity := container()):
+        raise SystemExit("no tritonserver runs here; make up")
+    labels = inspect("container", identity)["Config"]["Labels"]
+    if "chest.repository" not in labels:
+        raise SystemExit("tritonserver serves the models of its image; make image, then make up IMAGE=…")
+    if labels["chest.repository"] != folder(repository):
+        raise SystemExit(f"tritonserver serves another folder than {repository}; make up")
+    address = http(identity)
+    told = json.loads(read(SERVING) or "{}")
+    took = dict(told.get("models", {})) if told.get("container") == identity else {}
+    with lock("publish", fcntl.LOCK_SH):  # a model's files must not change while it loads
+        if labels.get("chest.requirements") != hashlib.sha256(requirements(repository)).hexdigest():
+            raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
+        # The ViT first: it needs the most memory, and where it does not load the heads stay those that belong to it
+        here = sorted(models_in(repository), key=lambda name: (not name.startswith("vit_"), name))
+        for model in [*here, *sorted(ready(identity) - set(here))]:
+            files = content(repository, model)
+            if not files:
+                request(address, model, "unload")
+                took.pop(model, None)
+                print(f"{model}: no longer published, unloaded", flush=True)
+            elif took.get(model) == files:
+                print(f"{model}: unchanged, {'READY' if model in ready(identity) else 'not loaded'}", flush=True)
+            else:
+                started = time.monotonic()
+                request(address, model, "load")
+                if model not in ready(identity):
+                    raise SystemExit(f"{model}: loaded, and yet not READY; make logs")
+                took[model] = files
+                print(f"{model}: READY, taken in {time.monotonic() - started:.1f} s", flush=True)
+            write(SERVING, json.dumps({"container": identity, "models": took}))
+
+
+def ready(identity: str) -> set[str]:
+    """Return the models that answer now."""
+    return {model["name"] for model in index(identity) if model.get("state") == "READY"}
+
+
+def request(address: str, model: str, what: str) -> None:
+    """Ask Triton to load or unload a model; SystemExit with its own reason if it does not."""
+    try:
+        ask(address, f"/v2/repository/models/{model}/{what}", b"{}")
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace").strip()
+        raise SystemExit(f"{model}: not taken, what was loaded before goes on: {said}\nmake logs tells more") from None
+
+
+if __name__ == "__main__":
+    try:
+        reload(sys.argv[1])
+    except OSError as error:
+        raise SystemExit(f"tritonserver does not answer ({error}); make logs") from None

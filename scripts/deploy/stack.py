@@ -1,0 +1,153 @@
+"""Triton under Docker Compose: start it, stop it, show its log.
+
+    python3 -sES -m scripts.deploy.stack up --image IMAGE          [--address A] [--ports "8000 8001 8002"] [--device
+    cpu]
+    python3 -sES -m scripts.deploy.stack up --repository FOLDER --base IMAGE     (the same options)
+    python3 -sES -m scripts.deploy.stack down | logs
+
+With a repository its folder is mounted in a Triton with what its Python models require; an image brings its own models.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from contextlib import suppress
+
+from scripts.deploy.engine import compose, docker, inspect, labels, pulled
+from scripts.deploy.image import models_in, server
+from scripts.publish.publish import content
+from scripts.steps.records import read, record, write
+
+SERVICE = "tritonserver"
+SERVING = ".make/serving"  # JSON: which container runs, and the files of each model as it last took them
+
+
+def up(image: str, repository: str, base: str, address: str, ports: list[str], device: str) -> None:
+    """Return once the container is healthy; SystemExit with one reason if it is not, and nothing is left of it."""
+    command = compose()
+    files = ["compose.yaml"]
+    if len(ports) != 3 or not all(port.isdecimal() for port in ports):
+        raise SystemExit(f"PORTS={' '.join(ports)}: expected three, for HTTP, gRPC and metrics: PORTS='8100 8101 8102'")
+    chosen = {"ADDRESS": address, "HTTP_PORT": ports[0], "GRPC_PORT": ports[1], "METRICS_PORT": ports[2]}
+    if repository:
+        if not models_in(repository):
+            raise SystemExit(f"{repository}: no models there; make repository, or a ready image: make up FROM=prebuilt")
+        image = server(repository, base)
+        files.append("compose.repository.yaml")
+        chosen |= {"REPOSITORY": os.path.abspath(repository), "REPOSITORY_ID": folder(repository)}
+        if owner := os.stat(repository).st_uid:
+            chosen["TRITON_USER"] = f"{owner}:{os.stat(repository).st_gid}"
+    else:
+        pulled(image)
+    if device == "cpu":
+        files.append("compose.cpu.yaml")
+    before = container()
+    words = [word for file in files for word in ("--file", f"docker/{file}")]
+    run = subprocess.Popen(
+        [*command, *words, "up", "--detach", "--wait"],
+        env=os.environ | chosen | {"IMAGE": image}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert run.stdout
+    said = ""
+    for line in run.stdout:
+        said += line
+        print(f"  {line}", end="", flush=True)
+    if run.wait():
+        why = reason(said)
+        if not before:
+            subprocess.run([*command, "--file", "docker/compose.yaml", "down"], capture_output=True)
+        raise SystemExit(why)
+    now = container()
+    if repository and now != before:
+        took = {model: content(repository, model) for model in models_in(repository)}
+        write(SERVING, json.dumps({"container": now, "models": took}))
+    names = ", ".join(sorted(model["name"] for model in index(now)))
+    kind = (
+        read(record("published", repository)).partition("\n")[0] if repository else labels(image).get("chest.weights")
+    )
+    if kind == "synthetic":
+        print("the weights are synthetic: the answers are nonsense, by design")
+    print(f"{SERVICE} is ready: HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};")
+    print(f"in the network chest {SERVICE}:8001; a client loads what it asks: {names}")
+
+
+def reason(said: str) -> str:
+    """Return one sentence on why Compose could not start the container."""
+    if found := re.search(r"(could not select device driver .*|.*nvidia-container-cli: .*)", said):
+        return (
+            f"Docker can give no GPU: {found[1].strip()}\n"
+            "on the CPU: make up DEVICE=cpu; for a GPU its driver and the NVIDIA Container Toolkit are needed"
+        )
+    if found := re.search(r"([\d.]+:\d+)[^\n]*(?:already allocated|address already in use)", said):
+        return f"{found[1]} is taken; stop what listens there (docker ps, ss -ltnp), or make up PORTS='8100 8101 8102'"
+    last = docker("logs", "--tail=20", container()) if container() else ""
+    return (
+        f"{last}\n{SERVICE} did not become healthy" if last else "nothing was started; Compose's own words stand above"
+    )
+
+
+def container() -> str:
+    """Return the id of the container of the service, "" if there is none."""
+    project = os.environ.get("COMPOSE_PROJECT_NAME", "chest")
+    labelled = (f"label=com.docker.compose.{key}={name}" for key, name in (("project", project), ("service", SERVICE)))
+    return docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
+
+
+def http(identity: str) -> str:
+    """Return host:port where a container answers HTTP."""
+    ports = inspect("container", identity)["NetworkSettings"]["Ports"]
+    if not ports.get("8000/tcp"):
+        raise SystemExit("tritonserver starts again and again and does not answer; make logs")
+    bound = ports["8000/tcp"][0]
+    return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
+
+
+def index(identity: str) -> list[dict[str, str]]:
+    """Return name, version and state of each model that Triton knows of."""
+    return list(json.loads(ask(http(identity), "/v2/repository/index", b"") or "[]"))
+
+
+def ask(address: str, path: str, body: bytes | None = None) -> str:
+    """Return what an HTTP request is answered with; OSError where it is not."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own server is behind no proxy
+    with direct.open(urllib.request.Request(f"http://{address}{path}", body), timeout=600) as answer:
+        return str(answer.read().decode())
+
+
+def folder(repository: str) -> str:
+    """Return which folder this is, whatever its name."""
+    there = os.stat(repository)
+    return f"{there.st_dev}:{there.st_ino}"
+
+
+def down() -> None:
+    """Stop and remove what `up` started."""
+    subprocess.run([*compose(), "--file", "docker/compose.yaml", "down"], check=True)
+
+
+def logs() -> None:
+    """Show the log until Ctrl-C."""
+    if not container():
+        raise SystemExit("no tritonserver runs here; make up")
+    with suppress(KeyboardInterrupt):
+        subprocess.run(["docker", "logs", "--follow", "--tail=200", container()])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("up", "down", "logs"))
+    parser.add_argument("--image", default="")
+    parser.add_argument("--repository", default="")
+    parser.add_argument("--base", default="")
+    parser.add_argument("--address", default="127.0.0.1")
+    parser.add_argument("--ports", default="8000 8001 8002")
+    parser.add_argument("--device", default="gpu")
+    args = parser.parse_args()
+    if args.verb == "up":
+        up(args.image, args.repository, args.base, args.address, args.ports.split(), args.device)
+    else:
+        sys.exit({"down": down, "logs": logs}[args.verb]())

@@ -1,0 +1,177 @@
+"""Say what this machine has, what is needed, and what to do: python3 -sESB -m scripts.plans.doctor [--gpu] [PORT ...]
+
+First what `make repository` needs, then what plans and containers need besides.  Exit status 1 if the first part lacks
+something, with --gpu also if the second does; without, a missing GPU is told and is no failure.  Standard library only.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.plans import gpu
+
+GB = 1e9
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, what is there, what is needed, and what to do about it ("" where it suffices)."""
+
+    what: str
+    found: str
+    needed: str
+    todo: str
+
+
+def make() -> Finding:
+    said = run(os.environ.get("MAKE", "make"), "--version")
+    version = (re.search(r"GNU Make (\d+)\.(\d+)", said) or [""])[0].removeprefix("GNU Make ") or "none"
+    good = tuple(map(int, version.split("."))) >= (4, 3) if version != "none" else False
+    return Finding("GNU Make", version, "4.3", "" if good else "apt install make")
+
+
+def python() -> Finding:
+    name = os.environ.get("PYTHON", "python3")
+    version = (
+        run(name, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])").strip()
+        or "none, or no venv"
+    )
+    todo = "" if version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
+    return Finding(f"Python ({name})", version, "3.11 or 3.12, with venv", todo)
+
+
+def disk() -> Finding:
+    free = shutil.disk_usage(".").free
+    return Finding(
+        "disk",
+        f"{free / GB:.0f} GB free",
+        "8 GB, some already used",
+        "" if free > 4 * GB else "make clean, or a larger disk",
+    )
+
+
+def memory() -> Finding:
+    found = re.search(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())
+    size = int(found[1]) * 1024 if found else 0
+    return Finding(
+        "memory", f"{size / GB:.0f} GB", "8 GB", "" if size > 7 * GB else "the ViT's steps may be killed; use more"
+    )
+
+
+def shared_memory() -> Finding:
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    todo = "" if free > 0.9 * GB else "mount -o remount,size=1g /dev/shm; in Docker: --shm-size 2g"
+    return Finding("/dev/shm", f"{free / GB:.1f} GB free", "1 GB", todo)
+
+
+def ports(numbers: list[int]) -> Finding:
+    taken = [str(number) for number in numbers if not free(number)]
+    found = f"{', '.join(taken)} taken" if taken else "free"
+    todo = 'make serve PORTS="8100 8101 8102", or stop what listens: ss -ltnp' if taken else ""
+    return Finding(f"ports {' '.join(map(str, numbers))}", found, "free, for make serve", todo)
+
+
+def free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def docker() -> Finding:
+    try:
+        return Finding("Docker", gpu.daemon(), "any since 20.10", "")
+    except SystemExit as error:
+        return Finding("Docker", "none that answers", "any since 20.10", str(error))
+
+
+def image(variable: str) -> Finding:
+    name = os.environ[variable]
+    try:
+        return Finding(name, f"TensorRT {gpu.image(name, pull=False).tensorrt}", "here", "")
+    except SystemExit:
+        return Finding(
+            name,
+            "not here",
+            "here; it is pulled when first needed",
+            f"docker pull {name}, or docker load where there is no network",
+        )
+
+
+def card() -> Finding:
+    needed = "one that a container gets"
+    try:
+        if not gpu.visible():
+            return Finding("NVIDIA GPU", "none", needed, gpu.NO_GPU)
+        host = gpu.parse(run("nvidia-smi", *gpu.QUERY))
+        here = gpu.docker("image", "inspect", os.environ["TENSORRT_IMAGE"]).returncode == 0
+        found = host if host and not here else gpu.present(os.environ["TENSORRT_IMAGE"])
+    except SystemExit as error:
+        return Finding("NVIDIA GPU", "not seen in a container", needed, str(error))
+    told = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
+    old = found.driver.partition(".")[0].isdigit() and int(found.driver.partition(".")[0]) < gpu.DRIVER
+    todo = (
+        f"the images ask for R{gpu.DRIVER} (a data-centre GPU: R470, R525, R535, R545 too); they start, or say so"
+        if old
+        else ""
+    )
+    return Finding("NVIDIA GPU", told, needed, todo)
+
+
+def toolkit() -> Finding:
+    name = next(filter(shutil.which, ("nvidia-ctk", "nvidia-container-runtime-hook", "nvidia-container-cli")), "")
+    needed = "so that Docker gives containers the GPU"
+    if os.environ.get("DOCKER_GPUS"):
+        return Finding("NVIDIA Container Toolkit", f"DOCKER_GPUS={os.environ['DOCKER_GPUS']} instead", needed, "")
+    return Finding("NVIDIA Container Toolkit", name or "none", needed, "" if name else gpu.INSTALL_TOOLKIT)
+
+
+def run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def show(findings: list[Finding]) -> None:
+    for finding in findings:
+        state = "lacking" if finding.todo else "ok     "
+        print(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
+        for line in finding.todo.splitlines():
+            print(f"             {line}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
+    parser.add_argument("ports", type=int, nargs="*")
+    given = parser.parse_args()
+    checks: list[Callable[[], Finding]] = [make, python, disk, memory, shared_memory]
+    here = [check() for check in checks]
+    print("make repository:")
+    show(here)
+    if given.ports:  # taken ones hinder make serve alone
+        show([ports(given.ports)])
+    print("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
+    beyond = [docker(), image("TENSORRT_IMAGE"), image("TRITON_IMAGE"), toolkit(), card()]
+    show(beyond)
+    lacking = any(finding.todo for finding in here)
+    without = any(
+        finding.found in ("none that answers", "none", "not seen in a container") for finding in (beyond[0], beyond[-1])
+    )
+    print(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
+          f"plans {'cannot be built here yet' if without else 'can be built here'}")  # fmt: skip
+    sys.exit(int(lacking or (given.gpu and without)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Write what a plan is to answer: python -m scripts.plans.expected ONNX ENTRY.json OUT.npy
+
+OUT holds what ONNX Runtime answers on the CPU, float32 (largest batch, ...), to the seeded inputs on which
+scripts/plans/compare_plan.py runs a plan.  It needs no GPU, and one is enough for the plans of all GPUs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from scripts.convert.sample import sample
+
+SEED = 0
+
+
+def expected(onnx: Path, entry: dict[str, Any]) -> NDArray[Any]:
+    """What OUT holds; one sample at a time, so that the batch costs no memory."""
+    session = open_onnx(onnx)
+    request = sample(entry, SEED, max(entry["batch"]))["input"]
+    answer: NDArray[Any] = np.concatenate([session.run(["output"], {"input": one[None]})[0] for one in request])
+    return answer
+
+
+def open_onnx(file: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in "onnx", "entry", "out":
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    with given.out.open("wb") as file:  # np.save would add .npy to another name
+        np.save(file, expected(given.onnx, json.loads(given.entry.read_text())))

@@ -1,0 +1,200 @@
+"""Build TensorRT plans for many kinds of GPU: one Slurm job for each, which runs the same `make trt` in this checkout.
+
+    python -m scripts.plans.fleet scripts/plans/fleet.yaml 'a100 l4' PREPARED 'build/plan/{gpu}/vit.plan ...' make trt
+    MODEL=vit ...
+
+PREPARED: files that need no GPU, made first, here.  A job leaves build/plan/fleet/a100.json, which tells what GPU that
+kind is: from then on Make says without a job whether its plans are true.  Exit status 1 if a kind failed.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from scripts.plans.trtexec import end_with_parent
+from scripts.steps.records import read, record
+
+# Of squeue's job states, and GONE: what Slurm has forgotten, minutes after its end.  A job in any other may still run
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+         "REVOKED", "TIMEOUT", "GONE")  # fmt: skip
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST_PAUSE = 15.0  # s between two questions to Slurm
+LATE = 60.0  # s until a network file system shows a new file to every machine (acdirmax)
+
+
+class Kind(NamedTuple):
+    """A kind of GPU: what sbatch is asked, the line that says so, the plans that are to be there, what builds them."""
+
+    name: str
+    options: tuple[str, ...]
+    line: str
+    plans: str
+    command: tuple[str, ...]
+
+    @property
+    def log(self) -> str:
+        return f"build/logs/fleet-{self.name}.log"
+
+    @property
+    def told(self) -> tuple[str, dict[str, str]]:
+        """The file that tells what GPU this is, and what it holds; Make's words for that GPU stand for the @."""
+        content = {"make": "@", "image": os.environ["TENSORRT_IMAGE"], "sbatch": shlex.join(self.options)}
+        return f"build/plan/fleet/{self.name}.json", content
+
+    def files(self, gpu: str) -> list[str]:
+        return self.plans.replace("{gpu}", gpu).split()
+
+    def current(self) -> str:
+        """Return the folder of the plans, such as sm80, if all are there and true, else ""."""
+        file, content = self.told
+        found = json.loads(read(file) or "{}")
+        words = found.get("make", "").split()
+        if not words or found != content | {"make": found["make"]}:
+            return ""
+        gpu: str = words[0].removeprefix("gpu=")
+        asked = run(self.command[0], "--question", *self.command[2:], "FORMAT=both", *words, *self.files(gpu))
+        return "" if asked.returncode else gpu
+
+    def job(self) -> str:
+        """Return the job's name, which stands for all that it is given: by it a later call knows the job again."""
+        requests = [f"build/plan/{Path(plan).stem}.request.json" for plan in self.files("") if plan.endswith(".plan")]
+        given = repr((Path.cwd(), self.command, self.told, [read(request) for request in requests]))
+        return f"chest-{self.name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
+
+    def submit(self) -> str:
+        """Return the id of a new job; OSError with Slurm's own words if it refuses."""
+        file, content = self.told
+        for path in file, self.log:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        ours = [
+            f"--job-name={self.job()}",
+            f"--output={self.log}",
+            "--export=ALL,DOCKER_GPUS=",
+            "--no-requeue",
+            *self.options,
+        ]
+        said = run(
+            "sbatch", "--parsable", *ours, "scripts/plans/fleet_job.sh", file, json.dumps(content), *self.command
+        )
+        if said.returncode:
+            raise OSError(f"{self.line}: sbatch {shlex.join(self.options)}: {said.stderr.strip()}")
+        return said.stdout.strip().partition(";")[0]
+
+    def row(self, job: str, state: str) -> tuple[str, ...]:
+        """Return this kind's row of the table: the files decide, not the job."""
+        end = time.monotonic() + LATE
+        while not (gpu := self.current()) and state == "COMPLETED" and time.monotonic() < end:
+            time.sleep(1)
+        if not gpu:
+            return self.name, "", "failed", f"{state}, log: {self.log}" if job else state
+        runs = [read(record("took", file)) for file in self.files(gpu) if file.endswith(".plan")]
+        return self.name, gpu, "built" if any(f'"slurm-{job}"' in run for run in runs) else "reused", ""
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command without what the make that started this has set; Slurm's and Docker's settings stay."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=mine)
+
+
+def read_kinds(file: str, wanted: list[str]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Return name, sbatch's options and line of each kind; SystemExit if one is unknown."""
+    try:  # as texts: else 2:00:00 would be a number to YAML
+        tree: Any = yaml.compose(Path(file).read_text(), yaml.BaseLoader)
+        told = {kind.value: ({key.value: text.value for key, text in more.value}, kind) for kind, more in tree.value}
+    except (yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
+        raise SystemExit(f"{file}: expected lines such as a100: {{gres: 'gpu:a100:1'}}; {error}") from None
+    common = told.pop("common", ({}, None))[0]
+    if unknown := [name for name in wanted or ["(nothing)"] if name not in told]:
+        raise SystemExit(f"GPUS: {' '.join(unknown)}; expected some of {' '.join(told)}, the kinds in {file}")
+    lines = {name: f"{file}:{told[name][1].start_mark.line + 1}" for name in wanted}
+    asked = {name: [f"--{key}={text}" for key, text in (common | told[name][0]).items()] for name in wanted}
+    return [(name, tuple(asked[name]), lines[name]) for name in lines]
+
+
+def jobs() -> dict[str, list[str]]:
+    """Return name, state and reason of this user's jobs, those that ended minutes ago included."""
+    said = run("squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r")
+    if said.returncode:
+        raise OSError(f"Slurm does not answer: {said.stderr.strip()}")
+    return {line.split("|")[0]: line.split("|")[1:] for line in said.stdout.splitlines()}
+
+
+def build(kinds: list[Kind]) -> list[tuple[str, ...]]:
+    """Submit a job for each kind that needs one, wait for all, return the rows; stopped, cancel what was submitted."""
+    ours, waiting, ends, seen, pause = set[str](), dict[str, Kind](), dict[Kind, tuple[str, str]](), set[str](), 1.0
+    try:
+        there = jobs()
+        for kind in kinds:
+            found = [job for job, (name, state, _) in there.items() if name == kind.job() and state not in ENDED]
+            if found:
+                print(f"{kind.name}: job {found[0]} of another call builds this; waiting for it", flush=True)
+                waiting[found[0]] = kind
+            elif not kind.current():
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is submitted must be known, to be cancelled
+                try:
+                    waiting[job := kind.submit()] = kind
+                    ours.add(job)
+                except OSError as error:
+                    print(error, flush=True)
+                    ends[kind] = "", f"refused, {kind.line}"
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        while waiting:
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            try:
+                there = jobs()
+            except OSError as error:  # a controller that restarts forgets no job
+                print(error, flush=True)
+                continue
+            for job, kind in list(waiting.items()):
+                _, state, reason = there.get(job, ["", "GONE", "None"])
+                if (line := f"{kind.name}: job {job} {state} {reason}".removesuffix(" None")) not in seen:
+                    print(line, flush=True)
+                    seen.add(line)
+                    pause = 1.0
+                if state in ENDED:
+                    ends[waiting.pop(job)] = job, state
+    finally:
+        if left := sorted(ours & waiting.keys()):
+            print(f"cancelling {' '.join(left)}", flush=True)
+            run("scancel", *left)
+    return [kind.row(*ends.get(kind, ("", ""))) for kind in kinds]
+
+
+def main(file: str, gpus: str, prepared: str, plans: str, *command: str) -> None:
+    end_with_parent()
+    if not shutil.which("sbatch"):
+        raise SystemExit(
+            "sbatch: not found; make trt-fleet submits jobs to Slurm: run it where sbatch works, on a login node\n"
+            "without Slurm: .github/workflows/plans.yml builds on one runner for each kind, and make repository\n"
+            "FORMAT=both PLANS=dir takes what make trt built on other machines"
+        )
+    kinds = [Kind(*told, plans, command) for told in read_kinds(file, gpus.split())]
+    if subprocess.run(
+        [command[0], "--silent", "--no-print-directory", "FORMAT=both", *prepared.split()], check=False
+    ).returncode:
+        raise SystemExit("what the jobs need could not be made; nothing was submitted")
+    try:
+        rows = build(kinds)
+    except OSError as error:
+        raise SystemExit(str(error)) from None
+    print()
+    for row in ("kind", "GPU", "plans", ""), *rows:
+        print("{:<12}{:<7}{:<8}{}".format(*row).rstrip(), flush=True)
+    if failed := [row[0] for row in rows if row[2] == "failed"]:
+        raise SystemExit(f"failed: {' '.join(failed)}; the same command again redoes that alone")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,185 @@
+"""Ask Docker which GPU its containers get, and of which TensorRT an image is; say what is missing and what helps.
+
+    python3 -sESB -m scripts.plans.gpu [--triton IMAGE]        prints gpu=sm86 tensorrt=10.1.0.27, for make
+
+TENSORRT_IMAGE names the image, DOCKER_GPUS the options that give a container the GPU (default: --gpus all).
+--triton: that image is of the same TensorRT, else its server would not load what is built.  Standard library only.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+DRIVER = 555  # CUDA 12.5 of release 24.06 asks for R555; on data-centre GPUs R470, R525, R535 and R545 do as well
+INSTALL_TOOLKIT = (
+    "apt install nvidia-container-toolkit\n"
+    "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker\n"
+    "(as root; its package source: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit)"
+)
+NO_GPU = (
+    "there is no NVIDIA GPU here, or no driver for it (no nvidia-smi); plans are built and served on one:\n"
+    "use a machine that has one; make repository without FORMAT needs none"
+)
+QUERY = ["--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
+
+# What Docker, NVIDIA's container toolkit or TensorRT says, and what that means; the first that fits
+MEANINGS = [
+    *(
+        (sign, "the Docker daemon does not answer; start it: sudo systemctl start docker (as root: dockerd &)")
+        for sign in ("cannot connect to the docker daemon", "failed to connect to the docker", "error during connect")
+    ),
+    ("unable to find image", "the image is not on this machine; make trt gets it, or docker load < image.tgz"),
+    (
+        "permission denied while trying to connect",
+        "this user may not use Docker; join its group: sudo usermod -aG docker $USER, then log in again",
+    ),
+    ("unsatisfied condition: cuda", f"the NVIDIA driver is too old for this image; install R{DRIVER} or newer"),
+    ("driver version is insufficient", f"the NVIDIA driver is too old for this image; install R{DRIVER} or newer"),
+    ("driver not loaded", "the NVIDIA driver is not loaded; nvidia-smi tells more: sudo modprobe nvidia, or reboot"),
+    (
+        "libnvidia-ml.so",
+        "there is no NVIDIA driver here; install it: apt install nvidia-driver, or ubuntu-drivers install",
+    ),
+    ("no devices were found", "there is a driver, but no NVIDIA GPU; plug one in, or use a machine that has one"),
+    (
+        "no space left on device",
+        "the disk is full; `make clean` frees what can be made again, docker image prune images",
+    ),
+    ("read-only file system", "the folder is read-only; remount it writable or work in a copy of the project"),
+]
+
+
+class Gpu(NamedTuple):
+    """One GPU as a container sees it; memory in MiB."""
+
+    name: str
+    capability: str
+    driver: str
+    memory: int
+
+    @property
+    def folder(self) -> str:
+        """The folder of its plans: sm86 for compute capability 8.6, all whose GPUs take one another's plans."""
+        return "sm" + self.capability.replace(".", "")
+
+
+class Image(NamedTuple):
+    """An image on this machine: its id, and the TensorRT in it."""
+
+    id: str
+    tensorrt: str
+
+
+def options() -> list[str]:
+    """Return the options by which `docker run` gives a container the GPU."""
+    return shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus all")
+
+
+def visible() -> bool:
+    """Tell whether this machine shows an NVIDIA driver, or was told how containers get the GPU."""
+    signs = ("/proc/driver/nvidia/gpus", "/dev/dxg")  # the second is that of WSL
+    return any(Path(sign).exists() for sign in signs) or bool(
+        shutil.which("nvidia-smi") or os.environ.get("DOCKER_GPUS")
+    )
+
+
+def docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a docker command and return its text; SystemExit if there is no docker."""
+    if not shutil.which("docker"):
+        raise SystemExit(
+            "docker is not installed; trtexec and Triton run in it: apt install docker.io\n"
+            "(or https://docs.docker.com/engine/install); make repository without FORMAT needs none of it"
+        )
+    return subprocess.run(["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def daemon() -> str:
+    """Return the version of the Docker daemon; SystemExit if it does not answer."""
+    run = docker("version", "--format={{.Server.Version}}")
+    if run.returncode:
+        fail(run.stderr)
+    return run.stdout.strip()
+
+
+def image(name: str, pull: bool = True) -> Image:
+    """Return what an image is; it is pulled only if it is not here (`docker load` brings it without a network)."""
+    daemon()
+    if (run := docker("image", "inspect", name)).returncode:
+        if not pull:
+            raise SystemExit(f"{name}: not on this machine; get it: docker pull {name}")
+        print(f"{name}: pulling, some GB", flush=True, file=sys.stderr)
+        if (pulled := docker("pull", "--quiet", name)).returncode:
+            raise SystemExit(
+                f"{name}: not on this machine, and pulling it failed: {last(pulled.stderr)}\n"
+                f"where there is a network: docker pull {name} && docker save {name} | gzip > image.tgz\n"
+                "then here: docker load < image.tgz (a mirror of nvcr.io: REGISTRY=registry.example.org/)"
+            )
+        run = docker("image", "inspect", name)
+    found = json.loads(run.stdout)[0]
+    environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or [])
+    version = environment.get("TRT_VERSION") or environment.get("TENSORRT_VERSION") or f"of {name.rpartition(':')[2]}"
+    return Image(found["Id"], version.partition("+")[0].replace(" ", "-"))
+
+
+def present(name: str) -> Gpu:
+    """Return the first GPU that a container of the image gets, the one that --device=0 means in it."""
+    run = docker("run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *options(), name, *QUERY)
+    if run.returncode or not (found := parse(run.stdout)):
+        fail(f"{run.stderr}\n{run.stdout}")
+    return found
+
+
+def parse(said: str) -> Gpu | None:
+    """Return the first GPU of nvidia-smi's answer to QUERY."""
+    words = [word.strip() for word in said.partition("\n")[0].split(",")]
+    if len(words) != 4:
+        return None
+    return Gpu(words[0], words[1], words[2], int(words[3]) if words[3].isdigit() else 0)
+
+
+def meaning(said: str) -> str:
+    """Return what a message means and what helps, "" if it is none of the known."""
+    text = said.lower()
+    if "could not select device driver" in text or ("nvidia-smi" in text and "not found" in text):
+        if visible():
+            return f"Docker cannot give containers the GPU; install the NVIDIA Container Toolkit:\n{INSTALL_TOOLKIT}"
+        return NO_GPU
+    return next((words for sign, words in MEANINGS if sign in text), "")
+
+
+def fail(said: str) -> NoReturn:
+    """End with what a message means, and the message."""
+    raise SystemExit("\n".join(filter(None, [meaning(said) or "Docker failed; `make doctor` tells more", last(said)])))
+
+
+def last(said: str) -> str:
+    """Return the last line that says something, without Docker's advice to read its help."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "docker run --help" not in line]
+    return lines[-1] if lines else "(it said nothing)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--triton", metavar="IMAGE")
+    given = parser.parse_args()
+    name = os.environ["TENSORRT_IMAGE"]
+    daemon()
+    if not visible():  # before some GB are pulled
+        raise SystemExit(NO_GPU)
+    builder = image(name)
+    if given.triton and (server := image(given.triton)).tensorrt != builder.tensorrt:
+        raise SystemExit(
+            f"{given.triton} has TensorRT {server.tensorrt}, {name} has {builder.tensorrt}; a plan loads only in the\n"
+            "TensorRT that built it: take both images of one release, NGC_RELEASE=24.06"
+        )
+    print(f"gpu={present(name).folder} tensorrt={builder.tensorrt}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Write a plan's config.pbtxt: python -m scripts.plans.plan_config CONFIG ENTRY.json OUT sm86 [sm89 ...]
+
+CONFIG is that of the model's ONNX file: what the plan takes and gives, how many at once and how they are joined is the
+same.  Triton takes the plan of its GPU's compute capability; each lies as 1/sm86.plan in the model's folder.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+
+from scripts.serve.check_repository import read_config
+
+
+def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
+    """Return the text; SystemExit where the ONNX model's config allows more than the plan's profile does."""
+    config = read_config(onnx)
+    if not 0 < config.max_batch_size <= max(entry["batch"]):
+        raise SystemExit(
+            f"{onnx}: max_batch_size is {config.max_batch_size}; expected 1 to {max(entry['batch'])},\n"
+            "the largest batch in convertation/models.yaml, for which the plan is built"
+        )
+    config.name = f"{entry['name']}_trt"
+    config.backend, config.platform = "", "tensorrt_plan"
+    config.default_model_filename = f"{folders[0]}.plan"
+    for folder in folders:
+        if not (capability := re.fullmatch(r"sm(\d+)(\d)", folder)):
+            raise SystemExit(f"{folder}: expected a folder named by compute capability, such as sm86, in PLANS")
+        config.cc_model_filenames[f"{capability[1]}.{capability[2]}"] = f"{folder}.plan"
+    return (
+        f"# The TensorRT plan of {onnx}, written by scripts/plans/plan_config.py\n{text_format.MessageToString(config)}"
+    )
+
+
+if __name__ == "__main__":
+    onnx, entry, out, *folders = sys.argv[1:]
+    Path(out).write_text(plan_config(Path(onnx), json.loads(Path(entry).read_text()), folders))

@@ -1,0 +1,79 @@
+"""Write down all that shapes a plan but the GPU and TensorRT: python -m scripts.plans.plan_request ONNX ENTRY.json
+OUT.json
+
+--precision fp32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
+The ONNX file counts by its graph: what its metadata say of where the weights come from changes no plan.
+"""
+
+import argparse
+import hashlib
+import json
+import mmap
+import shlex
+from pathlib import Path
+from typing import Any
+
+METADATA = 14  # ModelProto.metadata_props
+# Given by us; or they change the precision, which comes from the types in the ONNX file
+OURS = ("--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes",
+        "--timingCacheFile", "--device", "--exportOutput", "--loadInputs", "--skipInference")  # fmt: skip
+PRECISIONS = ("--fp16", "--bf16", "--fp8", "--int8", "--int4", "--best", "--stronglyTyped", "--calib",
+              "--layerPrecisions", "--layerOutputTypes", "--precisionConstraints", "--inputIOFormats",
+              "--outputIOFormats")  # fmt: skip
+
+
+def graph_sha256(onnx: Path) -> str:
+    """Return the SHA-256 of an ONNX file's bytes without its metadata."""
+    from scripts.serve.check_repository import fields  # not needed by who only wants the options
+
+    digest = hashlib.sha256()
+    with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for number, start, _, end in fields(data, 0, len(data)):
+            if number != METADATA:
+                digest.update(memoryview(data)[start:end])
+    return digest.hexdigest()
+
+
+def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
+    """Return trtexec's options for a model, those that name files excepted: the hand-run command line, and `flags`."""
+    shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
+    profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
+    typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
+    try:
+        more = shlex.split(flags)
+    except ValueError as error:
+        raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
+    for flag in more:
+        if flag.partition("=")[0] in PRECISIONS:
+            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision comes from the ONNX file: PRECISION=fp16")
+        if flag.partition("=")[0] in OURS or not flag.startswith("--"):
+            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; expected further options such as --builderOptimizationLevel=4")
+    return [*profile, *typed, "--verbose", "--device=0", *more]
+
+
+def request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:
+    """What OUT holds."""
+    profile = {"input": entry["input"], "batch": entry["batch"]}
+    return {
+        "model": entry["name"],
+        "onnx_graph_sha256": graph_sha256(onnx),
+        "precision": precision,
+        "profile": profile,
+        "options": options(entry, precision, flags),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("onnx", type=Path)
+    parser.add_argument("entry", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32")
+    parser.add_argument("--flags", default="")
+    given = parser.parse_args()
+    entry = json.loads(given.entry.read_text())
+    given.out.write_text(json.dumps(request(given.onnx, entry, given.precision, given.flags), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Judge an archive of finished models: unpack it aside, check it offline, let a real Triton serve it, ask each model.
+
+    python -m scripts.publish.prebuilt --models build/models training/model_repository_running.zip build/prebuilt OUT
+
+OUT is written only if nothing is wrong: per model what it answered, the sha256 of each file.  What this machine cannot
+serve is named with the reason: a plan or KIND_GPU where there is no GPU, requirements that cannot be installed, a
+Python model that does not start or answer here.  With ACCEPT=unserved in the environment OUT is written all the same.
+That excuses nothing else: every model passes the offline check, and each ONNX model is served where it may run.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+
+from scripts.archives.unpack import unpack_all
+from scripts.convert.sample import sample
+from scripts.serve.check_repository import CLIENT, check_repository, read_config, read_entry
+from scripts.serve.triton_server import Server, triton_server
+from scripts.serve.verdict import CHANNEL, as_input, stage
+
+OURS = Path("convertation/bpr/requirements.txt")
+SERVER = Path("requirements-triton.txt")
+VENV = Path(".venv-prebuilt")
+STAGING = Path("build/staging-prebuilt")
+LOG = Path("build/logs/prebuilt.log")
+GPUS = Path("/proc/driver/nvidia/gpus")
+# What the offline check asks of the models made here, and no server of others': memory, and the batch that was compared
+REMARKS = ("instance_group; expected an explicit count: 1,", ", the model's largest batch, found ")
+
+
+class UnservedError(Exception):
+    """A model that this machine does not serve, with the reason."""
+
+
+def judge(archive: Path, tree: Path, models: Path, accept: bool, gpu: bool, timeout: float = 600) -> dict[str, Any]:
+    """What OUT holds; SystemExit with the model and the reason where anything is wrong."""
+    files = unpack(archive, tree)
+    names = sorted({path.split("/")[0] for path in files})
+    if lacking := sorted(set(CLIENT) - set(names)):
+        raise SystemExit(
+            f"{archive.name} has no {', '.join(lacking)}, which the client asks; it has {', '.join(names)}"
+        )
+    lines = check_repository(tree, models, gpu=True)  # whether there is a GPU here says nothing about the archive
+    remarks = [line for line in lines if any(remark in line for remark in REMARKS)]
+    print("".join(f"{line}; published as it is\n" for line in remarks), end="", flush=True)
+    if findings := [line for line in lines if line not in remarks]:
+        raise SystemExit("\n".join([*findings, f"{archive.name}: {len(findings)} findings; nothing was published"]))
+    configs = {name: read_config(tree / name / "config.pbtxt") for name in names}
+    unserved = {name: reason for name, config in configs.items() if (reason := beyond(config, gpu))}
+    own_code = [name for name in names if configs[name].backend == "python" and name not in unserved]
+    venv, trouble = environment(tree) if own_code else (None, "")
+    if trouble:
+        unserved |= dict.fromkeys(own_code, trouble)
+    served = {name: configs[name] for name in names if name not in unserved}
+    try:
+        answers = serve(tree, files, served, models, venv, timeout)
+    except UnservedError as error:
+        others = {name: config for name, config in served.items() if config.backend != "python"}
+        if len(others) == len(served):
+            raise SystemExit(str(error)) from None
+        try:
+            answers = serve(tree, files, others, models, None, timeout)
+        except UnservedError as fault:  # not the Python model's, then
+            raise SystemExit(str(fault)) from None
+        unserved |= {name: str(error) for name in served if name not in others}
+    for name, answer in answers.items():
+        print(f"{name}: READY, {answer['says']}, {answer['latency_ms']} ms")
+    for name, reason in unserved.items():
+        print(f"{name}: not served here: {reason}")
+    if unserved and not accept:
+        raise SystemExit(
+            f"{archive.name}: {', '.join(unserved)} could not be tried here; nothing was published\n"
+            "To publish it untried: make repository FROM=prebuilt ACCEPT=unserved"
+        )
+    return {"models": answers, "unserved": unserved, "remarks": remarks, "files": files}
+
+
+def unpack(archive: Path, tree: Path) -> dict[str, str]:
+    """Make `tree` the archive's models anew; return the sha256 of each file by its path."""
+    shutil.rmtree(tree, ignore_errors=True)
+    digests: dict[str, str] = {}
+
+    def wrote(path: str, digest: str) -> None:
+        digests[Path(path).relative_to(tree).as_posix()] = digest
+
+    unpack_all(archive, tree, tree="*/config.pbtxt", ours=lambda path, digest: False, wrote=wrote)
+    for cache in list(tree.rglob("__pycache__")):  # of the machine that packed it
+        shutil.rmtree(cache)
+    files = {path: digest for path, digest in sorted(digests.items()) if "/" in path and "/__pycache__/" not in path}
+    for path in files:
+        if not re.fullmatch(r"[\w.-]+/[^%=\n]+", path):
+            raise SystemExit(
+                f"{archive.name}: {path!r}; expected a model's name of letters, digits, _ . - and no % or ="
+            )
+    return files
+
+
+def beyond(config: Any, gpu: bool) -> str:
+    """Return why this machine cannot serve such a model, "" if it can."""
+    if config.platform == "tensorrt_plan":
+        return "only an image with a GPU serves a TensorRT plan"
+    if not gpu and any(group.kind == schema.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
+        return "its config.pbtxt says KIND_GPU, and this machine has no GPU"
+    return ""
+
+
+def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
+    """Return the environment for a tree's own code (None: the usual one does), and why it cannot be made or ""."""
+    theirs = [path.read_text(encoding="utf-8") for path in sorted(tree.glob("*/*/requirements.txt"))]
+    if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
+        shutil.rmtree(venv, ignore_errors=True)  # of an earlier archive; `make serve` would take it
+        return None, ""
+    pins = [line for path in (SERVER, OURS) for line in path.read_text(encoding="utf-8").splitlines()]
+    wanted = [pin for pin in pins if pin.startswith("nvidia-pytriton")]
+    wanted.append("numpy<2")  # with NumPy 2 Triton's Python stub returns empty tensors
+    if not any(re.match(r"\s*onnxruntime", line) for text in theirs for line in text.splitlines()):
+        wanted += [pin for pin in pins if pin.startswith("onnxruntime")]  # for the ONNX models
+    text = "\n".join([*wanted, *theirs])
+    done, listed = venv / "requirements.txt", LOG.parent / f"{venv.name.removeprefix('.venv-')}-requirements.txt"
+    if done.is_file() and done.read_text(encoding="utf-8") == text:
+        return venv, ""
+    shutil.rmtree(venv, ignore_errors=True)
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text(text, encoding="utf-8")
+    Path(".make/lock").mkdir(parents=True, exist_ok=True)
+    command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), str(listed.with_suffix(".installed"))]
+    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if made.returncode:
+        words = [line for line in made.stderr.splitlines() if line.startswith("ERROR:")] or made.stderr.splitlines()
+        shutil.rmtree(venv, ignore_errors=True)
+        return None, f"its requirements cannot be installed ({listed}): {' '.join(words[:2])}"
+    done.write_text(text, encoding="utf-8")
+    return venv, ""
+
+
+def serve(
+    tree: Path,
+    files: Iterable[str],
+    configs: dict[str, Any],
+    models: Path,
+    venv: Path | None,
+    timeout: float,
+) -> dict[str, Any]:
+    """Start Triton strictly on these models of the tree and ask each one.
+
+    UnservedError where it does not start, or a Python model does not answer; SystemExit where an answer is wrong.
+    """
+    if not configs:
+        return {}
+    stage([f"{path}={tree / path}" for path in files if path.split("/")[0] in configs], STAGING)
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout))
+        except SystemExit as error:
+            if not isinstance(error.code, str):  # a signal
+                raise
+            raise UnservedError(error.code) from None
+        try:
+            index = {model["name"]: model for model in server.ask("/v2/repository/index", "POST")}
+            for name in configs:
+                if (state := index.get(name, {}).get("state")) != "READY":
+                    raise SystemExit(f"{name}: expected READY, it is {state}; {LOG}")
+            return {
+                name: ask(server, name, config, read_entry(models, name), timeout) for name, config in configs.items()
+            }
+        except (OSError, http.client.HTTPException) as error:
+            raise SystemExit(f"{tree}: {server.trouble(str(error))}") from error
+
+
+def ask(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+    """Load, ask twice and unload one model, as the client does."""
+    answers: list[NDArray[Any]] = []
+    client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+    start = time.perf_counter()
+    try:
+        client.load_model(name, client_timeout=timeout)
+        for seed in (0, 1) if entry else ():
+            request = sample(entry, seed, 1) if entry else {}
+            inputs = [as_input(key, request.pop(key)) for key in list(request)]
+            start = time.perf_counter()
+            answers.append(client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output"))
+        seconds = time.perf_counter() - start
+        client.unload_model(name, client_timeout=timeout)
+    except InferenceServerException as error:
+        trouble = server.trouble(f"Triton says: {error.message()}")
+        raise (UnservedError if config.backend == "python" else SystemExit)(f"{name}: {trouble}") from error
+    finally:
+        client.close()
+    says = contract(name, answers, entry) if entry else "not asked, as its inputs are not known here"
+    return {"state": "READY", "says": says, "latency_ms": round(1000 * seconds, 1)}
+
+
+def contract(name: str, answers: Sequence[NDArray[Any] | None], entry: dict[str, Any]) -> str:
+    """Return in words what a model answered; SystemExit if that is not what the client reads."""
+    if entry["family"] == "bpr":
+        one = answers[0]
+        if one is None or one.shape != (1,) or not isinstance(one[0], bytes) or not one[0]:
+            raise SystemExit(f"{name}: expected one tag, answered {one!r}")
+        return f"says {one[0].decode(errors='backslashreplace')}"
+    expected = (1, *entry["output"])
+    for answer in answers:
+        if answer is None or answer.shape != expected or answer.dtype != np.float32:
+            raise SystemExit(f"{name}: expected float32 {expected}, answered {getattr(answer, 'shape', 'nothing')}")
+        if bad := int(answer.size - np.isfinite(answer).sum()):
+            raise SystemExit(f"{name}: {bad} of {answer.size} values of its answer are not finite")
+        if answer.size > 1 and np.ptp(answer) == 0:
+            raise SystemExit(f"{name}: every value of its answer is {answer.flat[0]:.7g}")
+    both = np.array(answers, np.float32)
+    if (both[0] == both[1]).all():
+        raise SystemExit(f"{name}: two different requests have the same answer")
+    return f"answers within {both.min():.3g} … {both.max():.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE")
+    parser.add_argument("tree", type=Path, metavar="FOLDER", help="made anew")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
+    given = parser.parse_args()
+    try:
+        result = judge(given.archive, given.tree, given.models, os.environ.get("ACCEPT") == "unserved", GPUS.is_dir())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Print what each published file was made from, as JSON; or compare a repository with such a file.
+
+    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.publish.provenance REPOSITORY
+    python3 -sES -m scripts.publish.provenance REPOSITORY --check FILE.json
+
+The JSON, standard library only, no clock and no absolute path in it:
+
+    published  file in the repository: its sha256, what it is a copy of, what of its checkpoint was guessed
+    made       artifact: its sha256, command, versions of the packages that shape it, sha256 of each input
+    origin     what nothing of ours made: file, its sha256 and kind: source, archive, or local (the user's own)
+    verdict    the artifact that tells how the set did; its record is among `made`
+
+A checkpoint that was made here of seeded numbers is an artifact like any other; `weights` says which kind it is.
+It is no proof of origin: whoever can change the files can change an unsigned JSON beside them.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts.steps.explain import ARCHIVE, Step, judged, locked
+from scripts.steps.records import digest, known, made_from, read, record, sha256, wrote
+from scripts.steps.step import KEPT
+
+READ_AS = b"\x0a\x12checkpoint_read_as"  # a key of 18 letters, as protobuf writes it; its value follows
+
+
+def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
+    """Return the provenance of every published file by the records; SystemExit if a file is not what they vouch for."""
+    copies = {file: source for step in steps.values() for file, source in step.files.items()}
+    verdict = next(name for name in steps if Path(name).name == "verdict.json")
+    judgement = made_from(verdict)
+    again = "the records do not tell what it was made from; make repository"
+    told: dict[str, Any] = {
+        "version": read("VERSION").strip(),
+        "weights": "",
+        "verdict": verdict,
+        "published": {},
+        "made": {},
+        "origin": {},
+    }
+    told["weights"] = read(record("published", repository)).partition("\n")[0]
+    for file, source in sorted(copies.items()):
+        if not (sha := digest(file)):
+            raise SystemExit(f"{file} is not there; make repository")
+        if sha != judgement.get(source):
+            raise SystemExit(f"{file} is not what the verdict was passed on: {again}")
+        guessed = {"checkpoint_read_as": said} if (said := read_as(file)) else {}
+        told["published"][os.path.relpath(file, repository)] = {"sha256": sha, "copy_of": source, **guessed}
+
+    def trace(name: str, sha: str) -> None:
+        if name in told["made"] or name in told["origin"]:
+            if (told["made"].get(name) or told["origin"][name])["sha256"] != sha:
+                raise SystemExit(f"{name} changed between two steps: {again}")
+        elif wrote(name) == sha:
+            text = read(record("made", name)).partition(" ")[2]
+            command, _, _ = text.rpartition(" : ")
+            words = command.split()
+            inputs = made_from(name)
+            told["made"][name] = {
+                "sha256": sha,
+                "command": " ".join(word for word in words if "==" not in word),
+                "versions": dict(word.split("==") for word in words if "==" in word),
+                "inputs": inputs,
+            }
+            for source, was in inputs.items():
+                trace(source, was)
+        elif name in steps and not name.startswith(KEPT):
+            raise SystemExit(f"{name} was made anew since: {again}")
+        else:
+            told["origin"][name] = {"sha256": sha, "kind": "local" if name.startswith(KEPT) else "source"}
+
+    trace(verdict, wrote(verdict))
+    if f"{ARCHIVE}.lock.json" in told["origin"]:
+        told["origin"][ARCHIVE] = {"kind": "archive", **archive(told["origin"][f"{ARCHIVE}.lock.json"]["sha256"])}
+    return {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in told.items()}
+
+
+def read_as(file: str) -> str:
+    """Return what an ONNX file says of how its checkpoint was understood: its metadata, which are field 14."""
+    if not file.endswith(".onnx"):
+        return ""
+    with open(file, "rb") as onnx:
+
+        def varint() -> int:
+            value = shift = 0
+            while byte := onnx.read(1):
+                value, shift = value | (byte[0] & 127) << shift, shift + 7
+                if byte[0] < 128:
+                    break
+            return value
+
+        end = os.fstat(onnx.fileno()).st_size
+        while onnx.tell() < end:
+            field, kind = divmod(varint(), 8)
+            if kind == 0:
+                varint()
+            elif kind != 2:
+                return ""
+            elif (length := varint()) and field == 14 and onnx.read(length).startswith(READ_AS):
+                onnx.seek(len(READ_AS) + 1 - length, os.SEEK_CUR)
+                return onnx.read(varint()).decode()
+            elif field != 14:
+                onnx.seek(length, os.SEEK_CUR)
+    return ""
+
+
+def archive(lock: str) -> dict[str, Any]:
+    """Return what the lock with this digest says of weights.zip; its own sha256 only, if it has changed since."""
+    return locked() if known(f"{ARCHIVE}.lock.json") == lock else {"sha256": "", "lock_sha256": lock}
+
+
+def differences(repository: str, told: dict[str, Any]) -> list[str]:
+    """Return how the files of a repository, each read anew, differ from the published ones of a provenance."""
+    expected = {name: entry["sha256"] for name, entry in told["published"].items()}
+    here = {
+        os.path.relpath(f"{folder}/{name}", repository)
+        for folder, _, names in os.walk(repository)
+        for name in names
+        if name != ".gitkeep" and "__pycache__" not in folder
+    }
+    lines = [f"{name}: not there" for name in expected.keys() - here]
+    lines += [f"{name}: not among those told of" for name in here - expected.keys()]
+    for name in here & expected.keys():
+        if (sha := sha256(f"{repository}/{name}")) != expected[name]:
+            lines.append(f"{name}: sha256 is {sha}, told is {expected[name]}")
+    return sorted(lines)
+
+
+def check(repository: str, file: str) -> None:
+    """Print each difference, SystemExit 1 if there is one."""
+    try:
+        told = json.loads(read(file))
+        lines = differences(repository, told)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise SystemExit(f"{file}: no provenance; expected what `make provenance > {file}` writes") from None
+    if lines:
+        raise SystemExit("\n".join([*lines, f"{repository} is not what {file} tells of"]))
+    print(f"{repository}: {len(told['published'])} files are those of {file}")
+
+
+if __name__ == "__main__":
+    if sys.argv[2:3] == ["--check"]:
+        check(sys.argv[1], sys.argv[3])
+    else:
+        print(json.dumps(provenance(sys.argv[1], judged(sys.stdin.read(), sys.argv[1])), indent=2))

@@ -1,0 +1,246 @@
+"""Put models that were made anew into the published repository, each by one exchange of folders; or undo that.
+
+    python3 -sES -m scripts.publish.publish REPOSITORY --weights KIND --verdict FILE --models MODEL,... FILE=SOURCE...
+    python3 -sES -m scripts.publish.publish REPOSITORY --prebuilt FILE FOLDER
+    python3 -sES -m scripts.publish.publish REPOSITORY --rollback
+
+--prebuilt: what scripts/publish/prebuilt.py judged and wrote to FILE, from FOLDER; exit status 3 where that is lacking.
+Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published), previous/ (what was replaced, to roll back
+to) and harmed/ (what was replaced because it was no longer what had been published).
+.make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
+.make/published/REPOSITORY: kind of weights, then a line for all that a model was ever published as: those alone are
+ours to replace.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from scripts.steps.records import digest, found, holds, known, lock, made_from, owned, read, record, write, wrote
+from scripts.steps.swap import beside, finish, let_it_move
+
+# Large and not needed twice: a step that reads one of these later gets a copy of the published
+MOVED = ("build/onnx/", "build/prebuilt/")
+LACKING = 3
+
+
+def publish(repository: str, weights: str, verdict: str, models: list[str], sources: dict[str, str]) -> None:
+    """Publish `models`, provided that the whole set is what its records say and what the verdict was passed on."""
+    with lock("publish"):
+        finish_copies(repository)
+        finish(record("journal", repository))
+        refuse_what_is_not_ours(repository, weights, models)
+        judged = made_from(verdict)
+        for path in sources.values():
+            if judged.get(path) != known(path):
+                raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
+        if not holds(verdict):
+            raise SystemExit(f"nothing published: an input of {verdict} changed since; run make again")
+        files = {path: (source, known(source)) for path, source in sources.items()}
+        right = {path: sha for path, (_, sha) in files.items()}
+        # Another make may have published them while this one waited; once more would cost what rollback goes back to
+        if models := [model for model in models if content(repository, model) != of(model, right)]:
+            replace(repository, weights, models, files)
+
+
+def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
+    """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
+    with lock("publish"):
+        finish_copies(repository)
+        finish(record("journal", repository))
+        told = json.loads(read(verdict))
+        judged: dict[str, str] = told["files"]
+        there = {path.partition("/")[0] for version in versions(repository) for path in version}
+        wanted = there | {path.partition("/")[0] for path in judged}
+        models = sorted(model for model in wanted if content(repository, model) != of(model, judged))
+        if not models:
+            print(f"{repository} is up to date: {len(judged)} files, nothing published")
+        else:
+            refuse_what_is_not_ours(repository, "prebuilt", models)
+            if (unserved := told.get("unserved")) and os.environ.get("ACCEPT") != "unserved":
+                raise SystemExit(
+                    "\n".join([f"{name}: not served here: {reason}" for name, reason in unserved.items()])
+                    + "\nnothing was published; to publish it untried: make repository FROM=prebuilt ACCEPT=unserved"
+                )
+            sources = {path: (f"{folder}/{path}", sha) for path, sha in judged.items()}
+            for path, (source, sha) in sources.items():
+                if path.partition("/")[0] in models and digest(source) != sha:
+                    if not (copy := found(sha)) or copy.startswith((f"{folder}/", beside(repository, "next"))):
+                        print(f"{source} is to be published and is there no more", flush=True)
+                        raise SystemExit(LACKING)
+                    sources[path] = copy, sha
+            replace(repository, "prebuilt", models, sources)
+        shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
+
+
+def replace(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
+    """Let `models` in the repository be what the sources are, each with its digest."""
+    if os.path.isdir(following := beside(repository, "next")):
+        shutil.rmtree(following)
+    os.makedirs(following)  # stays empty where models are only dropped
+    os.makedirs(repository, exist_ok=True)
+    let_all_read(repository, ".")
+    notes = {}
+    for path, (source, wanted) in sources.items():
+        if path.partition("/")[0] in models:
+            place(source, f"{following}/{path}")
+            let_all_read(following, path)
+            if wanted != digest(f"{following}/{path}"):
+                raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
+            notes[path] = wanted
+    for path in notes:
+        with open(f"{following}/{path}") as file:
+            os.fsync(file.fileno())
+    before = versions(repository)
+    after = [*before, *(version for model in models if (version := of(model, notes)) and version not in before)]
+    lines = [" ".join(f"{path}={sha}" for path, sha in sorted(version.items())) for version in after]
+    harmed = [model for model in models if (there := content(repository, model)) and there not in before]
+    begin(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
+    new = {path.partition("/")[0] for path in notes}
+    for what, which in (("published", new), ("removed", set(models) - new)):
+        if which:
+            print(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
+
+
+def rollback(repository: str) -> None:
+    """Let the published models and those that they replaced change places."""
+    with lock("publish"):
+        finish_copies(repository)
+        finish(record("journal", repository))
+        previous = beside(repository, "previous")
+        models = sorted(os.listdir(previous)) if os.path.isdir(previous) else []
+        earlier = any(os.listdir(f"{previous}/{model}") for model in models)
+        if not earlier and {path.parent.name for path in Path(repository).glob("*/config.pbtxt")} <= set(models):
+            raise SystemExit(f"{repository}: nothing to roll back to, {previous} holds no earlier models")
+        ours = {path for version in versions(repository) for path in version}
+        for model in models:
+            if (there := content(previous, model)) and there not in versions(repository):
+                raise SystemExit(
+                    f"{previous}/{model} is not as it was published, altered or not whole; nothing rolled back"
+                )
+            if yours := sorted(content(repository, model).keys() - ours):
+                raise SystemExit(f"{repository}/{yours[0]} was not made by this build and would be lost; move it away")
+        begin(repository, models, "previous", read(record("published", repository)), {}, [])
+        print(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
+        print("`make repository` publishes what the present inputs make")
+
+
+def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
+    """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step wrote."""
+    way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
+    before, kind = versions(repository), read(record("published", repository)).partition("\n")[0]
+    ours = {path for version in before for path in version}
+    for model in models:
+        there = content(repository, model)
+        if foreign := sorted(there.keys() - ours):
+            raise SystemExit(f"{repository}/{foreign[0]} was not made by this build and is not replaced: {way_out}")
+        if there and not any(there.items() & version.items() for version in before):
+            raise SystemExit(f"{repository}/{model} was not made by this build and is not replaced: {way_out}")
+        if there and kind != weights:
+            raise SystemExit(f"{repository} is made from {kind} weights, these are {weights}: {way_out}")
+
+
+def versions(repository: str) -> list[dict[str, str]]:
+    """Return what each model was ever published as in `repository`: its files, relative to it, and their digests."""
+    lines = read(record("published", repository)).split("\n")[1:]
+    return [{path: sha for path, _, sha in (word.rpartition("=") for word in line.split())} for line in lines if line]
+
+
+def content(folder: str, model: str) -> dict[str, str]:
+    """Return the files of `model` in `folder`, relative to it, and their digests; what Python caches does not count."""
+    there = (
+        path for path in sorted(Path(folder, model).rglob("*")) if path.is_file() and "__pycache__" not in path.parts
+    )
+    return {str(path.relative_to(folder)): digest(str(path)) for path in there}
+
+
+def of(model: str, files: dict[str, str]) -> dict[str, str]:
+    """Return those of `files` that belong to `model`."""
+    return {path: sha for path, sha in files.items() if path.partition("/")[0] == model}
+
+
+def place(source: str, path: str) -> None:
+    """Move or copy a finished file to `path`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if source.startswith(MOVED) and not os.path.exists(source):
+        source = found(wrote(source)) or source  # published already
+    if source.startswith(MOVED):
+        try:
+            os.rename(source, path)
+            os.utime(path)  # the newest mtime in a model's folder tells a running Triton to load it again
+            return
+        except OSError:
+            pass  # another file system
+    subprocess.run(["cp", "--reflink=auto", source, path], check=True)
+
+
+def let_all_read(folder: str, path: str) -> None:
+    """Let the server, another user, read `path` and the folders above it in `folder`, whatever the umask."""
+    place = os.path.normpath(f"{folder}/{path}")
+    while len(place) >= len(os.path.normpath(folder)):
+        mode = os.stat(place).st_mode & 0o7777
+        wanted = mode | (0o555 if os.path.isdir(place) else 0o444)
+        if wanted != mode:
+            os.chmod(place, wanted)
+        place = os.path.dirname(place)
+
+
+def begin(
+    repository: str, models: list[str], source: str, record_after: str, notes: dict[str, str], harmed: list[str]
+) -> None:
+    """Write down which folders change places, then let them."""
+    folder = beside(repository, source)
+    os.makedirs(repository, exist_ok=True)
+    for path in [repository, *(f"{repository}/{model}" for model in models)]:
+        if os.path.isdir(path) and os.stat(path).st_dev != os.stat(folder).st_dev:
+            raise SystemExit(
+                f"nothing published: {path} lies on another file system than {folder}, so that models cannot be\n"
+                "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
+            )
+    for model in models:
+        let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
+        let_it_move(f"{folder}/{model}", beside(repository, f"copies/{source}"))
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+    inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
+    job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
+    write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
+    finish(journal)
+
+
+def finish_copies(repository: str) -> None:
+    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
+    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
+        copies = beside(repository, f"copies/{kind}")
+        for model in os.listdir(copies) if os.path.isdir(copies) else []:
+            if model != "full":
+                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
+                os.rename(f"{copies}/{model}", f"{folder}/{model}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository")
+    parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--prebuilt", nargs=2, metavar=("FILE", "FOLDER"))
+    parser.add_argument("--weights", help="kind of weights, synthetic or real")
+    parser.add_argument("--verdict", help="artifact that was made from exactly these sources")
+    parser.add_argument("--models", default="", help="comma-separated; one without a FILE is taken out")
+    parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
+    args = parser.parse_intermixed_args()
+    try:
+        if args.rollback:
+            rollback(args.repository)
+        elif args.prebuilt:
+            publish_prebuilt(args.repository, *args.prebuilt)
+        else:
+            pairs = dict(pair.split("=", 1) for pair in args.files)
+            publish(args.repository, args.weights, args.verdict, sorted(args.models.split(",")), pairs)
+    except (OSError, subprocess.CalledProcessError) as error:
+        cut_short = os.path.exists(record("journal", args.repository))
+        what = "publishing was cut short, the next make ends it" if cut_short else "nothing was published"
+        if isinstance(error, PermissionError) and error.filename:
+            raise SystemExit(f"{args.repository}: {what}: {owned(os.fspath(error.filename))}") from None
+        raise SystemExit(f"{args.repository}: {what} ({error})") from None

@@ -1,0 +1,59 @@
+"""Ask the models of a Triton that runs for it, as the client does.
+
+with serving(Path("model_repository_running"), Path("build/logs/fidelity.log")) as ask:
+    embedding = ask("vit_onnx", {"input": volume})
+"""
+
+import http.client
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from tritonclient import grpc  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+
+from scripts.serve.triton_server import triton_server
+from scripts.serve.verdict import CHANNEL, as_input
+
+Array = NDArray[Any]
+Ask = Callable[[str, dict[str, Array]], Array]
+
+
+class UnservedError(SystemExit):
+    """Triton does not serve this, in its own words; where nobody catches it, the end of the program."""
+
+
+@contextmanager
+def serving(
+    repository: Path, log: Path, *, image: str | None = None, venv: Path | None = None, timeout: float = 600
+) -> Iterator[Ask]:
+    """Yields ask(model, inputs by name) -> the tensor `output` of the model's version 1.
+
+    UnservedError where the server does not start, dies, or refuses a request.
+    """
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(triton_server(repository, log, image=image, venv=venv, timeout=timeout))
+        except SystemExit as error:
+            if not isinstance(error.code, str):  # a signal
+                raise
+            raise UnservedError(error.code) from None
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+
+        def ask(name: str, request: dict[str, Array]) -> Array:
+            try:
+                inputs = [as_input(key, array) for key, array in request.items()]
+                answer = client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output")
+            except InferenceServerException as error:
+                raise UnservedError(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise UnservedError(f"{name}: {server.trouble(str(error))}") from error
+            if answer is None:
+                raise UnservedError(f"{name}: the answer has no tensor named output; the client reads that one")
+            found: Array = answer
+            return found
+
+        running.callback(client.close)
+        yield ask

@@ -1,0 +1,295 @@
+"""A real Triton's verdict on a set of models: every one loads, answers as PyTorch does, and unloads.
+
+    python -m scripts.serve.verdict vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/checks/verdict.json
+    python -m scripts.serve.verdict --repository model_repository_running build/verify.json
+
+FILE=SOURCE: what the repository will hold; links in a fresh staging folder stand for it, and nothing is copied.
+--gpu-checks: of the models that were compared with plans, answers are judged as a GPU's, by PATTERN with <name> for {}.
+--repository: judges an existing repository where it lies. Model `<name>_…` is asked what build/checks/<name>.json
+holds. OUT is written only if nothing is wrong: per model READY, difference and latency, the sha256 of each file.
+"""
+
+import argparse
+import hashlib
+import http.client
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient import grpc  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
+
+from scripts.convert.collapse import CAUSE, alike
+from scripts.convert.sample import sample
+from scripts.serve.check_repository import check_repository, read_config
+from scripts.serve.triton_server import Server, triton_server
+
+LARGE = 32 << 20  # bytes of a request that is timed once, not five times
+
+
+def verdict(
+    repository: Path,
+    checks: Path,
+    models: Path,
+    log: Path,
+    image: str | None = None,
+    timeout: float = 600,
+    gpu_checks: str | None = None,
+    fp16: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
+    if findings := check_repository(repository, models):
+        raise SystemExit("\n".join([*findings, f"{repository}: {len(findings)} findings; nothing was served"]))
+    names = sorted(path.name for path in repository.iterdir() if path.is_dir())
+    for name in names:
+        if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
+            raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
+    asked = {name: (read(models, name), expected(checks, gpu_checks, name, fp16)) for name in names}
+    before = states(repository)
+    files = {path: sha256(repository / path) for path in before}
+    print(f"  starting Triton on {len(names)} models", flush=True)
+    with triton_server(repository, log, image=image, timeout=timeout) as server:
+        try:
+            version = server.ask("/v2")["version"]
+            index = {model["name"]: model for model in server.ask("/v2/repository/index", "POST")}
+            for name in names:
+                if (state := index.get(name, {}).get("state")) != "READY":
+                    raise SystemExit(
+                        f"{name}: expected READY, it is {state}: {index.get(name, {}).get('reason')}; {log}"
+                    )
+            results = {name: ask(server, name, *asked[name], timeout) for name in names}
+        except (OSError, http.client.HTTPException) as error:
+            raise SystemExit(f"{repository}: {server.trouble(str(error))}") from error
+    if states(repository) != before:
+        raise SystemExit(
+            f"{repository}: its files changed while they were judged; start again when nothing writes there"
+        )
+    return {"server": f"{image or 'tritonserver'} {version}", "models": results, "files": files}
+
+
+def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Loads, asks and unloads one model as the client does."""
+    client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+    print(f"  asking {name}", flush=True)
+    try:
+        client.load_model(name, client_timeout=timeout)
+        largest, relative, flips = 0.0, 0.0, 0
+        times: list[float] = []
+        outputs: list[NDArray[Any] | None] = []
+        for answer in check["served"]:
+            request = sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
+            small = sum(array.nbytes for array in request.values()) < LARGE
+            # Popped: of a volume each copy is 221 MB, and gRPC makes its own.
+            inputs = [as_input(key, request.pop(key)) for key in list(request)]
+            for _ in range(5 if small else 1):
+                start = time.perf_counter()
+                result = client.infer(name, inputs, model_version="1", client_timeout=timeout)
+                times.append(time.perf_counter() - start)
+            outputs.append(result.as_numpy("output"))
+        differ(name, check["served"], outputs)
+        for answer, output in zip(check["served"], outputs, strict=True):
+            difference, turned = compare(name, answer, output)
+            largest, flips = max(largest, difference), flips + turned
+            relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
+        client.unload_model(name, client_timeout=timeout)
+    except InferenceServerException as error:
+        raise SystemExit(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+    finally:
+        client.close()
+    milliseconds = round(1000 * statistics.median(times), 1)
+    return {
+        "state": "READY",
+        "difference": largest,
+        "relative": relative,
+        "codes_flipped": flips,
+        "latency_ms": milliseconds,
+    }
+
+
+# What tritonclient sets itself, and no proxy: HTTP_PROXY must not come between us and our own server.
+CHANNEL = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def as_input(name: str, array: NDArray[Any]) -> Any:
+    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:
+    """SystemExit where different inputs got answers that are alike, while PyTorch's are not."""
+    pairs = [
+        (np.asarray(answer["output"], np.float64), output)
+        for answer, output in zip(answers, served, strict=True)
+        if output is not None and output.dtype != object
+    ]
+    if not pairs or any(right.shape != output.shape for right, output in pairs):
+        return  # tags are equal to PyTorch's or refused, and so is another shape
+    expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    if same := alike(expected, found):
+        one, other = same[0]
+        apart = [np.linalg.norm(side[one].astype(np.float64) - side[other]) for side in (found, expected)]
+        raise SystemExit(
+            f"{name}: answers different inputs alike: {len(same)} pairs, the first {apart[0]:.2e} apart, PyTorch's "
+            f"{apart[1]:.2e}; {CAUSE}; next: make repository"
+        )
+
+
+def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
+    """The largest absolute difference, and the number of codes by whose flip an answer was explained first.
+
+    SystemExit where an element differs by more than it may, or a tag at all.
+    """
+    next_step = "not what PyTorch makes of this checkpoint: rolled back, not published yet, or wrong; make repository"
+    if served is None:
+        raise SystemExit(f"{name}: the answer has no tensor named output")
+    if served.dtype == object:
+        found = [value.decode() for value in served.ravel()]
+        if found != answer["output"]:
+            raise SystemExit(f"{name}: expected {answer['output']}, answered {found}; {next_step}")
+        return 0.0, 0
+    expected = np.asarray(answer["output"], np.float64)
+    if served.shape != expected.shape:
+        raise SystemExit(f"{name}: expected an answer of shape {expected.shape}, found {served.shape}; {next_step}")
+    difference, allowed = served.astype(np.float64) - expected, answer["allowed"]
+    flips = 0
+    for row, changes in enumerate(answer.get("flips", [])):
+        difference[row], count = without_flips(difference[row], changes, allowed)
+        flips += count
+    # A NaN compares as no number does, so ask what is within, not what is beyond.
+    within = np.abs(difference) <= allowed
+    if not within.all():
+        bad = int(within.size - within.sum())
+        where = tuple(int(index[0]) for index in np.nonzero(~within))
+        raise SystemExit(
+            f"{name}: {bad} of {within.size} values beyond the tolerance, the first at {where}: "
+            f"expected {expected[where]:.7g}, answered {served[where]:.7g}; {next_step}"
+        )
+    return float(np.abs(difference).max()), flips
+
+
+def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
+    """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
+
+    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
+    The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
+    nothing else is explained by them.
+    """
+    left, flips = [np.atleast_2d(np.asarray(tie, np.float64)) for tie in ties], 0
+    while left and not (np.abs(difference) <= allowed).all():
+        rests = [difference - change for tie in left for change in tie]
+        token = [number for number, tie in enumerate(left) for _ in tie]
+        remains = np.linalg.norm(rests, axis=1)
+        best = int(remains.argmin())
+        if not remains[best] < np.linalg.norm(difference):
+            break
+        difference, flips = rests[best], flips + 1
+        del left[token[best]]
+    return difference, flips
+
+
+def stage(contents: Sequence[str], staging: Path) -> None:
+    """A fresh folder of links, one per FILE=SOURCE; refuses to clear a folder in which other things than links lie."""
+    if staging.exists() or staging.is_symlink():
+        for path in [staging, *staging.rglob("*")]:
+            if path.is_symlink() == path.is_dir():
+                raise SystemExit(
+                    f"{path}: no link of an earlier staging; expected {staging} empty or absent; move it away"
+                )
+        shutil.rmtree(staging)
+    for item in contents:
+        file, separator, source = item.partition("=")
+        if not separator or Path(file).is_absolute() or ".." in Path(file).parts:
+            raise SystemExit(f"{item}: expected FILE=SOURCE, such as vit_onnx/1/model.onnx=build/onnx/vit.onnx")
+        if not Path(source).is_file():
+            raise SystemExit(f"{source}: no such file, expected for {file}; make it with: make repository")
+        link = staging / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(source).resolve())
+
+
+def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json; what is in `fp16`
+    has binary.fp16.json.
+    """
+    path = folder / f"{variant(model, fp16)}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def expected(checks: Path, gpu_checks: str | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
+    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
+    on_gpu = Path((gpu_checks or "").format(variant(model, fp16)))
+    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu.is_file() else read(checks, model, fp16)
+    return content
+
+
+def variant(model: str, fp16: Sequence[str]) -> str:
+    """vit_onnx or vit_trt -> vit, or vit.fp16 if that is served."""
+    name = model.rpartition("_")[0]
+    return f"{name}.fp16" if name in fp16 else name
+
+
+def states(repository: Path) -> dict[str, tuple[int, int, int]]:
+    """Of each file, by its path in the repository: inode, size, mtime; links are followed."""
+    files = sorted(path for path in repository.rglob("*") if path.is_file())
+    found = [(path.relative_to(repository).as_posix(), path.stat()) for path in files]
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Let a real Triton judge a set of models.")
+    parser.add_argument("contents", nargs="*", metavar="FILE=SOURCE")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--repository", type=Path, help="judge this repository where it lies")
+    parser.add_argument("--staging", type=Path, default=Path("build/staging"))
+    parser.add_argument("--checks", type=Path, default=Path("build/checks"))
+    parser.add_argument("--models", type=Path, default=Path("build/models"))
+    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
+    parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
+    parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
+    parser.add_argument("--image", help="run this image's server in Docker")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
+    given = parser.parse_intermixed_args(argv)  # options may stand between files
+    if bool(given.contents) == bool(given.repository):
+        parser.error("expected either FILE=SOURCE … or --repository")
+    if given.contents:
+        stage(given.contents, given.staging)
+    judged = given.repository or given.staging
+    try:
+        image, timeout = given.image or None, given.timeout
+        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.fp16)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, model in result["models"].items():
+        flipped = f" after {model['codes_flipped']} near ties" if model["codes_flipped"] else ""
+        print(
+            f"{name}: {model['state']}, differs by {model['relative']:.1e} of its scale{flipped}, "
+            f"{model['latency_ms']} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

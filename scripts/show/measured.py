@@ -1,0 +1,164 @@
+"""What was measured, as sections of scripts/show/report.py: fidelity, the comparison with another repository,
+benchmarks.
+
+Standard library only.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from scripts.show import fidelity_table
+from scripts.show.page import figure, heading, load, missing, stale, table
+from scripts.show.plots import Bar, Histogram, bars, histograms, scatter
+from scripts.steps.records import known
+
+
+def fidelity() -> str:
+    """Every hop on the seeded volumes: the table, and three plots."""
+    found = load("build/fidelity.json")
+    if not found:
+        return heading("Fidelity") + missing("How far each hop moves the answers", "make fidelity")
+    about = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["tissue"].items())
+    parts = [
+        heading("Fidelity", found["weights"]),
+        f"<p>{found['volumes']} seeded volumes with the statistics of CT ({about}) go through every hop that exists. "
+        "Differences are relative to the largest value of PyTorch's embeddings."
+        f"{stale('build/fidelity.json', 'make fidelity')}</p>",
+    ]
+    head, *rows = fidelity_table.rows(found)
+    parts.append(table([head, *[row for row in rows if row[3]]]))
+    parts += [missing(row[0], "", row[2]) for row in rows if not row[3]]
+    hops = [hop for hop in found["hops"] if "embedding" in hop]
+    for hop in hops:
+        if (ties := hop["near_ties"]) and ties["explain"]:
+            parts.append(
+                f"<p><b>{escape(hop['hop'])}</b>: its codes cannot be seen, but each leaves its "
+                f"trace in the embedding: {ties['explain']} near ties of the quantiser fell the other way; beyond them "
+                f"{ties['remains']:.1e} of the scale remains.</p>"
+            )
+    return "\n".join([*parts, differences(found, hops), margins(found, hops), distances(found, hops)])
+
+
+def differences(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+    """The distribution of each hop's differences, and what the build's check allows."""
+    check = load("build/checks/vit.json")
+    marks = [(check["tolerance"], f"allowed by the build's check: {check['tolerance']:g}")] if check else []
+    rows = [Histogram(hop["hop"], hop["embedding"]["histogram"], "values") for hop in hops]
+    axis = "difference of each value of an embedding, relative to the largest (equal ones count at the left end)"
+    return figure(
+        "Differences of the embeddings",
+        histograms(found["edges"], rows, marks, "Distribution of the embeddings' differences", axis),
+        "Where the differences lie, each hop against what the table says. Far left of the line is rounding.",
+    )
+
+
+def margins(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+    """The margins of all tokens, and of the codes that flipped."""
+    rows = [Histogram("every token", found["token_margins"], "tokens", "all")]
+    rows += [Histogram(hop["hop"], hop["codes"]["histogram"], "codes flipped", "other") for hop in hops if hop["codes"]]
+    marks = [(found["rounding"], f"float32 rounding explains up to {found['rounding']:.1e}")]
+    axis = "cosine with the nearest codebook row minus cosine with the other"
+    return figure(
+        "Margins of the codes",
+        histograms(found["edges"], rows, marks, "Margins of all tokens and of flipped codes", axis),
+        "The quantiser's near ties. Grey: how far each token's best codebook row is ahead of its second. Below: the "
+        "margins of the codes that differ. Left of the line rounding decides; right of it the network has changed.",
+    )
+
+
+def distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+    """Histograms of |p - 0.5| per head, with the largest change as a line."""
+    edges = found["edges"]
+    rows = []
+    for head, values in found["probabilities"].items():
+        powers = [math.log10(max(abs(value - 0.5), 1e-10)) for row in values for value in row]
+        counts = [sum(low <= power < high for power in powers) for low, high in itertools.pairwise(edges)]
+        rows.append(Histogram(head, counts, "probabilities"))
+    changes = [score["max"] for hop in hops for score in hop["probabilities"].values()]
+    marks = [(max(changes), f"largest change: {max(changes):.1e}")] if changes and max(changes) else []
+    plot = histograms(
+        edges, rows, marks, "Distances of the probabilities from 0.5", "distance of a probability from 0.5"
+    )
+    return figure(
+        "Distances of the decisions",
+        plot,
+        "How close the decisions are: the distance of every probability from 0.5, and the largest change that a hop "
+        "makes. While the line stays left of all bars, no hop can turn a decision.",
+    )
+
+
+def compared(repository: str) -> str:
+    """The last comparison with another repository."""
+    found = load("build/compare.json")
+    if not found:
+        return heading("Compared") + missing("A comparison with another repository", "make compare WITH=/path/to/it")
+    kind = "synthetic" if "synthetic" in found["weights"].values() else ""
+    changed = [f for f, sha in found["files"].items() if known(f"{repository}/{f}") != sha]
+    note = " <b>Another set is published since: make compare WITH=… again.</b>" if changed else ""
+    parts = [
+        heading("Compared", kind),
+        f"<p>New: <code>{escape(found['ours'])}</code>, weights {found['weights']['ours']}. ",
+    ]
+    parts.append(f"Other: <code>{escape(found['theirs'])}</code>, weights {found['weights']['theirs']}.{note}</p>")
+    rows = [("model", "verdict", "difference", "allowed", "decisions changed", "")]
+    for name, result in found["models"].items():
+        apart = (f"{result['difference']:.1e}", f"{result['tolerance']:g}") if "difference" in result else ("", "")
+        decisions = str(len(result["decisions_changed"])) if "decisions_changed" in result else ""
+        rows.append((name, result["verdict"], *apart, decisions, result.get("reason", "")))
+    parts.append(
+        table(rows, good={"same files", "same answers"}, bad={"differs", "not compared", "only in the other one"})
+    )
+    if found["probabilities"]:
+        panels = [
+            (
+                head,
+                [
+                    pair
+                    for old, new in zip(sides["old"], sides["new"], strict=True)
+                    for pair in zip(old, new, strict=True)
+                ],
+            )
+            for head, sides in found["probabilities"].items()
+        ]
+        caption = f"Each probability of {len(found['inputs'])} volumes, old against new; red: another decision at 0.5."
+        parts.append(figure("Probabilities", scatter(panels, "Probabilities old and new", "other", "new"), caption))
+    return "\n".join(parts)
+
+
+def benchmark() -> str:
+    """The figures of `make bench` as shares of their goals."""
+    found = load("build/bench.json")
+    if not found:
+        return heading("Speed and size") + missing("The benchmarks", "make bench")
+    machine = found["machine"]
+    parts = [
+        heading("Speed and size"),
+        f"<p>{machine['cores']} cores, {escape(machine['processor'])}, Python {machine['python']}; a ratio is of one "
+        "run on one machine. A bar is a share of its goal, a whisker the spread of its rounds.</p>",
+    ]
+    groups = dict.fromkeys(row["group"] for row in found["rows"])
+    for group in groups:
+        rows = [row for row in found["rows"] if row["group"] == group]
+        judged_rows = [bar(row) for row in rows if row["value"] is not None and row["goal"]]
+        parts.append(figure(group, bars(judged_rows, f"Benchmarks: {group}") if judged_rows else "", ""))
+        others = [("figure", "value", "note")]
+        for row in rows:
+            if row["value"] is None or not row["goal"]:
+                value = "not measured" if row["value"] is None else f"{row['value']:.3g} {row['unit']}".strip()
+                others.append((row["what"], value, row["note"]))
+        parts += [table(others)] if others[1:] else []
+    return "\n".join(parts)
+
+
+def bar(row: dict[str, Any]) -> Bar:
+    """A row of bench.json as share of its goal: at most 1 is good, whatever way the goal is meant."""
+
+    def share(value: float) -> float:
+        return value / row["goal"] if row["relation"] == "≤" else row["goal"] / value if value else math.inf
+
+    ends = [share(value) for value in row["samples"] or [row["value"]]]
+    words = f"{row['value']:.3g} {row['unit']} ({row['relation']} {row['goal']:.3g})"
+    return Bar(row["what"], share(row["value"]), min(ends), max(ends), words, row["verdict"] == "pass")

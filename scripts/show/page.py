@@ -1,0 +1,59 @@
+"""The parts that scripts/show/report.py sets its page of. Standard library only."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from scripts.steps.records import digest, holds, known, made_from, read
+
+STAMP = '<span class="stamp">SYNTHETIC</span>'
+HEXADECIMAL = frozenset("0123456789abcdef")
+
+
+def load(path: str) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if there is no such file."""
+    text = read(path)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found
+
+
+def stale(path: str, command: str) -> str:
+    """Return a remark if what `path` was made from is no longer so."""
+    fresh = all(known(name) == was and holds(name) for name, was in made_from(path).items())
+    if fresh and digest(path):
+        return ""
+    return f" <b>Something it was made from has changed since: <code>{command}</code>.</b>"
+
+
+def heading(title: str, kind: str = "") -> str:
+    return f"<h2>{title}{STAMP if kind == 'synthetic' else ''}</h2>"
+
+
+def figure(title: str, plot: str, caption: str) -> str:
+    return f"<figure><h3>{escape(title)}</h3>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def missing(what: str, command: str, reason: str = "") -> str:
+    """Say what is not there, and the command that makes it."""
+    words = f"{escape(what)}: not there yet" if not reason else f"{escape(what)}: {escape(reason)}"
+    return f'<p class="missing">{words}{f". Make it with <code>{escape(command)}</code>" if command else ""}.</p>'
+
+
+def table(rows: Sequence[Sequence[str]], good: Iterable[str] = (), bad: Iterable[str] = ()) -> str:
+    """The first row is the head; cells that say one of `good` or `bad` are coloured."""
+
+    def cell(words: str) -> str:
+        kind = ' class="good"' if words in good else ' class="bad"' if words in bad else ""
+        return f"<td{kind}>{code(words)}</td>"
+
+    head = "".join(f"<th>{escape(words)}</th>" for words in rows[0])
+    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows[1:])
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def code(words: str) -> str:
+    """A path or a digest in the type of code."""
+    if len(words) == 12 and HEXADECIMAL.issuperset(words):
+        return f'<code class="digest">{words}</code>'
+    return f"<code>{escape(words)}</code>" if "/" in words and "://" not in words else escape(words)

@@ -1,0 +1,187 @@
+"""Show what was built, of what, and how well, on one page: build/report.html. Standard library only.
+
+    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.show.report REPOSITORY build/report.html
+
+One file, which asks no network: it may be mailed, printed, kept beside the models.  It shows what is there by now, and
+names the command for what is not.  No clock and no machine's name is in it.
+"""
+
+import json
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from scripts.publish.provenance import provenance
+from scripts.show import fidelity_table
+from scripts.show.graph import picture
+from scripts.show.measured import benchmark, compared, fidelity
+from scripts.show.page import heading, load, missing, stale, table
+from scripts.steps.explain import FRESH, LOCAL, Step, judged
+from scripts.steps.records import known, read, record
+from scripts.steps.summary import size
+
+HERE = Path(__file__).parent
+# Nothing is asked for, wherever the page is opened
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+)
+
+
+def report(repository: str, steps: dict[str, Step]) -> str:
+    """Return the whole page."""
+    kind = read(record("published", repository)).partition("\n")[0]
+    parts = {
+        "Models": models(repository, kind),
+        "Pipeline": pipeline(repository, steps),
+        "Made of": made_of(repository, steps),
+        "Fidelity": fidelity(),
+        "Compared": compared(repository),
+        "Speed and size": benchmark(),
+    }
+    anchors = {title: title.lower().replace(" ", "-") for title in parts}
+    links = "".join(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items())
+    banner = f'<p class="banner">{escape(fidelity_table.SYNTHETIC)}.</p>' if kind == "synthetic" else ""
+    body = "\n".join(f'<section id="{anchors[title]}">{part}</section>' for title, part in parts.items())
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{POLICY}\n"
+        f'<title>Chest-CT models: {escape(repository)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{(HERE / 'report.css').read_text()}</style>\n</head>\n<body>\n<header>\n"
+        "<h1>Chest-CT models for NVIDIA Triton</h1>\n"
+        f'<p class="lead">{escape(repository)}: what was built, of what, and how well.</p>\n'
+        f"<nav>{links}</nav>\n{banner}{figures(repository, kind)}</header>\n<main>\n{body}\n</main>\n"
+        "<footer>This is no medical device: what the networks say of a patient is for physicians to judge.</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def verdict_on(repository: str) -> Any:
+    """The verdict, if it was passed on the very files that are published; else None."""
+    verdict = load("build/checks/verdict.json")
+    fits = verdict and all(known(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
+    return verdict if fits else None
+
+
+def figures(repository: str, kind: str) -> str:
+    """The handful of numbers that one looks for first."""
+    verdict, measured = verdict_on(repository), load("build/fidelity.json")
+    files = [path for path in Path(repository).rglob("*") if path.is_file() and path.name != ".gitkeep"]
+    shown = [
+        (kind or "none", "weights"),
+        (f"{sum(path.stat().st_size for path in files) / 1e6:.0f} MB", f"{len(files)} published files"),
+    ]
+    if verdict:
+        ready = sum(model["state"] == "READY" for model in verdict["models"].values())
+        shown.append((f"{ready} of {len(verdict['models'])}", f"models READY, {verdict['server']}"))
+        worst = max(model["relative"] for model in verdict["models"].values())
+        shown.append((f"{worst:.1e}", "largest difference served, of the scale"))
+    if hops := [hop for hop in (measured or {}).get("hops", []) if "probabilities" in hop]:
+        scores = [score for hop in hops for score in hop["probabilities"].values()]
+        shown.append((f"{sum(len(score['changed']) for score in scores)}", "decisions changed by a hop"))
+        shown.append((f"{max(score['max'] for score in scores):.1e}", "largest change of a probability"))
+    return (
+        '<div class="figures">' + "".join(f"<div><b>{a}</b><span>{escape(b)}</span></div>" for a, b in shown) + "</div>"
+    )
+
+
+def models(repository: str, kind: str) -> str:
+    """Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
+    parts = [heading("Models", kind)]
+    if verdict := verdict_on(repository):
+        parts.append(
+            f"<p>{escape(verdict['server'])} loaded each model strictly, and each was asked over gRPC what PyTorch had "
+            f"answered before.{stale('build/checks/verdict.json', 'make repository')}</p>"
+        )
+        rows = [("model", "state", "difference from PyTorch", "near ties explained", "answers in")]
+        rows += [
+            (
+                name,
+                model["state"],
+                f"{model['relative']:.1e}",
+                str(model["codes_flipped"]),
+                f"{model['latency_ms']:g} ms",
+            )
+            for name, model in verdict["models"].items()
+        ]
+        parts.append(table(rows, good={"READY"}))
+    else:
+        parts.append(missing("Triton's verdict", "make repository"))
+    checks: list[tuple[str, ...]] = [("ONNX file", "difference", "allowed", "batches", "codes flipped", "near ties")]
+    for path in sorted(Path("build/checks").glob("*.json")):
+        check = load(str(path)) or {}
+        if "difference" in check and "tolerance" in check:
+            codes = check.get("codes", {})
+            flipped = f"{codes['flipped']} of {codes['compared']}" if codes else "-"
+            sizes = ", ".join(map(str, check.get("batches", [])))
+            name = path.name.removesuffix(".json")
+            row = (
+                f"{check['difference']:.1e}",
+                f"{check['tolerance']:g}",
+                sizes,
+                flipped,
+                str(codes.get("near_ties", "-")),
+            )
+            checks.append((name, *row))
+    if checks[1:]:
+        parts.append(table(checks))
+        parts.append('<p class="note">Against PyTorch, relative to its largest output; fp16 against the fp32 file.</p>')
+    return "\n".join(parts)
+
+
+def pipeline(repository: str, steps: dict[str, Step]) -> str:
+    """The graph as `make graph` draws it, and how many steps are current."""
+    current = sum(step.state in (FRESH, LOCAL) for step in steps.values())
+    drawn = picture(steps, repository)
+    caption = f"{current} of {len(steps)} artifacts are current. Each box names the script that makes it."
+    return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
+
+
+def made_of(repository: str, steps: dict[str, Step]) -> str:
+    """Each published file with its origin, as `make provenance` tells it, and the versions that shaped it."""
+    title = heading("Made of")
+    try:
+        told = provenance(repository, steps)
+    except SystemExit as reason:
+        return title + missing("What the published files were made from", "make repository", str(reason))
+    rows = [("published file", "size", "sha256", "made by", "of")]
+    for file, entry in told["published"].items():
+        made = told["made"].get(entry["copy_of"])
+        script = step_script(made["command"]) if made else "copied"
+        inputs = [name for name in made["inputs"] if not name.endswith(".py")] if made else [entry["copy_of"]]
+        marked = [name + (" (yours)" if told["origin"].get(name, {}).get("kind") == "local" else "") for name in inputs]
+        rows.append((file, size(entry["copy_of"]), entry["sha256"][:12], script, ", ".join(marked)))
+    versions = sorted({pair for made in told["made"].values() for pair in made["versions"].items()})
+    took = [("artifact", "took", "peak memory of a process")]
+    for name in told["made"]:
+        cost = json.loads(read(record("took", name)) or "{}")
+        if cost.get("seconds", 0) >= 1:
+            took.append((name, f"{cost['seconds']:.1f} s", f"{cost['peak_mb']} MB"))
+    origin = ", ".join(
+        f"{name} ({entry['kind']})" for name, entry in told["origin"].items() if entry["kind"] != "source"
+    )
+    parts = [title, table(rows)]
+    parts.append(f"<p>Weights: {escape(told['weights'])}{escape(f'; {origin}' if origin else '')}. Shaped by ")
+    parts.append(", ".join(f"{escape(name)}&nbsp;{escape(version)}" for name, version in versions) + ".</p>")
+    parts += ["<h3>What it took</h3>", table(took)] if took[1:] else []
+    return "\n".join(parts)
+
+
+def step_script(command: str) -> str:
+    words = command.split()
+    return words[words.index("-m") + 1].rpartition(".")[2] if "-m" in words else words[0]
+
+
+def main(repository: str, out: str) -> None:
+    page = report(repository, judged(sys.stdin.read(), repository))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(f"{out}.part")
+    draft.write_text(page)
+    draft.replace(out)
+    print(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

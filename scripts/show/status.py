@@ -1,0 +1,65 @@
+"""Say what `make repository` would run, what it may run, and why, without running anything. Standard library only.
+
+    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.show.status REPOSITORY [FILE]
+
+FILE: an artifact or a published file; then it and everything it hangs on, current or not.
+"""
+
+import os
+import sys
+
+from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, judged
+from scripts.steps.records import digest, known
+
+
+def status(steps: dict[str, Step]) -> list[str]:
+    """Return a line for each step that is not simply current, and the count."""
+    lines = table(
+        [(step.state, step.target, step.reason) for step in steps.values() if step.state in (STALE, MAY, LOCAL)]
+    )
+    count = {state: sum(step.state == state for step in steps.values()) for state in (STALE, MAY, ABSENT, FRESH, LOCAL)}
+    current = f"{count[FRESH] + count[ABSENT]} current"
+    if count[ABSENT]:
+        current += f", {count[ABSENT]} of them absent and vouched for by a record"
+    if count[LOCAL]:
+        current += f"; {count[LOCAL]} yours"
+    if not count[STALE]:
+        return [*lines, f"nothing to do: {current}"]
+    may = f"{count[MAY]} may (not if those before write the same bytes as last time); " if count[MAY] else ""
+    return [*lines, f"{count[STALE]} will run, {may}{current}"]
+
+
+def closure(file: str, steps: dict[str, Step]) -> list[str]:
+    """Return a line for each file that `file` hangs on, itself last."""
+    file = os.path.normpath(file)
+    target = next((target for target, step in steps.items() if file == target or file in step.files), "")
+    if not target:
+        some = ", ".join([name for name in steps if name.startswith("build/onnx/")][:2])
+        raise SystemExit(f"{file} is no artifact of this pipeline; expected one such as {some}, or a published file")
+    rows: dict[str, tuple[str, ...]] = {}
+
+    def visit(name: str) -> None:
+        if name in rows:
+            return
+        if name not in steps:
+            rows[name] = ("source", name, known(name)[:12], "" if digest(name) else "absent")
+            return
+        step = steps[name]
+        for needed in [*step.inputs, *step.needs]:
+            visit(needed)
+        sha = "" if step.files else known(name)[:12]  # a published model is a folder
+        rows[name] = (step.state, name, sha, step.reason or step.script)
+
+    visit(target)
+    return table(list(rows.values()))
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the rows with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    found = judged(sys.stdin.read(), sys.argv[1])
+    print("\n".join(closure(sys.argv[2], found) if sys.argv[2:] else status(found)))

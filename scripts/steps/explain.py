@@ -1,0 +1,159 @@
+"""Read what `make EXPLAIN=1 repository` says and judge each step by its record. Runs nothing; standard library only.
+
+    build/onnx/vit.onnx=DIGEST COMMAND TOOLS : INPUT=DIGEST ... | NEEDED ...
+
+is what the record of an artifact would have to hold; what is NEEDED (an environment, the archive) must be there before
+COMMAND runs, and changes nothing of what it writes.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.steps.records import digest, known, made_from, read, record, wrote
+from scripts.steps.step import KEPT, why
+
+ARCHIVE = "training/weights.zip"
+STALE, MAY, LOCAL, ABSENT, FRESH = "will run", "may run", "local", "absent", "current"
+
+
+@dataclass
+class Step:
+    """One artifact, or one model of the published repository."""
+
+    target: str
+    command: str
+    inputs: dict[str, str]  # name: digest, as it is now
+    needs: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # of a published model: published file: what it is a copy of
+    state: str = ""
+    reason: str = ""
+
+    @property
+    def script(self) -> str:
+        """The script that the command runs, relative to the root."""
+        module = re.search(r"-m (\S+)", self.command)
+        return module[1].replace(".", "/") + ".py" if module else self.command.split()[0]
+
+
+def judged(explained: str, repository: str) -> dict[str, Step]:
+    """Return every step, inputs first, with its state and the reason for it.
+
+    A step that will run has a reason of its own; one that may run is only behind such a step, which may write the same
+    bytes as before.  What is absent is made again for a step that reads it, and then has its old content.
+    """
+    steps = read_steps(explained, repository)
+    for step in steps.values():
+        judge(step, steps)
+    for state in (STALE, MAY):
+        queue = [step for step in steps.values() if step.state == state]
+        while queue:
+            reader = queue.pop()
+            for name in reader.files.values() if reader.files else [*reader.inputs, *reader.needs]:
+                if name in steps and steps[name].state == ABSENT and not published(name, steps):
+                    steps[name].state = state
+                    steps[name].reason = f"absent, needed for {Path(reader.target).name}"
+                    queue.append(steps[name])
+    return steps
+
+
+def read_steps(explained: str, repository: str) -> dict[str, Step]:
+    """Return the steps by target, inputs first: those that make says, the archive's download, each published model."""
+    said: dict[str, Step] = {}
+    models: dict[str, Step] = {}
+    for line in explained.splitlines():
+        if not (match := re.fullmatch(r"(\S+)=[0-9a-f]* (.*) : (.*?)(?: \|(.*))?", line)):
+            continue  # make's own words
+        target, command, inputs, needs = match[1], match[2], match[3].split(), (match[4] or "").split()
+        names = [word.rpartition("=")[0] for word in inputs]
+        if command == "publish":
+            folder = f"{repository}/{os.path.relpath(target, repository).partition('/')[0]}"
+            model = models.setdefault(folder, Step(folder, "scripts/publish/publish.py", {}))
+            model.files[target] = names[0]
+            model.inputs[names[0]] = known(names[0])
+        else:
+            said[target] = Step(target, command, {name: digest(name) or known(name) for name in names}, needs)
+    steps: dict[str, Step] = {}
+
+    def add(target: str) -> None:
+        if target in said and target not in steps:
+            for name in [*said[target].needs, *said[target].inputs]:
+                add(name)
+            steps[target] = said[target]
+        elif target == ARCHIVE and target not in steps:
+            steps[target] = Step(ARCHIVE, "-m scripts.archives.fetch weights.zip", {})
+
+    for target in said:
+        add(target)
+    for folder in gone(repository, {Path(folder).name for folder in models}):
+        models[folder] = Step(
+            folder, "scripts/publish/publish.py", {}, state=STALE, reason="taken out, it is no longer built"
+        )
+    return steps | models
+
+
+def judge(step: Step, steps: dict[str, Step]) -> None:
+    """Set the state of a step whose inputs have theirs; what is needed beyond that, only a whole pipeline can tell."""
+    behind = [name for name in step.inputs if name in steps and steps[name].state in (STALE, MAY)]
+    if step.state:
+        return
+    if step.target == ARCHIVE:
+        step.state = FRESH if archive_is_here() else ABSENT
+    elif step.files:
+        if reasons := [
+            reason for file, source in step.files.items() if (reason := differs(file, source, step, behind))
+        ]:
+            step.state, step.reason = STALE, ", ".join(dict.fromkeys(reasons))
+    else:
+        was, present, mine = made_from(step.target), digest(step.target), wrote(step.target)
+        own = step.target.startswith(KEPT) and present not in ("", mine)
+        words = [f"{name}={was.get(name, '') if name in behind else now}" for name, now in step.inputs.items()]
+        recipe = " ".join([step.command, ":", *words])
+        expected = mine if own or not present else present
+        if read(record("made", step.target)) != f"{step.target}={expected} {recipe}":
+            step.state, step.reason = STALE, why(step.target, "" if own else present, recipe)
+        elif not present and not published(step.target, steps):
+            step.state = ABSENT
+        if own:
+            compared = ", once compared with the archive's" if step.state == STALE and archive_is_here() else ""
+            step.state, step.reason = LOCAL, f"yours, used as it is{compared}"
+    if not step.state:
+        step.state = MAY if behind else FRESH
+        step.reason = f"behind {', '.join(Path(name).name for name in behind)}" if behind else ""
+
+
+def differs(file: str, source: str, model: Step, behind: list[str]) -> str:
+    """Say why a published file is to be replaced whatever the steps that run bring, "" if it is not."""
+    if source in behind or digest(file) == known(source):
+        return ""
+    if not digest(file):
+        return f"{Path(file).name} is not there" if Path(model.target).is_dir() else "new"
+    return f"{Path(file).name} is not {source}"
+
+
+def published(name: str, steps: dict[str, Step]) -> bool:
+    """Tell whether an ONNX file is where publishing moved it."""
+    files = {source: file for step in steps.values() for file, source in step.files.items()}
+    return name.startswith("build/onnx/") and name in files and digest(files[name]) == wrote(name) != ""
+
+
+def archive_is_here() -> bool:
+    """Tell whether weights.zip is there and what its lock says."""
+    return digest(ARCHIVE) != "" and digest(ARCHIVE) == locked().get("sha256")
+
+
+def locked() -> dict[str, object]:
+    """Return what the lock of weights.zip says, nothing if there is none that can be read."""
+    try:
+        return dict(json.loads(read(f"{ARCHIVE}.lock.json")))
+    except (ValueError, TypeError):
+        return {}
+
+
+def gone(repository: str, models: set[str]) -> list[str]:
+    """Return the folders that this build published and would not publish today."""
+    files = read(record("published", repository)).split("\n")[1:]
+    old = sorted({file.partition("/")[0] for file in files if file} - models)
+    return [f"{repository}/{model}" for model in old if Path(repository, model).is_dir()]

@@ -1,0 +1,57 @@
+# What the knobs may be, and what models.yaml says; included by the Makefile
+
+$(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
+one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
+$(call one_of,FROM,weights prebuilt)
+$(call one_of,WEIGHTS,yandex synthetic)
+$(if $(and $(REPOSITORY_ZIP),$(filter weights,$(FROM))),$(error REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out))
+$(if $(and $(WEIGHTS_ZIP),$(filter synthetic,$(WEIGHTS))),$(error WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out))
+$(call one_of,VIT,LiPro Base VocabFine)
+$(call one_of,FORMAT,onnx plan both)
+$(if $(and $(filter prebuilt,$(FROM)),$(filter-out onnx,$(FORMAT))),$(error FORMAT=$(FORMAT) builds plans of our own ONNX files, FROM=prebuilt has none; leave one of them out))
+$(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(folder): no plan there; expected a folder like build/plan of another machine, with sm86/vit.plan or so in it)))
+$(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
+$(call one_of,CACHE_MODE,read write)
+$(foreach knob,DRY AGAIN,$(if $($(knob)),$(call one_of,$(knob),1)))
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
+$(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
+export CACHE CACHE_MODE
+$(call one_of,TARGET,triton inference)
+$(call one_of,DEVICE,gpu cpu)
+
+# One spelling for one folder, links resolved, since records go by it; and none that other targets empty
+$(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))
+override REPOSITORY := $(patsubst $(CURDIR)/%,%,$(or $(realpath $(REPOSITORY)),$(shell realpath -m -- '$(REPOSITORY)')))
+$(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(error \
+  REPOSITORY=$(REPOSITORY): expected a folder for published models alone, such as model_repository_running))
+
+# These speak of what is published, and so take its kind of weights and its precision
+of_the_published := $(filter verify status graph provenance fidelity report image,$(MAKECMDGOALS))
+
+# The kind of weights that REPOSITORY was made from, and each file that was ever published there
+ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
+$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
+  $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
+
+# Whether the ViT published there is the one rounded to fp16; with plans alone, the verdict's record tells
+seen_fp16 = $(if $(wildcard $(REPOSITORY)/vit_onnx),$(fp16_onnx),$(findstring /vit.fp16.,$(file <.make/made/build%checks%verdict.json)))
+fp16_onnx = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
+              $(findstring =$(sha),$(firstword $(file <.make/made/build%onnx%vit.fp16.onnx)))))
+$(call one_of,PRECISION,fp32 fp16)
+$(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))
+
+# Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
+# Python reads that file, once for each content of it; nothing needs .venv again until it changes
+facts := .make/facts/$(firstword $(shell sha256sum convertation/models.yaml)).mk
+ifneq ($(wildcard $(facts))$(filter-out help doctor clean distclean push up reload logs down rollback,$(or $(MAKECMDGOALS),help)),)
+include $(facts)
+endif
+ifeq ($(wildcard $(facts)),)
+$(facts): | .venv/installed
+	@mkdir -p $(@D) && $(python) -m scripts.convert.model_entry facts convertation/models.yaml $@~ && mv $@~ $@
+endif
+
+optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
+$(if $(filter compare,$(MAKECMDGOALS)),\
+  $(if $(filter 1,$(words $(WITH))),,$(error make compare WITH=$(WITH): expected the folder of another repository, its name without spaces)),\
+  $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional))))

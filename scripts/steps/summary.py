@@ -1,0 +1,91 @@
+"""Print what the present run made and what it could reuse. Standard library only.
+
+    python3 -sES -m scripts.steps.summary build/onnx/vit.onnx...
+
+Each ONNX file gets a row; what they were made from and checked by is counted.
+"""
+
+import json
+import os
+import sys
+
+from scripts.steps.records import known, look, made_from, read, record, wrote
+
+
+def summary(roots: list[str]) -> list[str]:
+    """Return the lines of the table for every artifact that `roots` were made from, roots included."""
+    artifacts = sorted(reach(roots))
+    took = {path: json.loads(read(record("took", path)) or "{}") for path in artifacts}
+    recent = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
+    cached = [path for path in recent if "read" in took[path]]
+    rebuilt = [path for path in recent if path not in cached]
+    rows = [("artifact", "made from", "size", "sha256", "difference", "time", "")]
+    for path in artifacts:
+        if path.startswith("build/plan/") and path.endswith(".plan"):
+            check = json.loads(read(path.removesuffix(".plan") + ".check.json") or "{}")
+            rows.append(
+                (
+                    path,
+                    os.path.basename(next(iter(made_from(path)))),
+                    size(path),
+                    known(path)[:12],
+                    f"{check['difference']:.1e}" if check else "in tolerance",
+                    f"{took[path].get('seconds', 0):.1f} s",
+                    "rebuilt" if path in rebuilt else "reused",
+                )
+            )
+        if path.startswith("build/onnx/"):
+            name = os.path.basename(path).removesuffix(".onnx")
+            checkpoint = next(iter(made_from(path)))  # the first input, whatever its suffix
+            own = " (local)" if checkpoint not in artifacts or known(checkpoint) != wrote(checkpoint) else ""
+            check = json.loads(read(f"build/checks/{name}.json") or "{}")
+            rows.append(
+                (
+                    path,
+                    os.path.basename(checkpoint) + own,
+                    size(path),
+                    known(path)[:12],
+                    f"{check['difference']:.1e}" if check else "in tolerance",
+                    f"{took[path].get('seconds', 0):.1f} s",
+                    "rebuilt" if path in rebuilt else "cached" if path in cached else "reused",
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    seconds = sum(took[path]["seconds"] for path in rebuilt)
+    peak = max((took[path]["peak_mb"] for path in rebuilt), default=0)
+    lines.append(
+        f"{len(rebuilt)} steps rebuilt, {len(artifacts) - len(recent)} reused; {seconds:.0f} s of work, peak {peak} MB"
+    )
+    if cache := os.environ.get("CACHE"):
+        taken, put = (sum(took[path].get(way, 0) / 1e6 for path in recent) for way in ("read", "stored"))
+        lines.append(f"cache {cache}: {len(cached)} hits, {taken:.1f} MB taken, {put:.1f} MB put there")
+    return lines
+
+
+def reach(roots: list[str]) -> set[str]:
+    """Return every artifact, a file with a record, that leads to `roots`."""
+    reached: set[str] = set()
+    queue = list(roots)
+    while queue:
+        path = queue.pop()
+        if path not in reached and os.path.exists(record("made", path)):
+            reached.add(path)
+            queue += made_from(path)
+    return reached
+
+
+def size(path: str) -> str:
+    """Return the size of an artifact, which may be published by now, in kB or MB."""
+    stat = look(path)
+    sha = known(path)
+    for name in () if stat else os.listdir(".make/seen"):
+        words = read(f".make/seen/{name}").split()
+        if words[:1] == [sha] and len(words) > 1:
+            stat = words[1:]
+    number = int(stat[0]) if stat else 0
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+
+
+if __name__ == "__main__":
+    print("\n".join(["", *summary(sys.argv[1:])]))

@@ -1,0 +1,123 @@
+"""Let two folders change places at one stroke, by a journal that survives a kill.
+
+`finish` is called before every make by scripts/steps/look.py and by whoever publishes; standard library only.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scripts.steps.records import digest, note, owned, read, record, write
+
+
+def let_it_move(path: str, copies: str) -> None:
+    """Make sure, before anything is written down, that the folder `path` can be renamed; SystemExit if it cannot be.
+
+    A folder of a lower layer of overlayfs (an image that holds a built checkout) cannot be renamed: EXDEV, although it
+    lies on the same device (docs.kernel.org/filesystems/overlayfs.html, "Renaming directories").  A copy in the upper
+    layer takes its place; where a kill comes between, `finish_copies` puts it there.
+    """
+    if not os.path.isdir(path):
+        return
+    os.makedirs(f"{copies}/full/of", exist_ok=True)
+    try:
+        os.rename(
+            path, f"{copies}/full"
+        )  # never done, as that one is not empty; but what else forbids it is told first
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise SystemExit(f"models cannot be exchanged: {owned(path)}") from None
+        if error.errno != errno.EXDEV:
+            raise
+    with open(f"{copies}/file", "w"):
+        os.rename(f"{copies}/file", f"{os.path.dirname(path)}/.file")  # EXDEV: mounted apart, a copy would not help
+    os.remove(f"{os.path.dirname(path)}/.file")
+    copy = f"{copies}/{os.path.basename(path)}"
+    shutil.copytree(path, f"{copies}/full/{os.path.basename(path)}", symlinks=True, dirs_exist_ok=True)
+    os.rename(f"{copies}/full/{os.path.basename(path)}", copy)
+    shutil.rmtree(path)
+    os.rename(copy, path)
+
+
+def finish(journal: str) -> None:
+    """Do what is left of the journal, each part of which may have been done before a kill."""
+    if not (text := read(journal)):
+        return
+    job: dict[str, Any] = json.loads(text)
+    repository, source = job["repository"], beside(job["repository"], job["source"])
+    previous = beside(repository, "previous")
+    if os.path.isdir(source):
+        os.makedirs(repository, exist_ok=True)
+        for model, inode in job["inodes"].items():
+            new = f"{source}/{model}"
+            if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
+                continue  # it has gone aside already
+            let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
+            swap(new, f"{repository}/{model}", inode)
+            if model in job["harmed"]:  # nothing to roll back to
+                shutil.rmtree(beside(repository, f"harmed/{model}"), ignore_errors=True)
+                os.makedirs(beside(repository, "harmed"), exist_ok=True)
+                os.rename(new, beside(repository, f"harmed/{model}"))
+        if source != previous and os.listdir(source):
+            shutil.rmtree(previous, ignore_errors=True)
+            os.rename(source, previous)
+        elif source != previous:
+            os.rmdir(source)
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+    for path, sha in job["notes"].items():
+        note(f"{repository}/{path}", sha)
+        Path(record("seen", f"{source}/{path}")).unlink(missing_ok=True)
+    for folder, _, names in os.walk(previous):
+        for name in names:
+            digest(f"{folder}/{name}")
+    write(record("published", repository), job["record"])
+    os.remove(journal)
+
+
+def swap(new: str, live: str, inode: int) -> None:
+    """Let two folders change places, unless `new` is no longer the folder with this inode: then they have.
+
+    inode 0: there is no `new`, `live` only goes; an empty `new` stands for a model that was not there before.
+    """
+    aside = f"{new}~"
+    if inode == 0:
+        if os.path.isdir(live):
+            os.rename(live, new)
+        return
+    if os.path.isdir(new) and os.stat(new).st_ino == inode:
+        if not os.path.exists(live):
+            os.rename(new, live)
+        elif not os.listdir(new):
+            os.rename(live, new)
+            return
+        else:
+            try:
+                exchange(new, live)
+            except (OSError, AttributeError) as error:
+                print(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
+                os.rename(live, aside)
+                os.rename(new, live)
+    if not os.path.exists(new):
+        if os.path.exists(aside):
+            os.rename(aside, new)
+        else:
+            os.mkdir(new)
+
+
+def exchange(one: str, other: str) -> None:
+    """Exchange two folders at one stroke: renameat2(2) with RENAME_EXCHANGE, paths relative to here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def beside(repository: str, name: str) -> str:
+    """Return the folder `name` of the hidden folder beside `repository`."""
+    head, tail = os.path.split(repository.rstrip("/"))
+    return os.path.join(head, f".{tail}", name)

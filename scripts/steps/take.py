@@ -1,0 +1,113 @@
+"""Take from the shared cache, in one go, what make would otherwise ask it for step by step.
+
+    make EXPLAIN=1 GOAL... | python3 -sES -m scripts.steps.take WANTED... -- NEVER...
+
+What an absent artifact would be is noted if the cache knows it.  Copied is only what somebody reads: each WANTED file,
+what is to be published, and the inputs of a step that will have to run.  Nobody is asked for the NEVER files.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from scripts.steps.cache import Cache, Result
+from scripts.steps.records import digest, found, known, lock, note, read, record, write, wrote
+from scripts.steps.step import KEPT, put, take_note
+
+AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
+
+
+def take(explained: str, wanted: set[str], never: set[str]) -> None:
+    """Take what the steps that make says would write."""
+    cache, recipes = Cache(), dict[str, str]()
+    stale = set[str]()  # what make will look after: steps that the cache does not know, and all behind them
+    for target, command, inputs in steps(explained):
+        recipe = " ".join([command, ":", *(f"{name}={known(name)}" for name in inputs)])
+        if command == "publish":
+            wanted |= {name for name in inputs if digest(target) != known(name)}
+        elif stale.intersection(inputs):
+            stale.add(target)
+        elif current(target, recipe) or (target not in never and look_up(target, recipe, cache)):
+            recipes[target] = recipe
+        else:
+            stale.add(target)
+            wanted |= set(inputs)
+    needed = [target for target in recipes if target in wanted and not ready(target)]
+    with ThreadPoolExecutor(AT_ONCE) as beside:
+        list(beside.map(lambda target: bring(target, recipes[target], cache), needed))
+
+
+def ready(target: str) -> bool:
+    """Tell whether a step can read `target`: an ONNX file is read where it is published."""
+    return bool(digest(target)) or (target.startswith("build/onnx/") and bool(found(wrote(target))))
+
+
+def steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield target, command with versions, and inputs of each line TARGET=SHA COMMAND : INPUT=SHA ... | NEEDED ..."""
+    for line in explained.splitlines():
+        if (match := re.fullmatch(r"(\S+)=[0-9a-f]* (.*) : (.*?)(?: \|.*)?", line)) and not match[1].startswith(
+            ".venv"
+        ):
+            yield match[1], match[2], [word.rpartition("=")[0] for word in match[3].split()]
+
+
+def current(target: str, recipe: str) -> bool:
+    """Tell whether there is nothing to do for `target`, be it present or not."""
+    present = digest(target)
+    if target.startswith(KEPT) and present not in ("", wrote(target)):
+        return True  # the user's own
+    return read(record("made", target)) == f"{target}={present or wrote(target)} {recipe}"
+
+
+def look_up(target: str, recipe: str, cache: Cache) -> bool:
+    """Let the record of `target`, and the file if it is present, be what its step would write, if the cache knows."""
+    with lock(target):
+        if current(target, recipe):  # another make was at it
+            return True
+        started, hit = time.monotonic(), cache.find(target, recipe)
+        if not hit:
+            return False
+        moved = digest(target) not in ("", hit.sha)
+        if moved and not replace(target, hit, cache):
+            return False
+        write(record("made", target), f"{target}={hit.sha} {recipe}")
+        take_note(target, "in the cache", started, hit=Result(hit.sha, hit.size if moved else 0))
+    return True
+
+
+def bring(target: str, recipe: str, cache: Cache) -> None:
+    """Copy an absent `target`, as its record has it."""
+    with lock(target):
+        started, hit = time.monotonic(), None if digest(target) else cache.find(target, recipe)
+        if hit and hit.sha == wrote(target) and replace(target, hit, cache):
+            take_note(target, "from the cache", started, hit=hit)
+
+
+def replace(target: str, hit: Result, cache: Cache) -> bool:
+    """Put the cache's file in the place of `target`, unless something else than a step's result appears there."""
+    os.makedirs(os.path.dirname(out := f".make/out/{target}"), exist_ok=True)
+    if not cache.fetch(hit, out):
+        return False
+    with lock("publish", fcntl.LOCK_SH):
+        if digest(target) not in ("", wrote(target)):  # the user may have been here meanwhile
+            os.remove(out)
+            return False
+        put(out, target)
+        note(target, hit.sha)
+    print(f"{target}: from the cache\n", end="", flush=True)  # in one piece, beside the others'
+    return True
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    words = sys.argv[1:]
+    wanted, never = words[: words.index("--")], words[words.index("--") + 1 :]
+    try:
+        take(sys.stdin.read(), set(wanted), set(never))
+    except OSError as error:
+        print(f"warning: nothing more is taken from the cache in one go: {error}", flush=True)

@@ -1,0 +1,26 @@
+#!/bin/bash
+# Make or bring up to date a virtual environment; list what is in it in OUT.
+#
+#   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS OUT
+set -euo pipefail
+python=$1 folder=$2 requirements=$3 out=$4
+
+exec 9>".make/lock/$folder"
+flock 9
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case $version in
+  3.11 | 3.12) ;;
+  *) echo "$python is Python $version; 3.11 or 3.12 is needed: make … PYTHON=python3.11" >&2; exit 1 ;;
+esac
+if ! [[ -x $folder/bin/python$version ]]; then
+  "$python" -m venv --clear "$folder" || {
+    echo "$python cannot make virtual environments; on Debian and Ubuntu: apt install python$version-venv" >&2
+    exit 1
+  }
+fi
+echo "installing $requirements into $folder (the first time this takes minutes)"
+"$folder/bin/python$version" -m pip install -qq --disable-pip-version-check --requirement "$requirements" || {
+  echo "$requirements could not be installed; a mirror of the package index: export PIP_INDEX_URL=https://…" >&2
+  exit 1
+}
+"$folder/bin/python$version" -m pip freeze > "$out"

@@ -1,0 +1,297 @@
+"""One model's part of models.yaml: what is written, and each mistake by its file, model, key and expectation."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from scripts.convert.model_entry import facts, main, model_entry, read_models
+from tests.conftest import Project
+
+MODELS = ROOT / "convertation/models.yaml"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "models.yaml"
+    path.write_text(MODELS.read_text())
+    return path
+
+
+def change(file: Path, model: str, **keys: Any) -> None:
+    """Set keys of one model's entry; None takes a key out."""
+    models = yaml.safe_load(file.read_text())
+    entry = models[model] | keys
+    models[model] = {key: value for key, value in entry.items() if value is not None}
+    file.write_text(yaml.safe_dump(models, sort_keys=False))
+
+
+def refusal(file: Path, model: str = "vit") -> str:
+    with pytest.raises(SystemExit) as error:
+        model_entry(file, model)
+    said = str(error.value)
+    assert said.startswith(f"{file}: ") and "\n" not in said
+    return said.removeprefix(f"{file}: ")
+
+
+@pytest.mark.parametrize("name", list(yaml.safe_load(MODELS.read_text())))
+def test_the_projects_own_entries_are_right(name: str) -> None:
+    entry = model_entry(MODELS, name)
+    assert entry == {"name": name, **yaml.safe_load(MODELS.read_text())[name]}
+
+
+def test_the_tolerance_lies_apart_from_the_rest(file: Path, tmp_path: Path) -> None:
+    for part in ("model", "tolerance"):
+        command = [sys.executable, "-m", "scripts.convert.model_entry", file, "vit", part, tmp_path / part]
+        subprocess.run(command, cwd=ROOT, check=True)
+    entry = model_entry(file, "vit")
+    assert json.loads((tmp_path / "tolerance").read_text()) == entry.pop("tolerance")
+    assert json.loads((tmp_path / "model").read_text()) == entry
+
+
+def test_what_is_written_depends_on_this_model_alone(file: Path) -> None:
+    before = model_entry(file, "vit")
+    change(file, "binary", network={"sizes": [512, 2], "activation": "gelu"})
+    assert model_entry(file, "vit") == before
+
+
+def test_an_unknown_model_is_told_with_those_that_there_are(file: Path) -> None:
+    assert refusal(file, "vitt") == "has no model vitt; it describes vit, binary, multilabel, lipro, bpr"
+
+
+@pytest.mark.parametrize("text", ["vit: [", "vit:\n\tfamily: vit", "a: b: c"])
+def test_what_is_no_yaml_is_told_in_one_line(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert refusal(file).startswith("no valid YAML: ")
+
+
+@pytest.mark.parametrize("text", ["", "- vit\n", "vit\n"])
+def test_a_file_of_something_else(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert refusal(file) == "expected one entry per model, such as `vit:`"
+
+
+def test_a_model_that_is_described_twice_is_an_error(file: Path) -> None:
+    """YAML readers take the last one silently, Make the facts of both."""
+    file.write_text(file.read_text() + "\nvit:\n  family: head\n")
+    assert "vit" in refusal(file) and "twice" in refusal(file)
+
+
+def test_an_entry_that_is_no_mapping(file: Path) -> None:
+    file.write_text(file.read_text() + "\nextra: 7\n")
+    assert refusal(file).startswith("extra: expected the keys family, ")
+
+
+@pytest.mark.parametrize(
+    "model, keys, expected",
+    [
+        ("vit", {"chekpoint": "x"}, "vit: unknown key chekpoint; expected family, optional, checkpoint, "),
+        ("vit", {"checkpoint": None}, "vit: checkpoint missing"),
+        ("vit", {"checkpoint": None, "batch": None}, "vit: checkpoint, batch missing"),
+        ("vit", {"checkpoint": 7}, "vit: checkpoint is 7; expected a value of type str"),
+        ("lipro", {"optional": "yes"}, "lipro: optional is 'yes'; expected a value of type bool"),
+        ("vit", {"family": "resnet"}, "vit: unknown family resnet; expected one of vit, head, bpr"),
+        ("vit", {"network": {"dim": 512}}, "vit: network: heads, dim_head, spatial_depth, "),
+        ("vit", {"network": {"dimension": 512}}, "vit: network: unknown key dimension; expected dim, heads, "),
+        ("bpr", {"network": {"channels": 6.4}}, "bpr: network: channels is 6.4; expected a value of type int"),
+        ("bpr", {"network": {"channels": True}}, "bpr: network: channels is True; expected a value of type int"),
+        ("vit", {"network": []}, "vit: network is []; expected a value of type dict"),
+        ("vit", {"tolerance": {"output": 1e-5}}, "vit: tolerance: served missing"),
+        ("vit", {"tolerance": {"output": 1e-5, "served": "small"}}, "vit: tolerance: served is 'small'; expected a "),
+        ("binary", {"trained_on": None}, "binary: trained_on is missing; name the ViT variant"),
+        ("vit", {"input": [1, 240, 480, 0]}, "vit: input, output and batch hold whole numbers above 0; found [1, "),
+        ("vit", {"output": ["512"]}, "vit: input, output and batch hold whole numbers above 0; found "),
+        ("vit", {"batch": [1, 2]}, "vit: batch is [smallest, usual, largest]; found [1, 2]"),
+        ("vit", {"batch": [4, 2, 1]}, "vit: batch is [smallest, usual, largest]; found [4, 2, 1]"),
+        ("binary", {"network": {"sizes": [512, 0, 2], "activation": "gelu"}}, "binary: network: sizes "),
+        ("binary", {"network": {"sizes": [512, 256, 2], "activation": "relu6"}}, "binary: network: activation "),
+        ("vit", {"checkpoint": "../../etc/passwd"}, "vit: checkpoint "),
+        ("vit", {"tolerance": {"output": -1.0, "served": 1e-5}}, "vit: tolerance: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], expected: str) -> None:
+    change(file, model, **keys)
+    assert refusal(file).startswith(expected)
+    assert refusal(file, "multilabel") == refusal(file)  # whichever model is asked for
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.e-5", "1.0e-5", "+1e-05", "0.00001"])
+def test_a_number_is_taken_however_it_is_spelled(file: Path, number: str) -> None:
+    """`1e-5` is text to YAML 1.1."""
+    file.write_text(file.read_text().replace("{output: 1.0e-5,", f"{{output: {number},", 1))
+    assert model_entry(file, "binary")["tolerance"]["output"] == 1e-5
+
+
+def test_a_whole_number_is_a_tolerance_too(file: Path) -> None:
+    file.write_text(file.read_text().replace("served: 0.0}", "served: 0}", 1))
+    assert model_entry(file, "bpr")["tolerance"]["served"] == 0.0
+
+
+@pytest.mark.parametrize("spelling", ["false", "no", "False", "off"])
+def test_false_is_false(file: Path, spelling: str) -> None:
+    file.write_text(file.read_text().replace("optional: true", f"optional: {spelling}"))
+    assert "lipro.optional" not in facts(read_models(file))
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "yes", "null", "a b", "vit.fp16", "a/b", "a%", "$(shell)", "возраст", "-age", "''", "[a]"]
+)
+def test_what_cannot_name_a_model_is_refused_with_its_line(file: Path, name: str) -> None:
+    file.write_text(file.read_text().replace("lipro:\n", f"{name}:\n"))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if text == f"{name}:")
+    assert "is no name for a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("input: [512]\n  output: [2]", "input: [256]\n  output: [2]", "binary: input is [256] and the first of sizes"),
+        ("output: [20]", "output: [19]", "multilabel: output is [19] and the last of sizes 20"),
+        (", activation: gelu", "", "binary: network: activation is missing"),
+        ("sizes: [512, 18]", "sizes: [18]", "lipro: network: sizes is [18]"),
+        ("patch: [10, 20, 20]", "patch: [10, 20, 21]", "vit: input is [1, 240, 480, 480]; expected [1, frames, "),
+        ("input: [1, 128, 128]", "input: [1, 128, 130]", "bpr: expected input [1, side, side]"),
+        ("vit:\n  family: vit", "vit2:\n  family: vit", "vit2: a model of family vit cannot be called vit2"),
+        ("CT-RATE/model_multilabel.pth", "CT-RATE/model_binary.pth", "multilabel: CT-RATE/model_binary.pth is "),
+        ("CT-RATE/model_binary.pth", '"CT-RATE//model_binary.pth"', "binary: checkpoint is "),
+        ("CT-RATE/model_binary.pth", "$(shell touch x)", "binary: checkpoint is "),
+        ("trained_on: LiPro", "trained_on: Li Pro", "binary: trained_on is 'Li Pro'"),
+        ("  batch: [1, 2, 4]", "  batch: [1, 2, 4]\n  batch: [1, 2, 4]", "vit: batch is there twice"),
+        ("optional: true", 'optional: "true"', "lipro: optional is 'true'; expected a value of type bool"),
+        ("heads: 8", "heads: 0", "vit: network: heads is 0"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused_with_its_line(file: Path, old: str, new: str, expected: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    assert refusal(file).startswith(expected)
+    assert re.search(r" \(line \d+\)$", refusal(file))
+
+
+def test_the_line_is_the_one_of_the_mistake(file: Path) -> None:
+    file.write_text(file.read_text().replace("optional: true", "optional: 3"))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "optional: 3" in text)
+    assert refusal(file).endswith(f"(line {line})")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vit: &a {family: *a}",
+        "vit: {batch: &a [*a]}",
+        "vit: !!int x",
+        "vit: 2001-99-99",
+        "vit: !!python/name:os.system",
+    ],
+)
+def test_odd_yaml_is_no_traceback(file: Path, text: str) -> None:
+    file.write_text(text)
+    refusal(file)
+
+
+def draw(random: Random) -> str:
+    """A valid models.yaml with spellings, order, quotes, indentation and remarks as they come."""
+
+    def quoted(text: str) -> str:
+        return random.choice([text, f'"{text}"', f"'{text}'"])
+
+    def inline(value: object) -> str:
+        if isinstance(value, dict):
+            gap = random.choice(["", " "])
+            return "{" + gap + ", ".join(f"{quoted(key)}: {inline(item)}" for key, item in value.items()) + gap + "}"
+        if isinstance(value, list):
+            return "[" + random.choice([",", ", "]).join(map(inline, value)) + "]"
+        if isinstance(value, bool):
+            return random.choice([str(value), str(value).lower(), "yes" if value else "no"])
+        if isinstance(value, str):
+            return f'"{value}"' if "{" in value else quoted(value)
+        return str(value)
+
+    def remark() -> str:
+        return random.choice(["", "", "  # family: head", " # optional: true"])
+
+    models = yaml.safe_load(MODELS.read_text())
+    for number in range(random.randrange(4)):
+        name = random.choice("AagezZ") + random.choice(["ge", "-x", "_2", "VIT"]) + str(number)
+        models[name] = models["binary"] | {"checkpoint": f"CT-RATE/{name}.pth", "optional": random.random() < 0.5}
+    lines = []
+    for name in random.sample(list(models), len(models)):
+        entry = {key: models[name][key] for key in random.sample(list(models[name]), len(models[name]))}
+        lines += random.choice([[], ["# a remark:"], [""], ["    # family: vit"]])
+        if random.random() < 0.3:
+            lines.append(f"{quoted(name)}: {inline(entry)}{remark()}")
+            continue
+        indent = " " * random.choice([1, 2, 4, 7])
+        lines.append(f"{quoted(name)}{random.choice(['', ' '])}:{remark()}")
+        for key, value in entry.items():
+            if isinstance(value, dict) and random.random() < 0.5:
+                lines.append(f"{indent}{key}:{remark()}")
+                lines += [f"{indent}  {quoted(below)}: {inline(item)}{remark()}" for below, item in value.items()]
+            else:
+                lines.append(f"{indent}{quoted(key)}: {inline(value)}{remark()}")
+    return random.choice(["", "---\n", "%YAML 1.1\n---\n"]) + random.choice(["\n", "\r\n"]).join([*lines, ""])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_make_and_python_see_the_same_models(seed: int, tmp_path: Path) -> None:
+    path, out = tmp_path / "models.yaml", tmp_path / "facts.mk"
+    path.write_bytes(draw(Random(seed)).encode())
+    expected = yaml.load(path.read_bytes(), yaml.SafeLoader)
+    main(["facts", str(path), str(out)])
+    told = ("family", "checkpoint", "trained_on", "optional")
+    probe = "$(foreach model,$(all_models),$(info $(model)" + "".join(f"|$($(model).{fact})" for fact in told) + "))"
+    (tmp_path / "Makefile").write_text(f"VIT := {{VIT}}\ninclude facts.mk\n{probe}\nall: ;@:\n")
+    run = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "|".join([name, *(str(entry.get(fact) or "").replace("True", "1") for fact in told)])
+        for name, entry in expected.items()
+    ]
+
+
+def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.convert.model_entry",
+        tmp_path / "models.yaml",
+        "vit",
+        "model",
+        tmp_path / "out",
+    ]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and "models.yaml" in run.stderr
+    assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()
+
+
+def targets(project: Project) -> set[str]:
+    """What make would have to make for the published repository."""
+    return set(re.findall(r"^(\S+)=[0-9a-f]* ", project.make("repository", "EXPLAIN=1"), re.MULTILINE))
+
+
+def test_the_makefile_builds_the_same_models_however_models_yaml_is_written(stand_ins: Project) -> None:
+    path = stand_ins.path / "convertation/models.yaml"
+    shutil.copy(stand_ins.path / "convertation/head/binary.pbtxt", stand_ins.path / "convertation/head/extra.pbtxt")
+    models = yaml.safe_load(path.read_text())
+    extra = models["binary"] | {"checkpoint": "CT-RATE/extra.pth", "optional": False}
+    before = targets(stand_ins)
+    path.write_text("# in another style\n" + json.dumps(models | {"extra": extra}, indent=7))
+    assert "build/onnx/extra.onnx" in targets(stand_ins)
+    path.write_text(json.dumps(models | {"extra": extra | {"optional": True}}))
+    assert targets(stand_ins) == before
+    path.write_text(path.read_text().replace('"extra"', '"Extra one"'))
+    assert "Extra one" in stand_ins.fail("repository")
+
+
+def test_help_and_doctor_need_no_models_yaml(stand_ins: Project) -> None:
+    shutil.rmtree(stand_ins.path / ".make/facts")
+    shutil.rmtree(stand_ins.path / ".venv")
+    assert "make repository" in stand_ins.make("help")
+    assert not (stand_ins.path / ".venv").exists()

@@ -1,0 +1,511 @@
+"""The Triton image and its stack, in a real Docker engine with a real Compose.
+
+What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian
+with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, ROOT, Project
+
+from scripts.serve.triton_server import free_ports
+from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
+
+NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
+pytestmark = [
+    pytest.mark.usefixtures("docker_engine"),
+    pytest.mark.skipif(bool(NEEDED), reason=f"not installed here: {', '.join(NEEDED)} (.ci/run installs all)"),
+]
+
+NAME = "chest-triton-test"
+IMAGE = f"{NAME}:synthetic"
+PATIENCE = 120
+# A client such as the team's adapter, in a container of its own on the network `chest`: loads, asks, leaves loaded
+CLIENT = """
+import os
+import numpy as np
+from tritonclient import grpc
+client = grpc.InferenceServerClient(os.environ["TRITON_URL"])
+for name in ("vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"):
+    client.load_model(name)
+def ask(name, **inputs):
+    tensors = []
+    for key, array in inputs.items():
+        tensors.append(grpc.InferInput(key, list(array.shape), {"f": "FP32", "i": "INT16"}[array.dtype.kind]))
+        tensors[-1].set_data_from_numpy(array)
+    return client.infer(name, tensors, model_version="1").as_numpy("output")
+features = ask("vit_onnx", input=np.full((1, 1, 20, 40, 40), 0.1, np.float32))
+slices = np.random.default_rng(0).integers(-1000, 1000, (1, 8, 160, 160)).astype(np.int16)
+print(ask("binary_onnx", input=features).tolist())
+print(ask("multilabel_onnx", input=features).shape)
+print(ask("bpr_model", input=slices, metadata=np.ones((1, 3), np.float32))[0].decode())
+"""
+
+
+def others(image: str) -> dict[str, Any]:
+    """A Compose file such as the team's, where the client above is the adapter."""
+    return {
+        "name": f"{NAME}-adapter",
+        "services": {
+            "tritonserver": {"image": "borntowarn/porcupine-tritonserver", "networks": ["chest"]},
+            "adapter": {
+                "image": image, "command": ["python3", "-c", CLIENT.replace("$", "$$")], "networks": ["chest"],
+                "depends_on": ["tritonserver"], "environment": {"TRITON_URL": "tritonserver:8001"},
+            },
+        },
+        "networks": {"chest": {}},
+    }  # fmt: skip
+
+
+def join() -> str:
+    """join.yml of docs/serving.md, for the network of this test."""
+    text = (ROOT / "docs/serving.md").read_text()
+    block = text[text.index("    networks:\n") : text.index("    docker compose -f")]
+    return textwrap.dedent(block).replace("name: chest", f"name: {NAME}")
+
+
+def docker(*words: str | Path) -> str:
+    return subprocess.run(["docker", *map(str, words)], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def inspect(kind: str, name: str) -> Any:
+    return json.loads(docker(kind, "inspect", name))[0]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The image that stands in for NVIDIA's; at the end everything made of it goes."""
+    lacking = [name for name in ("docker", "mmdebstrap", "docker-registry") if not shutil.which(name)]
+    if lacking or os.geteuid():
+        pytest.skip(f"needs root, and what .ci/run installs: {', '.join(lacking)}")
+    name = stand_in(tmp_path_factory.mktemp("base"))
+    layer = inspect("image", name)["RootFS"]["Layers"][0]
+    yield name
+    made = docker("images", "--quiet", "--no-trunc", "--filter=reference=chest-*")
+    made += "\n" + docker("images", "--quiet", "--no-trunc", "--filter=dangling=true")
+    made += "\n" + inspect("image", name)["Id"]
+    newest_first = dict.fromkeys(made.split())  # an image goes after those that were built on it
+    ours = [image for image in newest_first if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]]
+    subprocess.run(["docker", "rmi", "--force", *ours], capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """Names that meet nobody else's in this engine."""
+    return {"COMPOSE_PROJECT_NAME": NAME, "NETWORK": NAME}
+
+
+@dataclass
+class Story:
+    """One project's image built, its stack run, a head changed and taken; what each command said and left."""
+
+    said: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    container: Any = None
+    index: Any = None
+    left: str = ""
+    ports: list[int] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def story(
+    built: Project, base: str, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """What is told: image, up, load, ask; another head, make, reload, ask; image again; down."""
+    project = Project(tmp_path_factory.mktemp("stack") / "project")
+    shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
+    told = Story(ports=free_ports("127.0.0.1", 3))
+    options = [f"REGISTRY={REGISTRY}", "DEVICE=cpu", f"PORTS={' '.join(map(str, told.ports))}"]
+
+    def make(name: str, *args: str) -> None:
+        told.said[name] = project.make(*args, *options, **environment)
+
+    joining = tmp_path_factory.mktemp("adapter")
+    (joining / "docker-compose.yml").write_text(json.dumps(others(base)))
+    (joining / "join.yml").write_text(join())
+
+    def ask(name: str) -> None:
+        files = ("--file", joining / "docker-compose.yml", "--file", joining / "join.yml")
+        told.answers[name] = docker("compose", *files, "run", "--rm", "--no-deps", "adapter").splitlines()[-3:]
+
+    try:
+        make("image", "image", f"IMAGE={IMAGE}")
+        told.images["first"] = inspect("image", IMAGE)
+        for path in (project.path / REPOSITORY).rglob("*"):
+            os.utime(path)
+        make("image again", "image", f"IMAGE={IMAGE}")
+        make("up", "up")
+        told.container = inspect("container", f"{NAME}-tritonserver-1")
+        ask("first")
+        make("reload unchanged", "reload")
+        project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
+        make("repository", "repository")
+        make("reload", "reload")
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{told.ports[0]}/v2/repository/index", b"")
+        ) as answer:
+            told.index = json.load(answer)
+        ask("second")
+        make("up again", "up")
+        make("image of the second", "image", f"IMAGE={IMAGE}")
+        told.images["second"] = inspect("image", IMAGE)
+        (project.path / REPOSITORY / "vit_onnx/config.pbtxt").write_text("harmed")
+        told.said["harmed"] = project.fail("image", f"IMAGE={IMAGE}", *options, **environment)
+        make("down", "down")
+        told.left = docker("ps", "--all", "--quiet", f"--filter=name={NAME}")
+        make("down again", "down")
+        yield told
+    finally:
+        subprocess.run(["docker", "rm", "--force", f"{NAME}-tritonserver-1"], capture_output=True)
+        subprocess.run(["docker", "network", "rm", NAME], capture_output=True)
+
+
+# --- The image ----------------------------------------------------------------
+
+
+def test_the_image_holds_the_published_files_and_says_so(story: Story, built: Project) -> None:
+    config = story.images["first"]["Config"]
+    files = json.loads(config["Labels"]["chest.files"])
+    assert files.keys() == built.published().keys()
+    inside = docker("run", "--rm", story.images["first"]["Id"], "sh", "-c", "cd /models && sha256sum $(find . -type f)")
+    assert {line.split("  ./")[1]: line[:64] for line in inside.splitlines()} == files
+    assert config["Labels"]["chest.weights"] == "synthetic"
+    assert config["Labels"]["org.opencontainers.image.version"] == (ROOT / "VERSION").read_text().strip()
+    assert config["Labels"]["org.opencontainers.image.base.name"].endswith("tritonserver:24.06-py3")
+    assert "synthetic weights, 14 files" in story.said["image"]
+
+
+def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) -> None:
+    config = story.images["first"]["Config"]
+    assert config["User"] == "1000:1000"
+    assert config["Cmd"] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+    assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
+    assert (
+        "packages of bpr_model"
+        and docker(
+            "run",
+            "--rm",
+            story.images["first"]["Id"],
+            "python3",
+            "-c",
+            "import coloredlogs; print(coloredlogs.__version__)",
+        )
+        == "15.0.1"
+    )  # which the base image lacks
+
+
+def test_nothing_is_rebuilt_because_files_are_newer(story: Story) -> None:
+    assert f"{IMAGE} is up to date: 14 files of {REPOSITORY}, nothing rebuilt" in story.said["image again"]
+
+
+def test_another_head_changes_the_last_layer_alone(story: Story) -> None:
+    before, after = (story.images[name]["RootFS"]["Layers"] for name in ("first", "second"))
+    assert before[:-1] == after[:-1]
+    assert before[-1] != after[-1]
+    sizes = docker("history", "--no-trunc", "--human=false", "--format={{.Size}} {{.CreatedBy}}", IMAGE).splitlines()
+    heads, bpr, vit = (int(line.split()[0]) for line in sizes if "ADD" in line)
+    assert heads < bpr < vit
+
+
+def test_no_image_is_made_of_what_the_records_do_not_vouch_for(story: Story) -> None:
+    assert f"{REPOSITORY}/vit_onnx/config.pbtxt is not what the verdict was passed on" in story.said["harmed"]
+
+
+def test_the_models_layers_are_the_same_without_a_cache_and_with_buildkit(
+    story: Story, built: Project, base: str
+) -> None:
+    """Debian's Docker client has a BuildKit of its own; newer ones have buildx, and use it unasked."""
+    project, tag = built, f"{NAME}:synthetic-buildkit"
+    clients = [path for path in ("/usr/bin/docker",) if Path(path).exists()]
+    assert clients, "expected Debian's docker.io"
+    project.make(
+        "image", f"IMAGE={tag}", f"REGISTRY={REGISTRY}", DOCKER_BUILDKIT="1", PATH=f"/usr/bin:{os.environ['PATH']}"
+    )
+    assert inspect("image", tag)["RootFS"]["Layers"][-3:] == story.images["first"]["RootFS"]["Layers"][-3:]
+
+
+@pytest.mark.parametrize("change", ["gone", "more", "half"])
+def test_half_a_repository_makes_no_image(project: Project, base: str, change: str) -> None:
+    top = project.path / REPOSITORY
+    if change == "gone":
+        shutil.rmtree(top / "multilabel_onnx")
+    elif change == "more":
+        shutil.copytree(top / "multilabel_onnx", top / "other_onnx")
+    else:
+        (top / "binary_onnx/1/model.onnx").unlink()
+    said = project.fail("image", f"IMAGE={IMAGE}-{change}", f"REGISTRY={REGISTRY}")
+    assert "so that no image is made of it; make repository" in said
+    assert docker("images", "--quiet", f"{IMAGE}-{change}") == ""
+
+
+@pytest.mark.parametrize("version", ["", ":1"])
+def test_a_synthetic_image_is_tagged_as_one(stand_ins: Project, version: str) -> None:
+    said = stand_ins.fail("image", f"IMAGE=registry.example:5000/chest{version}")
+    assert "a synthetic image is tagged as such: IMAGE=registry.example:5000/chest:synthetic\n" in said
+
+
+# --- The stack ----------------------------------------------------------------
+
+
+def test_up_ends_when_the_container_is_healthy(story: Story) -> None:
+    assert story.container["State"]["Health"]["Status"] == "healthy"
+    http, grpc, metrics = story.ports
+    assert f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{grpc}, metrics 127.0.0.1:{metrics};" in story.said["up"]
+    assert "the weights are synthetic: the answers are nonsense, by design" in story.said["up"]
+
+
+def test_the_container_is_what_the_team_joins(story: Story) -> None:
+    networks = story.container["NetworkSettings"]["Networks"]
+    assert list(networks) == [NAME] and "tritonserver" in networks[NAME]["Aliases"]
+    assert story.container["HostConfig"]["ShmSize"] == 2 << 30
+    assert story.container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    (mount,) = story.container["Mounts"]
+    assert (mount["Destination"], mount["RW"]) == ("/models", False)
+
+
+def test_a_client_on_the_network_loads_and_asks_every_model(story: Story) -> None:
+    answer, shape, tag = story.answers["first"]
+    assert len(json.loads(answer)[0]) == 2
+    assert shape == "(1, 20)"
+    assert re.fullmatch(r"[A-Z-]+", tag)
+
+
+def test_reload_takes_the_head_that_changed_and_leaves_the_rest(story: Story) -> None:
+    assert "binary_onnx: unchanged, READY" in story.said["reload unchanged"]
+    assert re.search(r"^binary_onnx: READY, taken in [\d.]+ s$", story.said["reload"], re.MULTILINE)
+    for model in ("bpr_model", "multilabel_onnx", "vit_onnx"):
+        assert f"{model}: unchanged, READY" in story.said["reload"]
+    assert {model["state"] for model in story.index} == {"READY"}
+    assert story.answers["first"][0] != story.answers["second"][0]
+    assert story.answers["first"][1:] == story.answers["second"][1:]
+
+
+def test_up_of_what_runs_leaves_it_running(story: Story) -> None:
+    assert "Running" in story.said["up again"] and "Recreated" not in story.said["up again"]
+
+
+def test_down_leaves_nothing(story: Story) -> None:
+    assert story.left == ""
+    assert "Error" not in story.said["down again"]
+
+
+def test_a_ready_image_serves_its_own_models(story: Story, project: Project, environment: dict[str, str]) -> None:
+    ports = free_ports("127.0.0.1", 3)
+    try:
+        said = project.make("up", f"IMAGE={IMAGE}", "DEVICE=cpu", f"PORTS={' '.join(map(str, ports))}", **environment)
+        assert "a client loads what it asks: binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
+        assert "tritonserver serves the models of its image" in project.fail("reload", **environment)
+        with project.start("logs", **environment) as following:
+            assert following.stdout
+            line = next(line for line in following.stdout if "Started HTTPService" in line)
+            docker("rm", "--force", f"{NAME}-tritonserver-1")  # which ends the log
+            following.communicate(timeout=PATIENCE)
+        assert "0.0.0.0:8000" in line
+    finally:
+        project.make("down", **environment)
+
+
+def test_verify_asks_the_triton_of_an_image(project: Project, base: str) -> None:
+    """In the base image what bpr_model requires is installed first, for it lacks it."""
+    said = project.make("verify", f"IMAGE={base}")
+    assert re.search(r"^bpr_model: READY, differs by 0.0e\+00", said, re.MULTILINE)
+
+
+# --- Pushing ------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """host:port of a registry of our own, and the folder where it keeps things."""
+    (port,) = free_ports("127.0.0.1", 1)
+    config = tmp_path / "registry.yml"
+    storage = {"filesystem": {"rootdirectory": f"{tmp_path}/registry"}}
+    config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}))
+    process = subprocess.Popen(
+        ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/")
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield f"localhost:{port}", tmp_path / "registry"
+    process.terminate()
+    process.wait()
+    pushed = docker("images", "--quiet", f"--filter=reference=localhost:{port}/*")
+    subprocess.run(["docker", "rmi", "--force", *pushed.split()], capture_output=True)
+
+
+def as_real(image: str, tag: str, scratch: Path) -> None:
+    """An image whose label says real, as one of real weights would: the models' layers of `image`, and no more."""
+    subprocess.run(f"docker save {image} | tar x -C {scratch}", shell=True, check=True)
+    manifest = json.loads((scratch / "manifest.json").read_text())[0]
+    context = scratch / "context"
+    context.mkdir()
+    for number, layer in enumerate(manifest["Layers"][-3:]):
+        shutil.move(scratch / layer, context / f"{number}.tar")
+    (context / "Dockerfile").write_text("FROM scratch\n" + "".join(f"ADD {n}.tar /\n" for n in range(3)))
+    docker("build", f"--tag={tag}", "--label=chest.weights=real", context)
+
+
+def stored(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_push_of_another_head_moves_that_layer_alone(
+    story: Story, stand_ins: Project, registry: tuple[str, Path], tmp_path: Path
+) -> None:
+    address, folder = registry
+    moved = []
+    for number, name in enumerate(("first", "second"), 1):
+        (scratch := tmp_path / name).mkdir()
+        before = stored(folder) if folder.exists() else 0
+        as_real(story.images[name]["Id"], image := f"{address}/{NAME}:{number}", scratch)
+        refused = stand_ins.fail("push", f"IMAGE={image}")
+        assert "CC BY-NC-SA 4.0" in refused and f"make push IMAGE={image} ACCEPT=licences" in refused
+        assert (stored(folder) if folder.exists() else 0) == before
+        stand_ins.make("push", f"IMAGE={image}", "ACCEPT=licences")
+        moved.append(stored(folder) - before)
+    assert moved[0] > 500_000 > 50_000 > moved[1], moved
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("", "push where? make push IMAGE=registry.example/chest-ct-triton:1"),
+        (f"{NAME}:absent", f"{NAME}:absent is not there; make image IMAGE={NAME}:absent"),
+        (IMAGE, f"{IMAGE} holds synthetic weights, which answer nonsense; not pushed"),
+        ("base", "was not made by `make image`: nobody knows what is in it; not pushed"),
+    ],
+)
+def test_what_is_not_pushed(story: Story, base: str, stand_ins: Project, image: str, expected: str) -> None:
+    assert expected in stand_ins.fail("push", f"IMAGE={base if image == 'base' else image}", "ACCEPT=licences")
+
+
+# --- The Compose files --------------------------------------------------------
+
+
+def composed(*files: str, **environment: str) -> Any:
+    """What Compose makes of docker/FILES."""
+    words = [word for file in files for word in ("--file", str(ROOT / "docker" / file))]
+    command = ["docker", "compose", *words, "config", "--format=json"]
+    run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_a_gpu_is_reserved_unless_the_cpu_is_chosen() -> None:
+    service = composed("compose.yaml")["services"]["tritonserver"]
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [
+        {"capabilities": ["gpu"], "count": 1, "driver": "nvidia"}
+    ]
+    on_cpu = composed("compose.yaml", "compose.cpu.yaml")["services"]["tritonserver"]
+    assert on_cpu == {key: value for key, value in service.items() if key != "deploy"}
+
+
+def test_compose_alone_runs_a_ready_image() -> None:
+    whole = composed("compose.yaml", IMAGE="registry.example/chest:1")
+    service = whole["services"]["tritonserver"]
+    assert whole["name"] == "chest"
+    assert whole["networks"]["chest"]["name"] == "chest"
+    assert service["image"] == "registry.example/chest:1"
+    assert service["shm_size"] == str(2 << 30)
+    ports = {(port["host_ip"], port["published"], port["target"]) for port in service["ports"]}
+    assert ports == {("127.0.0.1", str(port), port) for port in (8000, 8001, 8002)}
+
+
+def test_the_repository_is_mounted_over_the_models() -> None:
+    service = composed("compose.yaml", "compose.repository.yaml", REPOSITORY="/srv/models")["services"]["tritonserver"]
+    (volume,) = service["volumes"]
+    assert (volume["source"], volume["target"], volume["read_only"]) == ("/srv/models", "/models", True)
+
+
+# --- What is not as it should be ----------------------------------------------
+
+
+def test_without_an_nvidia_runtime_the_cpu_is_offered(
+    story: Story, project: Project, environment: dict[str, str]
+) -> None:
+    if "nvidia" in docker("info", "--format={{json .Runtimes}}"):
+        pytest.skip("an NVIDIA runtime is here, the opposite of no GPU")
+    ports = " ".join(map(str, free_ports("127.0.0.1", 3)))
+    said = project.fail("up", f"REGISTRY={REGISTRY}", f"PORTS={ports}", **environment)
+    assert 'Docker can give no GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
+    assert "on the CPU: make up DEVICE=cpu" in said
+    assert docker("ps", "--all", "--quiet", f"--filter=name={NAME}") == ""
+
+
+def test_a_taken_port_is_named(story: Story, project: Project, environment: dict[str, str]) -> None:
+    free = free_ports("127.0.0.1", 2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = project.fail(
+            "up", f"REGISTRY={REGISTRY}", "DEVICE=cpu", f"PORTS={free[0]} {port} {free[1]}", **environment
+        )
+    assert f"\n127.0.0.1:{port} is taken; stop what listens there" in said
+    assert docker("ps", "--all", "--quiet", f"--filter=name={NAME}") == ""
+
+
+def test_nothing_to_run_and_nothing_that_runs(stand_ins: Project, environment: dict[str, str]) -> None:
+    for target in ("reload", "logs"):
+        assert "no tritonserver runs here; make up" in stand_ins.fail(target, **environment)
+    assert "empty: no models there; make repository" in stand_ins.fail("up", "REPOSITORY=empty", **environment)
+    assert "PORTS=8000: expected three" in stand_ins.fail("up", "PORTS=8000", **environment)
+
+
+@pytest.mark.parametrize("target", ["image", "push", "up", "reload", "logs", "down"])
+def test_no_docker_is_one_sentence(stand_ins: Project, tmp_path: Path, target: str) -> None:
+    for name in ("make", "bash", "sh", "awk", "python3", "env", "sed", "dirname", "realpath"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    said = stand_ins.fail(target, "IMAGE=chest:synthetic", PATH=str(tmp_path))
+    assert "docker is not installed; on Debian and Ubuntu: sudo apt install docker.io\n" in said
+
+
+@pytest.mark.parametrize("target", ["image", "push", "up", "reload", "logs", "down"])
+def test_an_engine_that_does_not_run_is_one_sentence(stand_ins: Project, tmp_path: Path, target: str) -> None:
+    host = f"unix://{tmp_path}/absent.sock"
+    said = stand_ins.fail(target, "IMAGE=chest:synthetic", DOCKER_HOST=host)
+    assert f"the Docker engine does not answer at {host}; sudo systemctl start docker\n" in said
+
+
+def test_no_permission_on_the_socket_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path := f"/tmp/{NAME}-{os.getpid()}.sock")
+        Path(path).chmod(0)
+        code = (
+            "import os; from scripts.deploy import engine; os.setgid(65534); os.setuid(65534); engine.docker('version')"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+            env=os.environ | {"DOCKER_HOST": f"unix://{path}", "DOCKER_CONFIG": "/"},
+        )  # fmt: skip
+        Path(path).unlink()
+    assert (
+        run.stderr
+        == f"no permission on Docker's socket unix://{path}; sudo usermod -aG docker $USER, and log in again\n"
+    )
+
+
+def test_an_old_compose_is_refused(stand_ins: Project, tmp_path: Path) -> None:
+    for name, script in (("docker", "[ $1 = version ]"), ("docker-compose", "echo 1.29.2")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    said = stand_ins.fail("up", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "Docker Compose 2.24 or newer is needed, 1.29.2 is here; apt install" in said

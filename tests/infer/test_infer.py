@@ -1,0 +1,630 @@
+"""make infer as a program: the same rows from ONNX Runtime here, from a running Triton, and from the image."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import openpyxl
+import pytest
+from conftest import REPOSITORY, ROOT, Project, kill
+
+from scripts.convert.sample import SPACING, sample
+from scripts.infer import __main__ as program
+from scripts.infer import models, tables
+from scripts.infer.__main__ import Worker
+from scripts.infer.findings import BY_DANGER, FINDINGS, Result, normalised, result
+from scripts.infer.tables import COLUMNS, Output, shown
+from scripts.infer.volume import Volume
+from scripts.infer.words import WORDS, StudyError, say
+from scripts.infer.worker import local
+from scripts.serve.triton_server import triton_server
+from tests.dicom_studies import PATIENT, lungs, series, uid
+from tests.infer.test_infer_series import COMPRESSED, compress
+from tests.inference_base_stand_in import NAME, inference_base_stand_in
+
+BROKEN = {"Petrov_1950.zip", "head", "mr"}
+IMAGE = "chest-inference-test:synthetic"
+STAMP = "SYNTHETIC WEIGHTS: these results mean nothing and are for tests alone"
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight studies, three of them broken."""
+    top = tmp_path_factory.mktemp("studies")
+    chest = lungs(20)
+    series(top / "chest", chest, name="thick")
+    series(top / "chest" / "deeper", lungs(40, seed=1), name="thin", spacing=(2.5, 6, 6.5))
+    series(top / "chest", chest[:1], name="scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SliceThickness=0.5)
+    for path in series(top / "missing", chest, study="missing")[5:9:3]:
+        path.unlink()
+    for path in series(top / "files", chest, study="compressed"):
+        compress(path, COMPRESSED["JPEG lossless SV1"])
+    pack(top / "files", top / "compressed.zip")
+    body = sample({"family": "bpr"}, 0, 1)["input"][0]
+    (x, y, z) = SPACING
+    series(top / "files", body, study="unnamed", spacing=(z, y, x), BodyPartExamined=None)
+    pack(top / "files", top / "unnamed.tar.gz")
+    nibabel.save(nibabel.Nifti1Image(lungs(30).transpose(2, 1, 0), np.diag([1.5, 1.5, 3, 1])), top / "volume.nii.gz")
+    series(top / "head", chest, study="head", BodyPartExamined="HEAD")
+    series(top / "mr", chest, study="mr", Modality="MR", BodyPartExamined=None)
+    series(top / "files", chest, study="cut")
+    data = pack(top / "files", top / "Petrov_1950.zip").read_bytes()
+    (top / "Petrov_1950.zip").write_bytes(data[: len(data) // 2])
+    return top
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """Moves a folder into an archive."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for path in folder.iterdir():
+                out.write(path, f"{PATIENT}/{path.name}")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder, PATIENT)
+    shutil.rmtree(folder)
+    return archive
+
+
+def rows(output: Path) -> dict[str, dict[str, Any]]:
+    return {row["path_to_study"]: row for row in json.loads((output / "output.json").read_text())["studies"]}
+
+
+def infer(project: Path, *words: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The program as `make infer` and the image start it."""
+    return subprocess.run(
+        [project / ".venv-inference/bin/python3", "-m", "scripts.infer", *map(str, words)],
+        cwd=project, text=True, capture_output=True, env={**os.environ, "LC_ALL": "C", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of make infer, and what it said."""
+    output = tmp_path_factory.mktemp("here") / "made by it"
+    said = built.fail("infer", f"INPUT={studies}", f"OUTPUT={output}", LC_ALL="C")
+    return output, said
+
+
+def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
+    output, said = here
+    found = rows(output)
+
+    assert {name for name, row in found.items() if row["processing_status"] == "Failure"} == BROKEN
+    assert len(found) == 8
+    assert found["chest"]["series_uid"] == uid("study", "thin")
+    assert found["unnamed.tar.gz"]["study_uid"] == uid("unnamed")  # by the body-part network
+    assert found["head"]["error"] == "there is CT, but no series shows the chest"
+    assert found["mr"]["error"] == "neither CT nor chest: nothing in it can be read as a chest CT"
+    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or cut short; pack or copy it again"
+    assert found["missing"]["warnings"] == [
+        "about 10 % of the slices are missing", "2 gaps between slices were filled from their neighbours",
+    ]  # fmt: skip
+    for name, row in found.items():
+        assert list(row["findings"]) == ([] if name in BROKEN else list(FINDINGS))
+    assert "8 of 8 studies, 3 failed, 0 s left" in said
+    assert "8 studies: 5 succeeded, 3 failed, 0 were in the output before; see output.xlsx" in said
+    assert "Error 3" in said  # some succeeded
+
+
+def test_xlsx_and_csv_have_the_columns_of_the_existing_script_and_the_rows_of_the_json(here: tuple[Path, str]) -> None:
+    output, _ = here
+    expected = rows(output)
+    book = openpyxl.load_workbook(output / "output.xlsx")
+    header, *table = book.worksheets[0].iter_rows(values_only=True)
+    with (output / "output.csv").open() as file:
+        csv_header, *csv_table = csv.reader(file)
+
+    assert header == tuple(csv_header) == (*COLUMNS, "weights")
+    assert [str(row[0]) for row in table] == [row[0] for row in csv_table] == sorted(expected)
+    for line, csv_line in zip(table, csv_table, strict=True):
+        row = expected[str(line[0])]
+        assert [value if value is not None else "" for value in line[:8]] == [
+            row[name] if row[name] is not None else "" for name in COLUMNS
+        ]
+        assert csv_line == [*("" if row[name] is None else str(row[name]) for name in COLUMNS), "synthetic"]
+        if row["processing_status"] == "Success":
+            assert row["probability_of_pathology"] == round(row["probability_of_pathology"], 4)
+            assert row["pathology"] == int(row["probability_of_pathology"] > 0.5)
+
+
+def test_results_of_synthetic_weights_are_stamped_in_every_output(here: tuple[Path, str]) -> None:
+    output, said = here
+
+    assert said.count(STAMP) == 2
+    assert json.loads((output / "output.json").read_text())["weights"] == "synthetic"
+    assert (output / "warnings_and_errors.txt").read_text().startswith(f"{STAMP}\n")
+    assert all(line.endswith(",synthetic") for line in (output / "output.csv").read_text().splitlines()[1:])
+    book = openpyxl.load_workbook(output / "output.xlsx")
+    assert book.sheetnames == ["SYNTHETIC", "warnings_and_errors"]
+    assert {row[-1] for row in book.worksheets[0].iter_rows(min_row=2, values_only=True)} == {"synthetic"}
+    assert book.worksheets[1]["A1"].value == STAMP
+
+
+def test_no_patient_is_named_and_no_path_outside_of_the_table(here: tuple[Path, str], studies: Path) -> None:
+    output, said = here
+    remarks = (output / "warnings_and_errors.txt").read_text()
+    tables = (output / "output.json").read_text() + (output / "output.csv").read_text()
+    for sheet in openpyxl.load_workbook(output / "output.xlsx"):
+        tables += str(list(sheet.values))
+
+    said = said.replace(str(studies), "")  # make itself repeats its command where it fails
+    for text in (remarks, tables, said):
+        assert not [word for word in ("Ivanov", str(studies), "thick-0") if word in text]
+    assert "Petrov" not in remarks + said and "row 2: error: the archive is damaged" in remarks
+
+
+@pytest.fixture(scope="module")
+def served(built: Project) -> Iterator[Any]:
+    with triton_server(
+        built.path / REPOSITORY, built.path / "build/logs/infer.log", venv=ROOT / ".venv-triton"
+    ) as server:
+        yield server
+
+
+def same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    """The same rows but for the time, and for rounding in another ONNX Runtime."""
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        other = found[name]
+        for key in {*COLUMNS, "warnings", "error"} - {"time_of_processing", "probability_of_pathology"}:
+            assert other[key] == row[key], (name, key)
+        assert other["probability_of_pathology"] == pytest.approx(row["probability_of_pathology"], abs=2e-4)
+        assert other["findings"] == pytest.approx(row["findings"], abs=2e-4)
+
+
+def states(served: Any) -> set[str]:
+    """Of its models, once none is being unloaded; that takes a moment."""
+    for _ in range(600):
+        found = {model.get("state") for model in served.ask("/v2/repository/index", "POST")}
+        if "UNLOADING" not in found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def test_a_running_triton_gives_the_same_rows(
+    built: Project, served: Any, studies: Path, here: tuple[Path, str], tmp_path: Path
+) -> None:
+    said = built.fail("infer", f"INPUT={studies}", f"OUTPUT={tmp_path}", f"TRITON={served.grpc}", LC_ALL="C")
+
+    assert "Error 3" in said and said.count(STAMP) == 2
+    same(rows(tmp_path), rows(here[0]))
+    assert states(served) == {"READY"}  # they were before
+
+
+def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
+    built: Project, served: Any, studies: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(studies / "chest", tmp_path / "in/chest")
+    words = ["--models", tmp_path / "nowhere", tmp_path / "in", tmp_path / "out"]
+
+    for name in models.SERVED.values():
+        served.ask(f"/v2/repository/models/{name}/unload", "POST")
+    assert states(served) == {"UNAVAILABLE"}
+    run = infer(built.path, "--triton", served.grpc, *words)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "out/output.json").read_text())["weights"] == "unknown"
+    assert "could not be found out" in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert states(served) == {"UNAVAILABLE"}  # loaded for it, and unloaded
+
+    run = infer(built.path, "--triton", "127.0.0.1:1", *words)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("TRITON=127.0.0.1:1: ") and "Traceback" not in run.stderr
+
+
+@pytest.fixture(scope="module")
+def image(built: Project, docker_engine: None) -> Iterator[str]:
+    said = built.make("image", "TARGET=inference", f"IMAGE={IMAGE}", f"BASE={inference_base_stand_in()}")
+    assert f"{IMAGE}: synthetic weights" in said
+    yield IMAGE
+    subprocess.run(["docker", "image", "rm", "--force", IMAGE, NAME], capture_output=True, check=True)
+
+
+def test_the_image_gives_the_same_rows_and_the_folder_s_owner_owns_them(
+    image: str, studies: Path, here: tuple[Path, str], tmp_path: Path
+) -> None:
+    os.chown(tmp_path, 1234, 1235)
+
+    run = subprocess.run(
+        ["docker", "run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", f"--volume={studies}:/input:ro",
+         f"--volume={tmp_path}:/output", image], capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert run.returncode == 3, run.stderr
+    assert STAMP in run.stdout and STAMP in run.stderr and "Traceback" not in run.stderr
+    same(rows(tmp_path), rows(here[0]))
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(1234, 1235)}
+
+
+def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1235)
+    run = subprocess.run(
+        ["docker", "run", "--rm", "--user=1234:1235", "--env=LANG=ru_RU.UTF-8", f"--volume={studies}/mr:/input/mr:ro",
+         f"--volume={tmp_path}:/output", image], capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 4, run.stderr  # none
+    assert "осталось 0 с" in run.stderr
+    assert "строка 2: ошибка: нет ни КТ, ни грудной клетки" in (tmp_path / "warnings_and_errors.txt").read_text()
+
+    python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
+    assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
+    assert b"No module named 'torch'" in subprocess.run([*python, "import torch"], capture_output=True).stderr
+
+
+def test_an_image_of_the_same_files_is_not_built_again_and_a_synthetic_one_is_tagged_as_such(
+    built: Project, image: str
+) -> None:
+    base = f"BASE={inference_base_stand_in()}"
+    assert f"{image} is up to date" in built.make("image", "TARGET=inference", f"IMAGE={image}", base)
+    said = built.fail("image", "TARGET=inference", "IMAGE=chest-inference-test:1", base)
+    assert "a synthetic image is tagged as such: IMAGE=chest-inference-test:synthetic" in said
+
+
+# --- Once more, and in between
+
+
+def test_studies_in_the_output_are_skipped_until_they_change(built: Project, studies: Path, tmp_path: Path) -> None:
+    for name in ("chest", "mr"):
+        shutil.copytree(studies / name, tmp_path / "in" / name)
+    words = [tmp_path / "in", tmp_path / "out"]
+    assert infer(built.path, *words).returncode == 3
+    before = rows(tmp_path / "out")
+
+    run = infer(built.path, *words)
+    assert run.returncode == 3 and "2 studies: 1 succeeded, 1 failed, 2 were in the output before" in run.stdout
+    assert rows(tmp_path / "out") == before
+
+    series(tmp_path / "in/mr", lungs(20), study="now-ct")
+    run = infer(built.path, *words)
+    assert run.returncode == 0 and "1 were in the output before" in run.stdout
+    assert "0 were in the output before" in infer(built.path, "--again", *words).stdout
+
+
+def started(project: Path, studies: Path, out: Path, *, after: str) -> "subprocess.Popen[str]":
+    """The program, once it has told of as many studies."""
+    words = [project / ".venv-inference/bin/python3", "-m", "scripts.infer", studies, out]
+    run = subprocess.Popen(words, cwd=project, text=True, start_new_session=True, stderr=subprocess.PIPE)
+    assert run.stderr
+    while after not in run.stderr.readline():
+        assert run.poll() is None
+    return run
+
+
+def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Path, tmp_path: Path) -> None:
+    run = started(built.path, studies, tmp_path / "out", after="2 of 8")
+    kill(run)
+    done = rows(tmp_path / "out")
+    assert 2 <= len(done) < 8
+
+    run_again = infer(built.path, studies, tmp_path / "out")
+
+    assert f"3 failed, {len(done)} were in the output before" in run_again.stdout
+    after = rows(tmp_path / "out")
+    assert len(after) == 8 and all(after[name] == row for name, row in done.items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "output.csv", "output.json", "output.xlsx", "warnings_and_errors.txt",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_ends_it_without_a_traceback(built: Project, studies: Path, tmp_path: Path) -> None:
+    run = started(built.path, studies, tmp_path / "out", after="1 of 8")
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+
+    assert run.returncode == 130 and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        for _ in range(100):
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
+
+
+WORKER_STAND_IN = """
+import json, os, signal, sys
+print(json.dumps({"weights": "real", "models": "m"}), flush=True)
+for line in sys.stdin:
+    if "crash" in line:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "hang" in line:
+        signal.pause()
+    print(json.dumps({"processing_status": "Success"}), flush=True)
+"""
+
+
+def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read() -> None:
+    with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
+        first = worker.row(Path("crash"), flat=False)
+        second = worker.row(Path("good"), flat=False)
+
+    assert (first["processing_status"], first["error"]) == ("Failure", say("crashed"))
+    assert second["processing_status"] == "Success"
+
+
+def test_a_study_that_takes_for_ever_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
+        monkeypatch.setattr(program, "LIMIT", 0.01)
+        first = worker.row(Path("hang"), flat=False)
+        monkeypatch.setattr(program, "LIMIT", 600)
+        second = worker.row(Path("good"), flat=False)
+
+    assert (first["processing_status"], first["failure"]) == ("Failure", "slow")
+    assert second["processing_status"] == "Success"
+
+
+def test_models_replaced_between_two_studies_end_the_run() -> None:
+    code = WORKER_STAND_IN.replace('"models": "m"', '"models": os.getpid()')
+    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):  # noqa: SIM117
+        with Worker([sys.executable, "-c", code]) as worker:
+            worker.row(Path("crash"), flat=False)
+
+
+def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (*models.ONNX.values(), models.BPREG, models.SETTINGS):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"old")
+
+    def publish(repository: Path) -> None:
+        (repository / models.ONNX["binary"]).write_bytes(b"new")
+
+    monkeypatch.setattr(models, "Local", publish)
+    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):
+        local(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("failure", "triton", "read_again"),
+    [("", None, False), ("no_chest", None, False), ("crashed", None, True), ("network", None, True), ("", "t:1", True)],
+)
+def test_what_may_pass_and_what_triton_said_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, triton: str | None, read_again: bool
+) -> None:
+    (tmp_path / "in/study").mkdir(parents=True)
+    read: list[Path] = []
+
+    class WorkerStandIn(Worker):
+        def __init__(self, command: object) -> None:
+            self.about = {"weights": "real", "models": "m"}
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def row(self, path: Path, flat: bool) -> dict[str, Any]:
+            read.append(path)
+            row: dict[str, Any] = dict.fromkeys(COLUMNS[1:], "")
+            status = "Failure" if failure else "Success"
+            return row | {"processing_status": status, "warnings": [], "failure": failure, "error": failure}
+
+    monkeypatch.setattr(program, "Worker", WorkerStandIn)
+    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
+    for _ in range(2):
+        program.infer(tmp_path / "in", tmp_path / "out", tmp_path, triton, again=False)
+
+    assert len(read) == 1 + read_again
+
+
+# --- A Triton that fails
+
+
+class TritonStandInError(Exception):
+    def status(self) -> str:
+        return "StatusCode.INTERNAL"
+
+
+class ClientStandIn:
+    """Of a server that has some models loaded and fails to infer."""
+
+    def __init__(self, message: str = "", ready: str = "") -> None:
+        self.said, self.ready, self.calls = message, ready, list[str]()
+
+    def is_model_ready(self, name: str, *_: object, **__: object) -> bool:
+        return name == self.ready
+
+    def load_model(self, name: str, **_: object) -> None:
+        self.calls.append(f"load {name}")
+
+    def unload_model(self, name: str, **_: object) -> None:
+        self.calls.append(f"unload {name}")
+
+    def infer(self, *_: object, **__: object) -> None:
+        raise TritonStandInError(self.said)
+
+    def close(self) -> None:
+        pass
+
+
+def triton_of(client: ClientStandIn) -> models.Triton:
+    from tritonclient import grpc  # type: ignore[import-untyped]
+    from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
+
+    triton = models.Triton.__new__(models.Triton)
+    triton.client, triton.loaded, triton.error = client, [], TritonStandInError
+    triton.grpc, triton.dtype = grpc, np_to_triton_dtype
+    return triton
+
+
+def test_a_model_that_someone_else_has_loaded_stays_loaded() -> None:
+    client = ClientStandIn(ready="bpr_model")
+    triton = triton_of(client)
+
+    triton.load("bpr_model")
+    triton.load("vit_onnx")
+    triton.close()
+
+    assert client.calls == ["load vit_onnx", "unload vit_onnx"]
+
+
+def test_a_failing_server_is_not_taken_for_a_study_without_chest() -> None:
+    volume = Volume(lungs(4), (5, 6, 6))
+
+    for message in (
+        "bpr_model: no slice is left: each is 0 after preprocessing",
+        "bpr_model: 4 voxels of 0.5 mm resample to 1 of 3.5 mm, expected 2 or more",
+    ):
+        assert triton_of(ClientStandIn(message)).body_part(volume) == "NONE"
+    for message in ("bpr_model: CUDA out of memory", "Deadline Exceeded"):
+        with pytest.raises(StudyError) as error:
+            triton_of(ClientStandIn(message)).body_part(volume)
+        assert error.value.key == "network"
+
+
+def test_weights_are_real_only_if_every_network_says_so() -> None:
+    class SessionStandIn:
+        def __init__(self, kind: str) -> None:
+            self.custom_metadata_map = {"weights": kind} if kind else {}
+
+        def get_modelmeta(self) -> "SessionStandIn":
+            return self
+
+    for kinds, expected in (
+        (["real", "real"], "real"), (["real", ""], "unknown"), (["", "synthetic"], "synthetic"), ([""], "unknown"),
+    ):  # fmt: skip
+        assert models.weights(map(SessionStandIn, kinds)) == expected
+
+
+# --- What is refused
+
+
+def test_half_a_repository_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
+    (project.path / REPOSITORY / "bpr_model/1/weights/model.onnx").unlink()
+
+    run = infer(project.path, studies, tmp_path)
+
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr == (
+        f"{REPOSITORY} lacks bpr_model/1/weights/model.onnx; expected a whole repository with ONNX files; "
+        "make repository\n"
+    )
+
+
+def test_a_damaged_network_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
+    (project.path / REPOSITORY / "vit_onnx/1/model.onnx").write_bytes(b"no network")
+
+    run = infer(project.path, studies, tmp_path)
+
+    assert run.returncode == 1 and "vit_onnx/1/model.onnx cannot be opened as an ONNX file" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/output.xlsx").write_bytes(b"theirs")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/s.zip").write_bytes(b"")
+
+    for words, error in (
+        ((tmp_path / "gone", tmp_path / "out"), "INPUT: no such file or directory"),
+        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies there"),
+        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: holds output.xlsx of another program"),
+        ((tmp_path / "in", tmp_path / "theirs/output.xlsx"), "OUTPUT: file exists"),
+    ):
+        run = infer(built.path, *words)
+        assert run.returncode == 1 and run.stderr.startswith(error), run.stderr
+    assert (tmp_path / "theirs/output.xlsx").read_bytes() == b"theirs"
+    assert "expected both" in built.fail("infer", f"INPUT={tmp_path}")
+
+
+def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path: Path) -> None:
+    row = dict.fromkeys(COLUMNS, "") | {"path_to_study": "a", "warnings": [], "error": ""}
+    first = Output(tmp_path)
+    first.begin("real")
+    first.add(row)
+    with pytest.raises(SystemExit, match="another run writes there"):
+        Output(tmp_path)
+    os.close(first.lock)
+    with pytest.raises(SystemExit, match="its results are of real weights, these are synthetic"):
+        Output(tmp_path).begin("synthetic")
+
+
+def test_an_output_with_rows_of_another_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "output.json").write_text('{"weights": "real", "studies": [{"path_to_study": "a"}]}')
+
+    with pytest.raises(SystemExit, match=r"its output\.json is not ours"):
+        Output(tmp_path)
+
+
+def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    output.begin("real")
+    output.add(dict.fromkeys(COLUMNS, "") | {"path_to_study": "=1+1", "warnings": [], "error": ""})
+
+    sheet = openpyxl.load_workbook(tmp_path / "output.xlsx").worksheets[0]
+    assert [cell.value for cell in sheet[1]] == list(COLUMNS)
+    assert (sheet["A2"].value, sheet["A2"].data_type) == ("=1+1", "s")
+    assert (tmp_path / "output.csv").read_text().startswith(",".join(COLUMNS) + "\n")
+    assert (tmp_path / "warnings_and_errors.txt").read_text() == "no warnings and no errors\n"
+
+
+def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
+    top = Path("/in")
+
+    assert shown(top, top) == "."
+    assert shown(top / "Иванов.zip", top) == "Иванов.zip"
+    assert shown(top / "=HYPERLINK(1).zip", top) == "./=HYPERLINK(1).zip"
+    assert shown(top / "a\x1b[2J\nb", top) == r"a\x1b[2J\nb"
+
+
+def test_names_in_an_old_encoding_stay_apart() -> None:
+    names = ["Иванов.zip".encode("cp1251"), "Петров.zip".encode("cp1251"), rb"\udcc8.zip", b"\xc8.zip"]
+
+    assert len({shown(Path("/in") / os.fsdecode(name), Path("/in")) for name in names}) == 4
+    assert shown(Path("/in") / os.fsdecode(b"\xc8.zip"), Path("/in")) == r"\udcc8.zip"
+
+
+# --- What is said
+
+
+def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    import string
+
+    for key, (english, russian) in WORDS.items():
+        names = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, russian)]
+        assert names[0] == names[1], key
+        assert any("а" <= letter <= "я" for letter in russian)
+    code = "".join(path.read_text() for path in (ROOT / "scripts/infer").glob("*.py"))
+    assert [key for key in WORDS if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
+    for environment, expected in (
+        ({"LC_ALL": "C", "LANG": "ru_RU.UTF-8"}, "error"), ({"LC_ALL": "", "LANG": "ru_RU.UTF-8"}, "ошибка"),
+    ):  # fmt: skip
+        for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+            monkeypatch.setenv(name, environment.get(name, ""))
+        assert say("error") == expected
+
+
+def test_probabilities_and_the_most_dangerous_finding() -> None:
+    logits = np.full((1, 20), -3.0)
+    logits[0, [FINDINGS.index("Emphysema"), FINDINGS.index("Lung nodule"), 0]] = 3
+    sick, well = result(np.array([[1.0, 2.0]]), logits), result(np.array([[2.0, 1.0]]), logits)
+    unclear = result(np.array([[1.0, 2.0]]), np.full((1, 20), -3.0))
+
+    assert sick.probability == pytest.approx(1 / (1 + np.exp(-1)))
+    assert sick.findings["Emphysema"] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert (sick.pathology, sick.most_dangerous) == (1, "Emphysema")
+    assert (well.pathology, well.most_dangerous) == (0, "")
+    assert unclear.most_dangerous == "cannot be determined"
+    assert Result(0.5, {}).pathology == 0
+    assert sorted(FINDINGS) == sorted(BY_DANGER) and len(set(FINDINGS)) == 20
+    np.testing.assert_allclose(np.linalg.norm(normalised(np.array([[3.0, 4.0]]))), 1)
+
+
+def test_both_requirements_pin_the_same_versions() -> None:
+    pins = [
+        dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line and line[0] != "#")
+        for name in ("requirements-inference.txt", "tests/requirements.txt", "requirements.txt")
+    ]
+    ours, *others = pins
+    for other in others:
+        differ = {name for name in ours.keys() & other.keys() if ours[name] != other[name]}
+        assert differ <= {"onnxruntime-gpu"}  # of CUDA 12 here, of CUDA 13 there

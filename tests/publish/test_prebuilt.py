@@ -1,0 +1,205 @@
+"""What scripts/publish/prebuilt.py lets pass, what it refuses, and what it names as not served here."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from scripts.publish import prebuilt
+from scripts.publish.prebuilt import contract, environment, judge
+from tests.triton_models import CONFIG, WEIGHT, answers, bpr, head, linear, tag
+
+ROOT = Path(__file__).parents[2]
+ARCHIVE, TREE, MODELS = Path("finished.zip"), Path("build/prebuilt"), Path("build/models")
+HEAD = {"family": "head", "output": [2]}
+NOT_SERVED = {"vit_onnx", "binary_onnx", "multilabel_onnx"}
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The client's four models, small, in a project that has what prebuilt.py reads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_VENV", str(ROOT / ".venv-triton"))
+    for name in ("vit", "binary", "multilabel"):
+        head(tmp_path / "finished", f"{name}_onnx")
+        answers(tmp_path / "build", name)
+    bpr(tmp_path / "finished")
+    tag(tmp_path / "build")
+    for path in ("requirements-triton.txt", "convertation/bpr/requirements.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    return tmp_path / "finished"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Names of the models of each start; no server starts, every model is taken for good."""
+    starts: list[set[str]] = []
+
+    def serve(tree: Path, files: object, configs: dict[str, Any], *rest: object) -> dict[str, Any]:
+        starts.append(set(configs))
+        return {name: {"state": "READY", "says": "what it should", "latency_ms": 1.0} for name in configs}
+
+    monkeypatch.setattr(prebuilt, "serve", serve)
+    return starts
+
+
+def judged(folder: Path, accept: bool = False, gpu: bool = False) -> dict[str, Any]:
+    with zipfile.ZipFile(ARCHIVE, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder))
+    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
+
+
+def refused(action: Callable[[], object]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        action()
+    assert isinstance(stop.value.code, str)
+    return stop.value.code
+
+
+def test_good_models_are_served_and_asked(finished: Path) -> None:
+    result = judged(finished)
+    assert result["unserved"] == {} and result["remarks"] == []
+    assert result["models"]["bpr_model"]["says"] == "says CHEST"
+    assert result["models"]["vit_onnx"]["says"].startswith("answers within -")
+    assert set(result["files"]) == {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    json.dumps(result)
+
+
+def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "bpr_model/1/model.py").write_text(
+        "import nowhere\n\nclass TritonPythonModel:\n    def execute(self): ...\n"
+    )
+    assert "finished.zip: bpr_model could not be tried here; nothing was published" in refused(lambda: judged(finished))
+    said = capsys.readouterr().out
+    assert "bpr_model: not served here: " in said and "No module named 'nowhere'" in said
+    assert "binary_onnx: READY" in said
+    result = judged(finished, accept=True)
+    assert set(result["unserved"]) == {"bpr_model"} and set(result["models"]) == NOT_SERVED
+
+
+def test_a_wrong_answer_is_no_matter_of_acceptance(finished: Path) -> None:
+    model = linear()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(WEIGHT * np.float32("nan"), "weight"))
+    onnx.save(model, finished / "binary_onnx/1/model.onnx")
+    said = refused(lambda: judged(finished, accept=True))
+    assert said == "binary_onnx: 3 of 3 values of its answer are not finite"
+
+
+def test_a_missing_model_is_named(finished: Path, served: list[set[str]]) -> None:
+    shutil.rmtree(finished / "vit_onnx")
+    assert "finished.zip has no vit_onnx, which the client asks" in refused(lambda: judged(finished, accept=True))
+    assert served == []
+
+
+def test_a_gpu_only_model_is_served_only_where_there_is_one(finished: Path, served: list[set[str]]) -> None:
+    config = finished / "vit_onnx/config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_AUTO", "KIND_GPU"))
+    assert "ACCEPT=unserved" in refused(lambda: judged(finished))
+    assert judged(finished, accept=True)["unserved"] == {
+        "vit_onnx": "its config.pbtxt says KIND_GPU, and this machine has no GPU"
+    }
+    assert judged(finished, gpu=True)["unserved"] == {}
+    assert [len(start) for start in served] == [3, 3, 4]
+
+
+def test_a_plan_needs_an_image_whatever_the_machine(finished: Path, served: list[set[str]]) -> None:
+    folder = finished / "vit_trt"
+    shutil.copytree(finished / "vit_onnx", folder)
+    (folder / "1/model.onnx").rename(folder / "1/model.plan")
+    config = CONFIG.replace("binary_onnx", "vit_trt").replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"')
+    (folder / "config.pbtxt").write_text(config)
+    (folder / "1/model.plan").write_bytes(bytes(range(256)))
+    result = judged(finished, accept=True, gpu=True)
+    assert result["unserved"] == {"vit_trt": "only an image with a GPU serves a TensorRT plan"}
+
+
+def test_what_only_our_own_models_must_have_is_a_remark(finished: Path, served: list[set[str]]) -> None:
+    config = finished / "binary_onnx/config.pbtxt"
+    text = config.read_text().replace("instance_group [{ count: 1 kind: KIND_AUTO }]", "")
+    config.write_text(text.replace("max_batch_size: 8", "max_batch_size: 64"))
+    assert len(judged(finished)["remarks"]) == 2
+
+
+def test_any_other_finding_refuses_even_what_is_accepted(finished: Path, served: list[set[str]]) -> None:
+    config = finished / "binary_onnx/config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16", 1))
+    said = refused(lambda: judged(finished, accept=True))
+    assert "binary_onnx/config.pbtxt: client's contract, input 'input'" in said and "nothing was published" in said
+    assert served == []
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        ([[1.0, np.nan]], "1 of 2 values of its answer are not finite"),
+        ([[3.0, 3.0]], "every value of its answer is 3"),
+        ([[1.0, 2.0, 3.0]], "expected float32 (1, 2), answered (1, 3)"),
+        ([[1.0, 2.0]], "two different requests have the same answer"),
+    ],
+)
+def test_an_answer_that_no_good_model_gives_is_refused(answer: list[list[float]], reason: str) -> None:
+    array = np.array(answer, np.float32)
+    assert reason in refused(lambda: contract("binary_onnx", [array, array], HEAD))
+
+
+def test_a_tag_is_one_text() -> None:
+    good = np.array([b"CHEST"], object)
+    assert contract("bpr_model", [good, good], {"family": "bpr"}) == "says CHEST"
+    assert "expected one tag" in refused(lambda: contract("bpr_model", [good[None], good], {"family": "bpr"}))
+
+
+# --- The environment of the archive's own code --------------------------------
+
+
+def venv_script(text: str) -> None:
+    Path("scripts/steps").mkdir(parents=True)
+    Path("scripts/steps/venv.sh").write_text(f"#!/bin/bash\n{text}\n")
+    Path("scripts/steps/venv.sh").chmod(0o755)
+
+
+def requirements(text: str) -> None:
+    path = TREE / "bpr_model/1/requirements.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_requirements_of_its_own_it_gets_the_usual_one(finished: Path) -> None:
+    assert environment(TREE) == (None, "")
+    requirements(Path("convertation/bpr/requirements.txt").read_text())
+    assert environment(TREE) == (None, "")
+
+
+def test_requirements_of_its_own_get_an_environment_with_the_server_once(finished: Path) -> None:
+    venv_script('echo made >> calls; mkdir -p "$2"; cp "$3" seen')
+    requirements("torch==2.0\n")
+    for _ in range(2):
+        assert environment(TREE) == (Path(".venv-prebuilt"), "")
+    wanted = Path("seen").read_text().splitlines()
+    assert {"nvidia-pytriton==0.5.9", "numpy<2", "torch==2.0"} < set(wanted)
+    assert sum(line.startswith("onnxruntime") for line in wanted) == 1  # for the ONNX models
+    assert Path("calls").read_text() == "made\n"
+    requirements("onnxruntime-gpu==1.22.0\n")
+    environment(TREE)
+    assert [line for line in Path("seen").read_text().splitlines() if line.startswith("onnxruntime")] == [
+        "onnxruntime-gpu==1.22.0"
+    ]
+
+
+def test_requirements_that_cannot_be_installed_leave_the_model_unserved(finished: Path, served: list[set[str]]) -> None:
+    venv_script('mkdir "$2"; echo "ERROR: No matching distribution found for bpreg==9" >&2; exit 1')
+    (finished / "bpr_model/1/requirements.txt").write_text("bpreg==9\n")
+    result = judged(finished, accept=True)
+    assert "ERROR: No matching distribution found for bpreg==9" in result["unserved"]["bpr_model"]
+    assert served == [NOT_SERVED] and not Path(".venv-prebuilt").exists()

@@ -1,0 +1,275 @@
+"""`make compare` of tiny repositories, each asked through the real Triton."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import REPOSITORY, Project
+from google.protobuf import text_format
+from onnx import numpy_helper
+from tritonclient.grpc import model_config_pb2 as schema
+
+from scripts.convert.sample import sample
+from scripts.show import compare_repositories as program
+from scripts.show import volumes
+from tests.dicom_studies import lungs, series
+
+SAME = ["binary_onnx: same files", "bpr_model: same files", "multilabel_onnx: same files", "vit_onnx: same files"]
+
+
+@pytest.fixture
+def other(project: Project) -> Path:
+    """A copy of the published repository, to be made another one."""
+    path = project.path / "other"
+    shutil.copytree(project.path / REPOSITORY, path, ignore=shutil.ignore_patterns(".gitkeep"))
+    return path
+
+
+def alter(path: Path, change: Callable[[str, Any], None]) -> None:
+    """Change each weight of an ONNX file in place."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        change(tensor.name, values)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def resave(path: Path) -> None:
+    """Other bytes, the same numbers: as a hand-made export has them."""
+    model = onnx.load(path)
+    model.doc_string = "made by hand"
+    onnx.save(model, path)
+
+
+def load(project: Project) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((project.path / "build/compare.json").read_text())
+    return found
+
+
+# --- The whole -----------------------------------------------------------------
+
+
+def test_the_same_files_need_no_question(project: Project, other: Path) -> None:
+    said = project.make("compare", f"WITH={other}")
+
+    assert said.startswith("  vit_onnx: the same files\n") and "asking" not in said
+    assert "SYNTHETIC weights: this shows that the machinery works" in said
+    assert "nothing had to be asked" in said and all(line in said for line in SAME)
+    found = load(project)
+    assert found["agree"] and found["weights"] == {"ours": "synthetic", "theirs": "synthetic"}
+    assert "vit_onnx/1/model.onnx" in found["files"]
+
+
+def test_a_repository_made_by_hand_may_give_the_same_answers(project: Project, other: Path) -> None:
+    for model in ("vit", "binary"):
+        resave(other / f"{model}_onnx/1/model.onnx")
+    # As people write them: the older platform, a GPU, and what Triton completes by itself left out
+    (other / "vit_onnx/config.pbtxt").write_text(
+        'platform: "onnxruntime_onnx" max_batch_size: 4 instance_group [{ kind: KIND_GPU gpus: [0] }]\n'
+        'input [{ name: "input" data_type: TYPE_FP32 dims: [1, 20, 40, 40] }]\n'
+        'output [{ name: "output" data_type: TYPE_FP32 dims: [24] }]\n'
+    )
+    (other / "binary_onnx/config.pbtxt").write_text('name: "binary_onnx"\n')
+    before = {path: path.read_bytes() for path in other.rglob("*.pbtxt")}
+
+    said = project.make("compare", "WITH=other")
+
+    assert "vit_onnx: same answers, 0.0e+00 of the scale apart, allowed 0.0001" in said
+    assert "binary_onnx: same answers, 0.0e+00 of the scale apart, allowed 1e-05, 0 decisions changed" in said
+    assert "asked: seed 1, seed 2, seed 3, seed 4" in said
+    result = load(project)["models"]
+    assert result["multilabel_onnx"]["verdict"] == "same files"
+    assert result["binary_onnx"]["files"] == ["1/model.onnx", "config.pbtxt"]
+    assert {path: path.read_bytes() for path in other.rglob("*.pbtxt")} == before
+    assert not list(other.rglob("__pycache__"))
+
+
+def test_what_differs_is_told_model_by_model(project: Project, other: Path) -> None:
+    def opposite(name: str, values: Any) -> None:
+        if name.endswith("bias") and values.shape == (20,):
+            values -= 3.0  # no finding anywhere
+
+    alter(other / "multilabel_onnx/1/model.onnx", opposite)
+    code = other / "bpr_model/1/model.py"
+    code.write_text(code.read_text().replace("[part.encode()]", '["NONE"]'))
+    shutil.copytree(other / "binary_onnx", other / "older_onnx")
+    (other / "older_onnx/config.pbtxt").write_text(
+        (other / "binary_onnx/config.pbtxt").read_text().replace("binary_onnx", "older_onnx")
+    )
+    (other / "binary_onnx/config.pbtxt").write_text(
+        (other / "binary_onnx/config.pbtxt").read_text().replace('name: "input"', 'name: "embedding"')
+    )
+
+    said = project.fail("compare", "WITH=other")
+
+    found = load(project)
+    verdicts = {name: result["verdict"] for name, result in found["models"].items()}
+    assert verdicts == {
+        "vit_onnx": "same files",
+        "binary_onnx": "not compared",
+        "bpr_model": "differs",
+        "multilabel_onnx": "differs",
+        "older_onnx": "only in the other one",
+    }
+    assert "binary_onnx: not compared, input: input in the new one, embedding in the other" in said
+    assert "bpr_model: differs, 2 of 2 answers beyond that, new " in said and "other NONE, NONE" in said
+    many = found["models"]["multilabel_onnx"]
+    assert many["difference"] > 1 and many["beyond"] == many["asked"] == 8 + program.VECTORS
+    old, new = (np.array(found["probabilities"]["multilabel"][side]) for side in ("old", "new"))
+    assert old.shape == new.shape == (4, 20) and old.max() < 0.5
+    assert len(many["decisions_changed"]) == (new > 0.5).sum() > 0
+    assert f"  {many['decisions_changed'][0]['input']}, finding " in said
+    assert "the repositories do not agree within models.yaml's tolerances; all of it: build/compare.json" in said
+
+
+def test_volumes_of_a_folder_are_asked_in_their_place(project: Project, other: Path) -> None:
+    resave(other / "vit_onnx/1/model.onnx")
+    folder = project.path / "volumes"
+    folder.mkdir()
+    entry = json.loads((project.path / "build/models/vit.json").read_text())
+    for seed, name in ((7, "b.npy"), (8, "a.npy")):
+        np.save(folder / name, sample(entry, seed, 1)["input"][0])
+    np.savez(folder / "c.npz", volume=sample(entry, 9, 1)["input"][0])
+
+    said = project.make("compare", "WITH=other", "INPUT=volumes")
+
+    assert "asked: a.npy, b.npy, c.npz" in said
+    assert load(project)["models"]["vit_onnx"]["asked"] == 3
+
+
+def test_studies_of_a_folder_become_volumes(project: Project, other: Path) -> None:
+    resave(other / "vit_onnx/1/model.onnx")
+    folder = project.path / "my studies"
+    series(folder / "chest", lungs(20))
+    series(folder / "head", lungs(20), study="head", BodyPartExamined="HEAD")
+
+    said = project.make("compare", "WITH=other", f"INPUT={folder}")
+
+    assert "  reading study 002 head\n  left out: " in said
+    assert "asked: 001 chest.npy\n" in said
+    assert not list((project.path / "build").rglob("*chest*"))
+    assert load(project)["models"]["vit_onnx"]["asked"] == 1
+
+
+def test_a_mistyped_folder_is_told_even_if_nothing_had_to_be_asked(project: Project, other: Path) -> None:
+    assert "INPUT=absent: no such folder" in project.fail("compare", "WITH=other", "INPUT=absent")
+
+
+def test_a_folder_without_studies_is_refused(project: Project, other: Path) -> None:
+    resave(other / "vit_onnx/1/model.onnx")
+    (folder := project.path / "nothing").mkdir()
+    assert f"INPUT={folder}: no study in it can be read" in project.fail("compare", "WITH=other", f"INPUT={folder}")
+
+
+# --- What cannot be compared ------------------------------------------------------
+
+
+def test_with_names_one_folder_in_compare_and_optional_models_elsewhere(stand_ins: Project) -> None:
+    assert "make compare WITH=: expected the folder of another repository" in stand_ins.fail("compare")
+    assert "expected the folder of another repository" in stand_ins.fail("compare", "WITH=a b")
+    assert "WITH=/elsewhere: expected one of lipro" in stand_ins.fail("repository", "WITH=/elsewhere")
+
+
+@pytest.mark.parametrize("name", ["absent", "scripts"])
+def test_a_folder_that_is_no_repository_is_refused(project: Project, name: str) -> None:
+    said = project.fail("compare", f"WITH={name}")
+    assert f"{name}: no model repository; expected folders with a config.pbtxt" in said
+
+
+def test_a_plan_is_not_compared_without_a_gpu(project: Project, other: Path) -> None:
+    (other / "binary_onnx/config.pbtxt").write_text(
+        'platform: "tensorrt_plan" max_batch_size: 8\n'
+        'input [{ name: "input" data_type: TYPE_FP32 dims: [24] }]\n'
+        'output [{ name: "output" data_type: TYPE_FP32 dims: [2] }]\n'
+    )
+    ours, theirs = (program.Repository(project.path / name, None) for name in (REPOSITORY, "other"))
+
+    with pytest.raises(
+        program.UnlikeError, match="is a TensorRT plan: only an image on a machine with a GPU serves it"
+    ):
+        theirs.answers("binary_onnx", theirs.config("binary_onnx"), [])
+    assert program.unlike(ours.config("binary_onnx"), theirs.config("binary_onnx")) == ""
+
+
+def test_a_model_that_triton_does_not_load_is_told_in_its_own_words(
+    project: Project, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (other / "binary_onnx/1/model.onnx").write_bytes(b"no model")
+    monkeypatch.chdir(project.path)
+
+    said = project.fail("compare", "WITH=other")
+
+    assert "binary_onnx: not compared" in said and "build/logs/compare.log" in said
+    assert load(project)["models"]["multilabel_onnx"]["verdict"] == "same files"
+
+
+def config(text: str) -> Any:
+    return text_format.Parse(text, schema.ModelConfig())
+
+
+BASE = 'max_batch_size: 4 input [{ name: "input" data_type: TYPE_FP32 dims: [512] }]'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BASE, ""),
+        (BASE.replace("512", "-1"), ""),
+        ('max_batch_size: 0 input [{ name: "input" data_type: TYPE_FP32 dims: [-1, 512] }]', ""),
+        ("", ""),  # nothing said: Triton takes it from the file
+        (BASE.replace("input\"", "x\""), "input: input in the new one, x in the other"),
+        (BASE.replace("512", "256"), "input input is FP32 [-1, 512] in the new one, FP32 [-1, 256] in the other"),
+        (BASE.replace("FP32", "FP16"), "input input is FP32 [-1, 512] in the new one, FP16 [-1, 512] in the other"),
+        (BASE.replace("[512]", "[1, 512]"), "input input is FP32 [-1, 512] in the new one, FP32 [-1, 1, 512] in"),
+    ],
+)  # fmt: skip
+def test_names_and_shapes_that_differ_are_said_in_words(text: str, reason: str) -> None:
+    said = program.unlike(config(BASE), config(text))
+    assert said.startswith(reason) and bool(said) == bool(reason)
+
+
+def test_an_answer_that_is_no_number_is_no_agreement() -> None:
+    with pytest.raises(program.UnlikeError, match="the other one answers NaN or infinity"):
+        program.numbers(np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32), 0.1)
+
+
+# --- Volumes ----------------------------------------------------------------------
+
+ENTRY = {"family": "vit", "input": [1, 20, 40, 40]}
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((20, 40, 40), np.float32),
+            r"a\.npy: holds float32 \[20, 40, 40\]; expected float32 \[1, 20, 40, 40\]",
+        ),
+        (np.zeros((1, 20, 40, 40)), r"a\.npy: holds float64 \[1, 20, 40, 40\]; expected float32"),
+        (np.full((1, 20, 40, 40), -1000, np.float32), r"a\.npy: values from -1000 to -1000; expected HU / 1000"),
+        (np.full((1, 20, 40, 40), np.nan, np.float32), r"a\.npy: values from nan to nan; expected HU / 1000"),
+    ],
+)
+def test_a_file_that_is_no_such_volume_is_refused(tmp_path: Path, array: Any, message: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(SystemExit, match=message):
+        volumes.names(tmp_path, ENTRY)
+        list(volumes.volumes(tmp_path, ENTRY))
+
+
+def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no such folder"):
+        volumes.names(tmp_path / "absent", ENTRY)
+    (tmp_path / "a.npy").write_text("nothing")
+    with pytest.raises(SystemExit, match=r"a\.npy: no NumPy array"):
+        volumes.names(tmp_path, ENTRY)
+    (tmp_path / "a.npy").unlink()
+    np.savez(tmp_path / "a.npz", one=np.zeros(1), two=np.zeros(1))
+    with pytest.raises(SystemExit, match=r"a\.npz: holds 2 arrays; expected one"):
+        volumes.names(tmp_path, ENTRY)

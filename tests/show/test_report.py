@@ -1,0 +1,207 @@
+"""`make report`, read by a real Chromium: what it shows, that it prints, and that it asks nothing of anyone."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import REPOSITORY, Project
+from pypdf import PdfReader
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
+# Chromium itself asks its maker for updates and the time, whatever page it shows
+ITS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
+ROW = {"group": "vit", "unit": "x", "note": "", "samples": [0.1, 0.12], "goal": 0.2, "relation": "≤", "verdict": "pass"}
+BENCH = {
+    "machine": {"cores": 2, "processor": "Xeon", "python": "3.11"},
+    "others_cores": {},
+    "rows": [
+        ROW | {"what": "session load", "value": 0.11},
+        ROW | {"what": "most memory", "value": 0.5, "verdict": "MISS", "samples": []},
+        ROW | {"what": "on a GPU", "value": None, "note": "no GPU here", "verdict": "not measured", "samples": []},
+    ],
+}
+
+
+class Text(HTMLParser):
+    """The words of a page, without its style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.style = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.style = tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        self.words += [] if self.style else data.split()
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+
+class Chromium:
+    """One headless run on one page."""
+
+    def __init__(self, page: Path, folder: Path, *options: str) -> None:
+        folder.mkdir(parents=True)
+        assert BROWSER
+        command = [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
+            f"--log-net-log={folder / 'net.json'}", *options, page.as_uri(),
+        ]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+        self.printed = run.stdout
+        self.console = [line for line in run.stderr.splitlines() if ":CONSOLE" in line]
+        log = json.loads((folder / "net.json").read_text())
+        asked = {str(event.get("params", {}).get("url", "")) for event in log["events"]}
+        self.requests = {
+            url for url in asked if url.startswith("http") and not str(urlsplit(url).hostname).endswith(ITS_OWN)
+        }
+
+
+@pytest.fixture(scope="module")
+def shown(measured: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The tiny project with everything that a report shows: fidelity, a comparison, benchmarks."""
+    project = Project(tmp_path_factory.mktemp("shown") / "project")
+    shutil.copytree(measured.path, project.path, symlinks=True, copy_function=shutil.copy)
+    other = project.path / "other"
+    shutil.copytree(project.path / REPOSITORY, other)
+    path = other / "binary_onnx/1/model.onnx"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"layers.", b"lAyers."))  # names alone
+    assert path.read_bytes() != data
+    project.make("compare", "WITH=other")
+    (project.path / "build/bench.json").write_text(json.dumps(BENCH))
+    assert project.make("report").splitlines()[-1] == "build/report.html"
+    yield project
+
+
+def page(project: Project) -> Path:
+    return project.path / "build/report.html"
+
+
+# --- In Chromium -------------------------------------------------------------------
+
+
+@needs_chromium
+def test_chromium_shows_all_of_it_without_a_complaint_or_a_request(shown: Project, tmp_path: Path) -> None:
+    seen = Chromium(page(shown), tmp_path / "seen", "--dump-dom")
+
+    assert seen.console == [] and seen.requests == set()
+    words = str(Text(seen.printed))
+    assert seen.printed.count("<svg") == 1 + 3 + 1 + 1  # pipeline, fidelity, probabilities, benchmarks
+    for part in (
+        "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses.",
+        "tritonserver 2.47.0 loaded each model strictly",
+        "vit_onnx READY", "bpr_model READY",
+        "convertation/vit/torch2onnx.py",  # in the graph
+        "vit_onnx/1/model.onnx", "torch 2.13.0", "build/synthetic/CT-RATE/model_binary.pth",
+        "ONNX, batch 4 ONNX, batch 1", "plan: not built: make trt, where there is a GPU",
+        "Differences of the embeddings", "Margins of the codes", "float32 rounding explains up to",
+        "binary_onnx same answers", "vit_onnx same files",
+        "session load 0.11 x (≤ 0.2)", "on a GPU not measured no GPU here",
+    ):  # fmt: skip
+        assert part in words, part
+
+
+@needs_chromium
+def test_it_prints_on_pages_that_hold_the_same_words(shown: Project, tmp_path: Path) -> None:
+    out = tmp_path / "report.pdf"
+    Chromium(page(shown), tmp_path / "printed", f"--print-to-pdf={out}", "--no-pdf-header-footer")
+
+    pages = [" ".join(sheet.extract_text().split()) for sheet in PdfReader(out).pages]
+    assert 2 <= len(pages) <= 12 and all(pages)
+    for part in ("Chest-CT models for NVIDIA Triton", "SYNTHETIC", "vit_onnx", "Fidelity", "Compared", "session load"):
+        assert any(part in text for text in pages), part
+
+
+@needs_chromium
+def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text("<img src='http://example.invalid/x.png'><script>console.error('no')</script>")
+
+    seen = Chromium(bad, tmp_path / "seen", "--dump-dom")
+
+    assert seen.console and seen.requests == {"http://example.invalid/x.png"}
+
+
+# --- The file -----------------------------------------------------------------------
+
+
+def test_it_refers_to_nothing_outside_itself(shown: Project) -> None:
+    text = page(shown).read_text()
+
+    assert "default-src 'none'" in text and "<script" not in text and "@import" not in text
+    links = re.findall(r"(?:src|href)=\"([^\"]*)\"", text)
+    assert links and all(link.startswith("#") or link == "data:," for link in links)
+    assert re.findall(r"url\(", text) == []
+
+
+def test_the_same_state_gives_the_same_bytes(shown: Project) -> None:
+    before = page(shown).read_bytes()
+    shown.make("report")
+    assert page(shown).read_bytes() == before
+
+
+def test_each_part_is_stamped_where_the_weights_are_synthetic(shown: Project) -> None:
+    stamped = re.findall(r"<h2>([^<]*)<span class=\"stamp\">SYNTHETIC</span></h2>", page(shown).read_text())
+    assert stamped == ["Models", "Fidelity", "Compared"]
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("bash", "make", "awk", "python3", "sh", "realpath"):
+        (bin_ / name).symlink_to(Path(shutil.which(name) or "").resolve())
+    project.make("report", PATH=str(bin_))  # no other program
+
+    text = str(Text(page(project).read_text()))
+    for part in (
+        "How far each hop moves the answers: not there yet. Make it with make fidelity",
+        "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
+        "The benchmarks: not there yet. Make it with make bench",
+    ):
+        assert part in text, part
+
+
+def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    shutil.copytree(shown.path, project.path, symlinks=True, copy_function=shutil.copy)
+    assert "Something it was made from has changed since" not in page(project).read_text()
+    project.append("scripts/convert/probabilities.py", "# a remark\n")
+    project.make("report")
+    assert (
+        page(project).read_text().count("Something it was made from has changed since: <code>make fidelity</code>") == 1
+    )
+
+    config = project.path / REPOSITORY / "binary_onnx/config.pbtxt"
+    config.write_text(config.read_text() + "# a remark\n")
+    project.make("report")
+    text = page(project).read_text()
+    assert "Another set is published since" in text
+    assert "is not what the verdict was passed on" in text
+
+
+def test_before_anything_is_built_the_report_is_a_list_of_commands(stand_ins: Project) -> None:
+    shutil.rmtree(stand_ins.path / REPOSITORY)
+    shutil.rmtree(stand_ins.path / "build")
+    shutil.rmtree(stand_ins.path / ".make/published", ignore_errors=True)
+    stand_ins.make("report")
+    text = str(Text(page(stand_ins).read_text()))
+    assert "Triton's verdict: not there yet. Make it with make repository" in text
+    assert [path.name for path in (stand_ins.path / "build").iterdir()] == ["report.html"]

@@ -1,0 +1,284 @@
+"""What `make repository` rebuilds and leaves alone: the real Makefile, with a stand-in for Python (see conftest)."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Project, announced, kill
+
+BINARY = {"build/onnx/binary.onnx", "build/checks/binary.json", "build/checks/verdict.json"}
+
+
+def forge(path: Path) -> None:
+    """Change one byte; size and mtime stay."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+HARM = pytest.mark.parametrize("harm", [Path.unlink, truncate, forge], ids=["deleted", "truncated", "one byte altered"])
+
+
+# --- Nothing to do ------------------------------------------------------------
+
+
+def test_a_second_make_runs_no_step_and_needs_no_environment(stand_ins: Project) -> None:
+    shutil.rmtree(stand_ins.path / ".venv")
+    shutil.rmtree(stand_ins.path / ".venv-triton")
+    assert "up to date" in stand_ins.make("repository")
+
+
+def test_touching_everything_rebuilds_nothing(stand_ins: Project) -> None:
+    for path in stand_ins.path.rglob("*"):
+        path.touch()
+    assert stand_ins.steps() == set()
+
+
+def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_path: Path) -> None:
+    """What CI restores after a clone, by tar: neither checkpoints nor intermediates nor environments."""
+    clone = tmp_path / "elsewhere/clone"
+    clone.mkdir(parents=True)
+    for name in (
+        "Makefile",
+        "VERSION",
+        "requirements.txt",
+        "requirements-s3.txt",
+        "requirements-triton.txt",
+        "scripts",
+        "convertation",
+        "docker",
+        "training",
+    ):
+        copy = shutil.copytree if (stand_ins.path / name).is_dir() else shutil.copyfile
+        copy(stand_ins.path / name, clone / name)
+    for script in clone.glob("scripts/*/*.sh"):
+        script.chmod(0o755)
+    tar = subprocess.Popen(["tar", "c", ".make", REPOSITORY], cwd=stand_ins.path, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "xm", "--no-same-owner"], cwd=clone, stdin=tar.stdout, check=True)
+    tar.wait()
+    assert Project(clone).steps() == set()
+    assert not (clone / "build").exists()
+
+
+# --- Exactly what depends on a change -----------------------------------------
+
+
+ALL = ("vit", "binary", "multilabel", "bpr")
+CHECKS = {f"build/checks/{name}.json" for name in ALL}
+ONNX = {f"build/onnx/{name}.onnx" for name in ALL}
+VERDICT = "build/checks/verdict.json"
+ENTRY = {"build/models/binary.json", "build/synthetic/CT-RATE/model_binary.pth"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        pytest.param("convertation/models.yaml", "gelu", "leaky_relu", ENTRY | BINARY, id="one model's entry"),
+        pytest.param("requirements.txt", "requests==", "requests==1.", set(), id="a pin that shapes nothing"),
+        pytest.param("requirements.txt", "runtime-gpu==", "runtime-gpu==1.", CHECKS, id="the comparison's pin"),
+        pytest.param("Makefile", "OPSET ?= 20", "OPSET ?= 19", ONNX | CHECKS | {VERDICT}, id="a knob"),
+        pytest.param("convertation/head/binary.pbtxt", "size: 8", "size: 4", {VERDICT}, id="a config.pbtxt"),
+    ],
+)
+def test_a_change_reaches_just_what_depends_on_it(
+    stand_ins: Project, file: str, old: str, new: str, expected: set[str]
+) -> None:
+    stand_ins.edit(file, old, new)
+    made = {path for path in stand_ins.steps() if not path.startswith(".venv")}
+    identical = {path for path in made - expected if path.startswith("build/models/")}  # read again, came out the same
+    assert made - identical == expected
+    assert stand_ins.steps() == set()
+
+
+def test_a_tolerance_reaches_only_the_checks(stand_ins: Project) -> None:
+    models = stand_ins.path / "convertation/models.yaml"
+    models.write_text(models.read_text().replace("1.0e-05", "1.0e-06", 1))
+    made = stand_ins.steps()
+    assert not [path for path in made if "onnx" in path or "synthetic" in path]
+
+
+def test_a_comment_in_an_export_script_stops_at_the_identical_file(stand_ins: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (stand_ins.path / REPOSITORY).rglob("*")}
+    stand_ins.append("convertation/head/torch2onnx.py", "# a remark\n")
+    assert stand_ins.steps() >= {"build/onnx/binary.onnx", "build/onnx/multilabel.onnx"}
+    assert not (stand_ins.path / "build/onnx/binary.onnx").exists()  # it is published, and exists once
+    assert {path: path.stat().st_mtime_ns for path in (stand_ins.path / REPOSITORY).rglob("*")} == before
+
+
+def test_each_step_says_why_it_runs(stand_ins: Project) -> None:
+    stand_ins.append("convertation/head/mlp.py", "# a remark\n")
+    assert "build/onnx/binary.onnx: mlp.py changed\n" in stand_ins.make("repository")
+
+
+def test_an_edit_while_its_step_runs_is_not_lost(stand_ins: Project) -> None:
+    config = stand_ins.path / "convertation/head/binary.pbtxt"
+    config.write_text(config.read_text() + "# one\n")
+    run = stand_ins.start("repository", SLOW="1")
+    assert run.stdout and run.stdout.readline()
+    config.write_text(config.read_text() + "# two\n")
+    run.communicate()
+    stand_ins.make("repository")
+    assert stand_ins.published()["binary_onnx/config.pbtxt"] == config.read_bytes()
+
+
+def test_verify_takes_the_kind_of_weights_from_the_repository(stand_ins: Project) -> None:
+    stand_ins.make("clean")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    run = subprocess.run(["make", "verify"], cwd=stand_ins.path, env=clean, text=True, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    assert "build/synthetic/CT-RATE/model_binary.pth: absent" in run.stdout
+
+
+# --- Harm ---------------------------------------------------------------------
+
+
+@HARM
+@pytest.mark.parametrize("name", ["binary_onnx/1/model.onnx", "vit_onnx/config.pbtxt", "bpr_model/1/model.py"])
+def test_a_harmed_published_file_is_made_again(stand_ins: Project, name: str, harm: Callable[[Path], None]) -> None:
+    good = stand_ins.published()
+    stand_ins.make("repository")
+    harm(stand_ins.path / REPOSITORY / name)
+    assert f"published: {REPOSITORY}/{name.partition('/')[0]}" in stand_ins.make("repository")
+    assert stand_ins.published() == good
+
+
+@HARM
+def test_a_harmed_intermediate_is_made_again_where_it_is_present(
+    stand_ins: Project, harm: Callable[[Path], None]
+) -> None:
+    stand_ins.make("repository")
+    harm(stand_ins.path / "build/checks/binary.json")
+    made = stand_ins.steps()
+    assert made == (set() if harm is Path.unlink else {"build/checks/binary.json"})  # absent, but vouched for
+
+
+def test_an_older_published_file_is_replaced(stand_ins: Project) -> None:
+    old = stand_ins.published()["binary_onnx/config.pbtxt"]
+    stand_ins.append("convertation/head/binary.pbtxt", "# newer\n")
+    stand_ins.make("repository")
+    new = stand_ins.published()
+    (stand_ins.path / REPOSITORY / "binary_onnx/config.pbtxt").write_bytes(old)
+    stand_ins.make("repository")
+    assert stand_ins.published() == new
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convertation/head/torch2onnx.py",
+        "convertation/head/binary.pbtxt",
+        "convertation/models.yaml",
+        "scripts/convert/compare.py",
+        "scripts/serve/verdict.py",
+    ],
+)
+def test_a_missing_source_is_an_error_that_names_it(stand_ins: Project, name: str) -> None:
+    good = stand_ins.published()
+    (stand_ins.path / name).unlink()
+    assert name in stand_ins.fail("repository")
+    assert stand_ins.published() == good
+
+
+@pytest.mark.parametrize("kind", ["made", "seen"])
+@pytest.mark.parametrize("harm", [truncate, lambda path: path.write_text("")], ids=["truncated", "emptied"])
+def test_harmed_records_end_right(stand_ins: Project, kind: str, harm: Callable[[Path], None]) -> None:
+    good = stand_ins.published()
+    for record in (stand_ins.path / ".make" / kind).iterdir():
+        harm(record)
+    stand_ins.make("repository")
+    assert stand_ins.published() == good
+    assert stand_ins.steps() == set()
+
+
+def test_what_is_absent_is_made_once_a_step_needs_it(stand_ins: Project) -> None:
+    shutil.rmtree(stand_ins.path / "build")
+    stand_ins.append("scripts/convert/compare.py", "# a remark\n")
+    made = stand_ins.steps()
+    assert {"build/checks/binary.json", "build/synthetic/CT-RATE/model_binary.pth"} <= made
+    assert stand_ins.steps() == set()
+
+
+# --- Kills, races and other company -------------------------------------------
+
+
+def test_fifty_kills_do_no_harm(stand_ins: Project) -> None:
+    chance = random.Random(7)
+    names = stand_ins.published().keys()
+    configs = ("binary_onnx", "multilabel_onnx", "bpr_model")
+    for turn in range(50):
+        for config in ("head/binary", "head/multilabel", "bpr/config"):
+            stand_ins.append(f"convertation/{config}.pbtxt", f"# mark {turn}\n")
+        stand_ins.append("convertation/head/mlp.py", f"# mark {turn}\n")
+        run = stand_ins.start("repository", "-j2", SLOW="0.01")
+        time.sleep(chance.uniform(0, 1.2))
+        kill(run)
+        assert stand_ins.published().keys() == names  # whatever has been done, each model is there
+        stand_ins.make("status")  # any make finishes a publication that was cut short
+        published = stand_ins.published()
+        assert published.keys() == names
+        marks = {tuple(published[f"{model}/config.pbtxt"].split(b"# mark ")[1:]) for model in configs}
+        assert len(marks) == 1  # a set that was judged together
+    stand_ins.make("repository")
+    assert stand_ins.steps() == set()
+    assert stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# mark 49\n")
+
+
+def test_two_at_once_run_each_step_once(stand_ins: Project) -> None:
+    stand_ins.append("convertation/models.yaml", "# a remark\n")
+    stand_ins.edit("Makefile", "OPSET ?= 20", "OPSET ?= 19")
+    runs = [stand_ins.start("repository", "-j2", SLOW="0.3") for _ in range(2)]
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    both = [line for text in said for line in text.splitlines() if line.startswith("build/") and "waiting" not in line]
+    assert len(both) == len(set(both))
+    assert "waiting for another make" in said[0] + said[1]
+    assert stand_ins.steps() == set()
+
+
+def test_parallel_and_serial_builds_publish_the_same_bytes(stand_ins: Project) -> None:
+    good = stand_ins.published()
+    shutil.rmtree(stand_ins.path / "build")
+    shutil.rmtree(stand_ins.path / ".make/made")
+    for record in (Path(__file__).parents[2] / ".make/made").glob(".venv*"):
+        (stand_ins.path / ".make/made").mkdir(exist_ok=True)
+        shutil.copy(record, stand_ins.path / ".make/made")
+    stand_ins.make("repository", "-j4")
+    assert stand_ins.published() == good
+
+
+def test_a_dry_run_makes_nothing(stand_ins: Project) -> None:
+    stand_ins.append("convertation/head/mlp.py", "# a remark\n")
+    before = stand_ins.published()
+    said = stand_ins.make("-n", "repository")
+    assert announced(said) == set() and stand_ins.published() == before
+
+
+def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None:
+    """With tiny networks and the real Triton: the server goes on with what it has loaded."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = " ".join(str(each.getsockname()[1]) for each in sockets)
+    for each in sockets:
+        each.close()
+    server = project.start("serve", f"PORTS={ports}")
+    try:
+        assert server.stdout
+        said = ""
+        while not said.startswith("READY"):
+            said = server.stdout.readline()
+            assert said
+        project.append("convertation/head/binary.pbtxt", "# newer\n")
+        assert f"published: {REPOSITORY}/binary_onnx" in project.make("repository")
+        assert server.poll() is None
+    finally:
+        kill(server)
