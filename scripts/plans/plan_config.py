@@ -25,6 +25,8 @@ def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
         )
     config.name = f"{entry['name']}_trt"
     config.backend, config.platform = "", "tensorrt_plan"
+    for field in "optimization", "parameters":  # they speak to ONNX Runtime; a plan has its precision inside
+        config.ClearField(field)
     config.default_model_filename = f"{folders[0]}.plan"
     for folder in folders:
         if not (capability := re.fullmatch(r"sm(\d+)(\d)", folder)):

@@ -482,6 +482,7 @@ def test_the_config_names_a_plan_for_each_compute_capability() -> None:
     assert 'name: "binary_trt"\nplatform: "tensorrt_plan"\nmax_batch_size: 8\n' in text
     assert 'key: "12.0"\n  value: "sm120.plan"' in text
     assert 'default_model_filename: "sm86.plan"' in text
+    assert "use_tf32" not in text and "cudnn" not in text  # what ONNX Runtime is told; a plan has its precision inside
     with pytest.raises(SystemExit, match="max_batch_size is 8; expected 1 to 4"):
         plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"])
 

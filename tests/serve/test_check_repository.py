@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from scripts.serve.check_repository import STAND_IN_PLAN, check_repository, read_without_weights
+from scripts.serve.check_repository import STAND_IN_PLAN, check_repository, read_config, read_without_weights
 from tests.triton_models import BPR, CONFIG, bpr, head, linear
 
 ROOT = Path(__file__).parents[2]
@@ -400,6 +400,16 @@ def test_our_own_configs_keep_the_contract_and_the_entries_limits(tmp_path: Path
             folder / "1/model.onnx",
         )
     assert check_repository(tmp_path / "repository") == []
+
+
+def test_on_a_gpu_every_onnx_model_computes_in_float32() -> None:
+    configs = [path for path in (ROOT / "convertation").glob("*/*.pbtxt") if path.parent.name in ("vit", "head")]
+    assert len(configs) >= 4
+    for path in configs:
+        config = read_config(path)
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"}), path
+        assert config.parameters["cudnn_conv_algo_search"].string_value == "1", path
 
 
 # --- All findings at once, the command, and the cost --------------------------
