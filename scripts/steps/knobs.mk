@@ -43,7 +43,7 @@ $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECI
 # Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
 # Python reads that file, once for each content of it; nothing needs .venv again until it changes
 facts := .make/facts/$(firstword $(shell sha256sum convertation/models.yaml)).mk
-ifneq ($(wildcard $(facts))$(filter-out help doctor clean distclean push up reload logs down rollback,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(wildcard $(facts))$(filter-out help doctor clean distclean image push up reload logs down rollback,$(or $(MAKECMDGOALS),help)),)
 include $(facts)
 endif
 ifeq ($(wildcard $(facts)),)
