@@ -499,7 +499,7 @@ def with_infinity(path: Path, trace: Path) -> None:
         (empty, "the file is empty"),
         (truncated, "truncated or no checkpoint"),
         (running_code, "refused, reading it would run code"),
-        (running_code_in_the_old_format, "refused, reading it would run code"),
+        (running_code_in_the_old_format, "a plain pickle, which is never read: that could run code"),
         (of_another_model, "not a checkpoint of this model"),
         (with_nan, "NaN or infinite weights"),
         (with_infinity, "NaN or infinite weights"),
