@@ -42,13 +42,16 @@ $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECI
 
 # Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
 # Python reads that file, once for each content of it; nothing needs .venv again until it changes
-facts := .make/facts/$(firstword $(shell sha256sum convertation/models.yaml)).mk
-ifneq ($(wildcard $(facts))$(filter-out help doctor clean distclean image push up reload logs down rollback,$(or $(MAKECMDGOALS),help)),)
-include $(facts)
+models_text := $(file <convertation/models.yaml)
+facts_text  := $(file <.make/models.yaml)
+facts_true  := $(and $(findstring <$(models_text)>,<$(facts_text)>),$(findstring <$(facts_text)>,<$(models_text)>))
+needless    := help doctor clean distclean image push up reload logs down rollback $(if $(CHECK),provenance)
+ifneq ($(facts_true)$(filter-out $(needless),$(or $(MAKECMDGOALS),help)),)
+include .make/models.mk
 endif
-ifeq ($(wildcard $(facts)),)
-$(facts): | .venv/installed
-	@mkdir -p $(@D) && $(python) -m scripts.convert.model_entry facts convertation/models.yaml $@~ && mv $@~ $@
+ifeq ($(facts_true),)
+.make/models.mk: FORCE | $(if $(wildcard .venv/bin/python*),,.venv/installed)
+	@mkdir -p .make && $(python) -m scripts.convert.model_entry facts convertation/models.yaml $@~ && mv $@~ $@ && cp convertation/models.yaml .make/models.yaml
 endif
 
 optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))

@@ -291,7 +291,7 @@ def test_the_makefile_builds_the_same_models_however_models_yaml_is_written(stan
 
 
 def test_help_and_doctor_need_no_models_yaml(stand_ins: Project) -> None:
-    shutil.rmtree(stand_ins.path / ".make/facts")
+    (stand_ins.path / ".make/models.yaml").unlink()
     shutil.rmtree(stand_ins.path / ".venv")
     assert "make repository" in stand_ins.make("help")
     assert not (stand_ins.path / ".venv").exists()
