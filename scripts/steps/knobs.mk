@@ -41,17 +41,20 @@ $(call one_of,PRECISION,fp32 fp16)
 $(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))
 
 # Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
-# Python reads that file, once for each content of it; nothing needs .venv again until it changes
+# Python reads that file, once for each content of it; nothing needs .venv again until it changes.
+# Facts of another text are never read: until they are made anew, make sees the empty .make/facts-read in their place
 models_text := $(file <convertation/models.yaml)
 facts_text  := $(file <.make/models.yaml)
-facts_true  := $(and $(findstring <$(models_text)>,<$(facts_text)>),$(findstring <$(facts_text)>,<$(models_text)>))
+facts_true  := $(and $(wildcard .make/models.mk),$(findstring <$(models_text)>,<$(facts_text)>),$(findstring <$(facts_text)>,<$(models_text)>))
 needless    := help doctor clean distclean image push up reload logs down rollback $(if $(CHECK),provenance)
-ifneq ($(facts_true)$(filter-out $(needless),$(or $(MAKECMDGOALS),help)),)
+ifneq ($(facts_true),)
 include .make/models.mk
-endif
-ifeq ($(facts_true),)
-.make/models.mk: FORCE | $(if $(wildcard .venv/bin/python*),,.venv/installed)
-	@mkdir -p .make && $(python) -m scripts.convert.model_entry facts convertation/models.yaml $@~ && mv $@~ $@ && cp convertation/models.yaml .make/models.yaml
+else ifneq ($(filter-out $(needless),$(or $(MAKECMDGOALS),help)),)
+include .make/facts-read
+.make/facts-read: FORCE | $(if $(wildcard .venv/bin/python*),,.venv/installed)
+	@mkdir -p .make && cp convertation/models.yaml .make/models.yaml~$$$$ && \
+	  $(python) -m scripts.convert.model_entry facts convertation/models.yaml .make/models.mk~$$$$ && \
+	  mv .make/models.mk~$$$$ .make/models.mk && mv .make/models.yaml~$$$$ .make/models.yaml && : > $@
 endif
 
 optional := $(strip $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(model))))
