@@ -229,7 +229,7 @@ def check_versions(findings: Findings, folder: Path, config: Any) -> list[Path]:
     """The folders of the versions that Triton loads; version 1 must be among them, for the client asks that one."""
     there: dict[int, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # std::stoll reads digits up to the first other sign, so 1.bak is version 1; 01 and what is no number are left out
+        # std::stoll reads digits up to the first other sign, so 1.bak is version 1; 01 is left out
         number = re.match(r"\s*[+-]?[0-9]+", path.name)
         if not number or (path.name[0] == "0" and len(path.name) > 1):
             if any(sign.isdigit() for sign in path.name):
@@ -384,9 +384,9 @@ def check_onnx(
             findings.add(file, "opset", f"at most {LAST_OPSET}", opset.version)
     own = {(function.domain, function.name) for function in model.functions}
     used = {(node.domain, node.op_type) for node in nodes(model)} - own
-    if foreign := sorted(f"{domain}.{name}" for domain, name in used if is_foreign(domain, name)):
-        if not described.config.model_operations.op_library_filename:
-            findings.add(file, "operators", "those of ONNX Runtime 1.18", ", ".join(foreign))
+    foreign = sorted(f"{domain}.{name}" for domain, name in used if is_foreign(domain, name))
+    if foreign and not described.config.model_operations.op_library_filename:
+        findings.add(file, "operators", "those of ONNX Runtime 1.18", ", ".join(foreign))
     weights = {value.name for value in model.graph.value_info if value.doc_string == WEIGHT}
     given = {value.name: tensor(value) for value in model.graph.input if value.name not in weights}
     shapes, lacking = infer_outputs(model)

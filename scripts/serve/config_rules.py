@@ -41,7 +41,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Rule:
-    """`wrong` yields each value found in `field` that is not `allowed`; a recommendation is our own, not the server's."""
+    """`wrong` yields each value found in `field` that is not `allowed`; a recommendation is our own rule."""
 
     field: str
     allowed: str

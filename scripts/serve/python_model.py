@@ -86,8 +86,8 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
         for name, wanted in imports(module):
             target = find_module(root, name)
             given = modules[target].names() if target in modules else None
-            for one in wanted if given is not None else []:
-                if one not in given and one != "*" and not find_module(root, f"{name}.{one}"):
+            for one in wanted:
+                if given is not None and one not in given and one != "*" and not find_module(root, f"{name}.{one}"):
                     faults.append((module.file, "Python backend", f"a name that {name} has", one))
     methods = find_methods(root, modules, modules[file], MODEL, 0)
     if methods is None:
