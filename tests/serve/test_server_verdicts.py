@@ -92,9 +92,7 @@ def model_of(case: str) -> onnx.ModelProto:
         "onnx_symbolic_cls": lambda: linear(classes="C"),
         "onnx_symbolic_cls_cfgvar": lambda: linear(classes="C"),
         "onnx_out_noshape": lambda: graph(node("Identity"), value("output", None)),
-        "onnx_in_noshape": lambda: changed(
-            linear(), lambda m: m.graph.input[0].type.tensor_type.ClearField("shape")
-        ),
+        "onnx_in_noshape": lambda: changed(linear(), lambda m: m.graph.input[0].type.tensor_type.ClearField("shape")),
         "onnx_out_lies5_cfg5": lambda: linear(classes=5),
         "onnx_fp16": lambda: linear(kind=TensorProto.FLOAT16),
         "onnx_fp16_cfg": lambda: linear(kind=TensorProto.FLOAT16),
@@ -143,7 +141,9 @@ PYTHON = {
     "py_imported_class": "from helper2 import TritonPythonModel\n",
     "py_alias": BPR.replace("TritonPythonModel", "Model") + "\n\nTritonPythonModel = Model\n",
     "py_async_execute": BPR.replace("def execute", "async def execute"),
-    "py_match": BPR.replace("        tensor", "        match 1:\n            case _:\n                pass\n        tensor"),
+    "py_match": BPR.replace(
+        "        tensor", "        match 1:\n            case _:\n                pass\n        tensor"
+    ),
 }
 
 
