@@ -264,7 +264,17 @@ def chosen_versions(there: list[int], policy: Any) -> list[int]:
 
 
 def check_backend(findings: Findings, file: Path, config: Any, versions: Sequence[Path]) -> str:
-    """The backend, "" where it is none of the three; unsaid, it is told by the model's file, as the server does."""
+    """The backend, "" where it is none of the three."""
+    backend = tell_backend(config, versions)
+    if not backend:
+        expected = 'backend: "onnxruntime", backend: "python" or platform: "tensorrt_plan"'
+        found = [f'{key}: "{value}"' for key in ("backend", "platform") if (value := getattr(config, key))]
+        findings.add(file, "backend", expected, ", ".join(found) or "neither")
+    return backend
+
+
+def tell_backend(config: Any, versions: Sequence[Path]) -> str:
+    """The backend that a config names, "" where it is none of the three; unsaid, the model's file tells it."""
     known = {
         ("onnxruntime", ""): "onnxruntime",
         ("onnxruntime", "onnxruntime_onnx"): "onnxruntime",
@@ -278,12 +288,7 @@ def check_backend(findings: Findings, file: Path, config: Any, versions: Sequenc
         name = config.default_model_filename
         if name == FILES[backend] or (not name and any((path / FILES[backend]).exists() for path in versions)):
             known.setdefault(("", ""), backend)
-    backend = known.get((config.backend, config.platform), "")
-    if not backend:
-        expected = 'backend: "onnxruntime", backend: "python" or platform: "tensorrt_plan"'
-        found = [f'{key}: "{value}"' for key in ("backend", "platform") if (value := getattr(config, key))]
-        findings.add(file, "backend", expected, ", ".join(found) or "neither")
-    return backend
+    return known.get((config.backend, config.platform), "")
 
 
 def check_tensors(findings: Findings, file: Path, kind: str, tensors: Sequence[Any], batch: int) -> Tensors:
