@@ -10,17 +10,23 @@ import sys
 from collections.abc import Sequence
 
 RELEASE = "24.06"  # of the images whose trtexec has these options; another release's own trtexec judges
-FLAGS = frozenset(
-    """--allowGPUFallback --allowWeightStreaming --best --bf16 --buildDLAStandalone --consistency --directIO
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+FLAGS = words("""
+    --allowGPUFallback --allowWeightStreaming --best --bf16 --buildDLAStandalone --consistency --directIO
     --dumpLayerInfo --dumpOptimizationProfile --dumpOutput --dumpProfile --dumpRawBindingsToFile --dumpRefit
     --errorOnTimingCacheMiss --excludeLeanRuntime --exposeDMA --fp16 --fp8 --getPlanVersionOnly --help
     --ignoreParsedPluginLibs --int4 --int8 --noBuilderCache --noCompilationCache --noDataTransfers --noTF32
     --pluginInstanceNorm --pi --refit --restricted --safe --separateProfileRun --serialized --skipInference
     --stripAllWeights --stripWeights --stronglyTyped --threads --timeDeserialize --timeRefit --useCudaGraph
-    --useManagedMemory --useSpinWait --vc --verbose --versionCompatible --weightless""".split()
-)
-VALUED = frozenset(
-    """--allocationStrategy --avgRuns --avgTiming --builderOptimizationLevel --calib --calibProfile --device --duration
+    --useManagedMemory --useSpinWait --vc --verbose --versionCompatible --weightless""")
+VALUED = words("""
+    --allocationStrategy --avgRuns --avgTiming --builderOptimizationLevel --calib --calibProfile --device --duration
     --dynamicPlugins --exportLayerInfo --exportOutput --exportProfile --exportTimes --hardwareCompatibilityLevel
     --idleTime --infStreams --inputIOFormats --iterations --layerDeviceTypes --layerOutputTypes --layerPrecisions
     --leanDLLPath --loadEngine --loadInputs --markDebug --maxAuxStreams --maxShapes --maxShapesCalib --memPoolSize
@@ -28,19 +34,16 @@ VALUED = frozenset(
     --persistentCacheRatio --plugins --precisionConstraints --preview --profile --profilingVerbosity
     --saveDebugTensors --saveEngine --setPluginsToSerialize --shapes --sleepTime --staticPlugins --std --streams
     --tacticSources --tempdir --tempfileControls --timingCacheFile --useDLACore --useProfile --useRuntime --warmUp
-    --weightStreamingBudget""".split()
-)
+    --weightStreamingBudget""")
 EITHER = frozenset({"--sparsity"})  # alone it means enable
 REPEATED = frozenset({"--plugins", "--staticPlugins", "--dynamicPlugins", "--setPluginsToSerialize"})
 # Given by us; or they change the precision, which comes from the types in the ONNX file
-OURS = frozenset(
-    """--onnx --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --timingCacheFile --device
-    --exportOutput --loadInputs --skipInference --profile""".split()
-)
-PRECISIONS = frozenset(
-    """--fp16 --bf16 --fp8 --int8 --int4 --best --stronglyTyped --calib --layerPrecisions --layerOutputTypes
-    --precisionConstraints --inputIOFormats --outputIOFormats""".split()
-)
+OURS = words("""
+    --onnx --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --timingCacheFile --device
+    --exportOutput --loadInputs --skipInference""")
+PRECISIONS = words("""
+    --fp16 --bf16 --fp8 --int8 --int4 --best --stronglyTyped --calib --layerPrecisions --layerOutputTypes
+    --precisionConstraints --inputIOFormats --outputIOFormats""")
 OLD = {
     "--workspace": "--memPoolSize=workspace:N",
     "--maxBatch": "convertation/models.yaml, batch",

@@ -143,9 +143,9 @@ def queue_levels(model: Model) -> Iterator[object]:
 def timeouts(model: Model) -> Iterator[object]:
     batching = model.config.dynamic_batching
     for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
-        if policy.timeout_action == schema.ModelQueuePolicy.REJECT:
-            if 0 < policy.default_timeout_microseconds < SHORTEST_TIMEOUT:
-                yield policy.default_timeout_microseconds
+        timeout = policy.default_timeout_microseconds
+        if policy.timeout_action == schema.ModelQueuePolicy.REJECT and 0 < timeout < SHORTEST_TIMEOUT:
+            yield timeout
 
 
 def delays(model: Model) -> Iterator[object]:
@@ -276,7 +276,7 @@ NOT_TENSORRT = ("onnxruntime", "python", "")
 RULES: tuple[Rule, ...] = (
     Rule("reshape", "as many elements as dims, between the same variable sizes", "core, ValidateIOShape", reshapes),
     Rule("format", "three dims for FORMAT_NCHW and FORMAT_NHWC", "core, ValidateModelInput", formats),
-    Rule("is_shape_tensor", "a shape tensor for a TensorRT plan only", "core", flagged("is_shape_tensor"), NOT_TENSORRT),
+    Rule("is_shape_tensor", "shape tensors in a plan only", "core", flagged("is_shape_tensor"), NOT_TENSORRT),
     Rule("optional", "inputs that are not optional", "ort", flagged("optional", ["input"]), ONNX),
     Rule("allow_ragged_batch", "inputs that are not ragged", "ort", flagged("allow_ragged_batch", ["input"]), ONNX),
     Rule("label_filename", "a file in the model's folder", "core, model.cc", labels),

@@ -10,8 +10,7 @@ Shape = tuple[int, ...]  # -1: any size
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft",
            "com.microsoft.nchwc")  # fmt: skip
 # Operators of com.microsoft, as onnxruntime's get_all_operator_schema() lists them
-MICROSOFT = frozenset(
-    """
+MICROSOFT_NAMES = """
 Attention AttnLSTM BeamSearch BiasAdd BiasDropout BiasGelu BiasSoftmax BiasSplitGelu BifurcationDetector
 BitmaskBiasDropout BitmaskDropout CDist ComplexMul ComplexMulConj ConvTransposeWithDynamicPads CropAndResize
 DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention DequantizeBFP DequantizeLinear
@@ -27,8 +26,8 @@ QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeLinear QuantizeWi
 ReduceSumInteger RelativePositionBias RemovePadding RestorePadding Rfft RotaryEmbedding SampleOp Sampling
 SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization Snpe SparseAttention SparseToDenseMatMul
 Tokenizer TorchEmbedding TransposeMatMul Trilu UnfoldTensor Unique WhisperBeamSearch WordConvEmbedding
-""".split()
-)
+"""
+MICROSOFT = frozenset(MICROSOFT_NAMES.split())
 # The CPU provider computes bfloat16 in none but these (docs/OperatorKernels.md of ONNX Runtime 1.18)
 BFLOAT16 = {"Cast", "CastLike", "Constant", "Identity", "If", "Loop", "Scan", "Shape", "Size", "Reshape", "Squeeze",
             "Unsqueeze", "Flatten"}  # fmt: skip

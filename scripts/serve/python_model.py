@@ -95,12 +95,12 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
     if "execute" not in methods:
         return [*faults, (file, "Python backend", f"class {MODEL} with execute", "none")]
     for name, method in methods.items():
-        if name in ("execute", "initialize") and isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            if not takes_two(method):
-                faults.append((file, "Python backend", f"{name}(self, one argument)", ast.unparse(method.args)))
-        if name in ("execute", "initialize", "__init__") and isinstance(method, ast.FunctionDef):
-            if stop := stopping(method.body):
-                faults.append((file, "Python backend", f"{name} that can end", stop))
+        if name not in ("execute", "initialize", "__init__") or not isinstance(method, Function):
+            continue
+        if name != "__init__" and not takes_two(method):
+            faults.append((file, "Python backend", f"{name}(self, one argument)", ast.unparse(method.args)))
+        if stop := stopping(method.body):
+            faults.append((file, "Python backend", f"{name} that can end", stop))
     return faults
 
 

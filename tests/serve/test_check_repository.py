@@ -133,7 +133,8 @@ def parameter(key: str, value: str) -> str:
 
 # what is added to a good config, the finding
 RULED: list[tuple[str, str]] = [
-    (parameter("intra_op_thread_count", "abc"), "parameters 'intra_op_thread_count'; expected a whole number, found 'abc'"),
+    (parameter("intra_op_thread_count", "abc"),
+     "parameters 'intra_op_thread_count'; expected a whole number, found 'abc'"),
     (parameter("execution_mode", "2"), "parameters 'execution_mode'; expected 0 or 1, found '2'"),
     (parameter("enable_mem_arena", "x"), "parameters 'enable_mem_arena'; expected true or false, found 'x'"),
     ('runtime: "libx.so"', "runtime; expected libtriton_<backend>.so, … found libx.so"),
@@ -321,7 +322,7 @@ ADVISED: list[tuple[str, Damage, str]] = [
     ("message_beyond_2_gib", both(
         edit("[8]", "[240, 480, 480]", "head_trt"), edit("size: 8", "size: 10", "head_trt")
     ),
-     "repository/head_trt/config.pbtxt: max_batch_size; expected at most 9, for a gRPC … 2 GiB, found 10 of 221184000 bytes each"),
+     "repository/head_trt/config.pbtxt: max_batch_size; expected at most 9, … found 10 of 221184000 bytes each"),
     ("no_instance_group", edit("instance_group [{ count: 1 kind: KIND_AUTO }]", ""),
      f"{CONF}: instance_group; expected an explicit count: 1, found no instance_group"),
     ("no_instance_count", edit("count: 1", ""),
@@ -354,7 +355,8 @@ FINE: list[tuple[str, Damage]] = [
     ("model_local_function", replace(local_function())),
     ("inherited_model", write("tagger/1/model.py", BPR.replace("TritonPythonModel", "Base")
                               + "\n\nclass TritonPythonModel(Base):\n    pass\n")),
-    ("guarded_import", write("tagger/1/model.py", "try:\n    import absent\nexcept ImportError:\n    absent = None\n" + BPR)),
+    ("guarded_import", write("tagger/1/model.py",
+        "try:\n    import absent\nexcept ImportError:\n    absent = None\n" + BPR)),
     ("parameters_that_parse", edit("max_batch", parameter("intra_op_thread_count", "2") + "max_batch")),
     ("good_reshape", edit("dims: [8]", "dims: [2, 4] reshape { shape: [8] }")),
     ("platform_beside_the_backend", edit('"onnxruntime"', '"onnxruntime" platform: "onnxruntime_onnx"')),

@@ -16,7 +16,7 @@ from scripts.serve.check_repository import findings
 from tests.triton_models import BPR, WEIGHT, linear
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("server_verdicts.json").read_text())
-# The server serves these, and the way in which they were asked does not: a batch of 3 beyond the limit of 1, FP16 in JSON
+# Served, though not in the way they were asked: a batch of 3 beyond the limit of 1, FP16 in JSON
 ASKED_OTHERWISE = {"mbs_1", "onnx_fp16_cfg"}
 FLOAT = TensorProto.FLOAT
 

@@ -17,7 +17,6 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-
 # Triton's names of types, ONNX Runtime's
 TYPES = {"BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
          "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float", "FP64": "double",
