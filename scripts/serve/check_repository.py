@@ -27,7 +27,7 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 
 from scripts.serve import python_model
 from scripts.serve.config_rules import Model, apply_rules
-from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, infer_outputs
+from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, forgive, infer_outputs
 
 # Triton 24.06 has ONNX Runtime 1.18: https://onnxruntime.ai/docs/reference/compatibility.html
 LAST_OPSET = 21
@@ -394,6 +394,7 @@ def check_onnx(
         findings.add(file, "operators", "those of ONNX Runtime 1.18", ", ".join(foreign))
     weights = {value.name for value in model.graph.value_info if value.doc_string == WEIGHT}
     given = {value.name: tensor(value) for value in model.graph.input if value.name not in weights}
+    forgive(model)
     shapes, lacking = infer_outputs(model)
     made = {value.name: (tensor(value)[0], shapes[value.name] or ()) for value in model.graph.output}
     if lacking and not described.gpu:

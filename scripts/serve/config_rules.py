@@ -205,6 +205,8 @@ def decoupled(model: Model) -> Iterator[object]:
 def sequences(model: Model) -> Iterator[object]:
     if model.config.HasField("sequence_batching"):
         yield "sequence_batching"
+    if model.config.HasField("ensemble_scheduling"):
+        yield "ensemble_scheduling"
 
 
 def batch_outputs(model: Model) -> Iterator[object]:
@@ -294,7 +296,7 @@ RULES: tuple[Rule, ...] = (
     Rule("priority_queue_policy", "keys 1 … priority_levels", "core, ValidateModelConfig", queue_levels),
     Rule("default_timeout_microseconds", f"0 or at least {SHORTEST_TIMEOUT} with REJECT", "seen, client", timeouts),
     Rule("max_queue_delay_microseconds", f"at most {LONGEST_DELAY}", "seen, client", delays),
-    Rule("sequence_batching", "none, for the client sends no correlation ID", "client", sequences),
+    Rule("scheduling", "no sequences, whose correlation ID the client lacks, and no ensemble", "client", sequences),
     Rule("model_transaction_policy", "one answer for each request", "client", decoupled),
     Rule("instance_group", "gpus for KIND_GPU, or for KIND_AUTO where there is a GPU", "core", group_gpus),
     Rule("instance_group", "a profile for a TensorRT plan only", "core", profiles, NOT_TENSORRT),

@@ -70,3 +70,43 @@ def merge_shapes(declared: Shape | None, inferred: Shape | None) -> Shape | None
     if len(declared) != len(inferred):
         return None
     return tuple(a if a == b or b == -1 else b if a == -1 else -1 for a, b in zip(declared, inferred, strict=True))
+
+
+def forgive(model: onnx.ModelProto) -> None:
+    """Mend in `model` what ONNX Runtime takes and onnx.checker does not.
+
+    Nodes in any order, domains of its own that are not imported, a graph without a name: tried with 1.19.2.
+    """
+    model.graph.name = model.graph.name or "graph"
+    imported = {opset.domain for opset in model.opset_import}
+    for domain in sorted({node.domain for node in model.graph.node} - imported - {"", "ai.onnx"}):
+        if domain in DOMAINS:
+            model.opset_import.append(onnx.helper.make_opsetid(domain, 3 if domain == "ai.onnx.ml" else 1))
+    waiting = list(model.graph.node)
+    made_later = {name for node in waiting for name in node.output if name}
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        left: list[onnx.NodeProto] = []
+        for node in waiting:  # one pass is enough where they are sorted
+            if made_later & reads(node):
+                left.append(node)
+            else:
+                made_later -= set(node.output)
+                ordered.append(node)
+        if len(left) == len(waiting):  # a loop: onnx.checker says so
+            return
+        waiting = left
+    if [id(node) for node in ordered] != [id(node) for node in model.graph.node]:
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Names that a node needs, those of its subgraphs included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                names |= reads(inner)
+    return names

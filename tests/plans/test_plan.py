@@ -665,6 +665,7 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["repository", "FORMAT=both", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "TRTEXEC_FLAGS=--noTF32"], "are of no use to FORMAT=onnx"),
+        (["trt", "TRTEXEC_FLAGS=--stripWeights"], "TRTEXEC_FLAGS: --stripWeights; its plan has no weights"),
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )

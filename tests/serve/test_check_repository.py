@@ -115,6 +115,20 @@ def variable_output() -> onnx.ModelProto:
     return model
 
 
+def unsorted_nodes() -> onnx.ModelProto:
+    model = linear()
+    model.graph.name = ""
+    model.graph.node[0].output[0] = "h"
+    model.graph.node.insert(0, helper.make_node("Relu", ["h"], ["output"]))
+    return model
+
+
+def unimported() -> onnx.ModelProto:
+    model = linear(operator="FusedMatMul", domain="com.microsoft")
+    del model.opset_import[1]
+    return model
+
+
 def local_function() -> onnx.ModelProto:
     model = linear(operator="Multiply", domain="org.example")
     body = [helper.make_node("MatMul", ["a", "b"], ["c"])]
@@ -352,6 +366,8 @@ FINE: list[tuple[str, Damage]] = [
     ("cp1251_comment", write_end("head_onnx/config.pbtxt", "# модель".encode("cp1251"))),
     ("microsofts_operator", replace(linear(operator="FusedMatMul", domain="com.microsoft"))),
     ("number_that_the_operators_give", replace(linear(classes="C"))),
+    ("nodes_in_any_order_and_no_name", replace(unsorted_nodes())),
+    ("domain_that_is_not_imported", replace(unimported())),
     ("model_local_function", replace(local_function())),
     ("inherited_model", write("tagger/1/model.py", BPR.replace("TritonPythonModel", "Base")
                               + "\n\nclass TritonPythonModel(Base):\n    pass\n")),
