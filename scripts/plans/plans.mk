@@ -42,7 +42,7 @@ head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
 precision = $(if $(filter %.fp16,$1),--precision=fp16)
 # Said before anything starts
 wrong_flags := $(if $(and $(TRTEXEC_FLAGS),$(with_plans)$(filter trt-fleet,$(MAKECMDGOALS))),$(shell NGC_RELEASE=$(NGC_RELEASE) \
-                 $(system_python) -m scripts.plans.trtexec_options $(call quote,$(TRTEXEC_FLAGS)) 2>&1))
+                 $(PYTHON) -sESB -m scripts.plans.trtexec_options '$(subst ','\'',$(TRTEXEC_FLAGS))' 2>&1))
 $(if $(wrong_flags),$(error $(wrong_flags)))
 export NGC_RELEASE
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
