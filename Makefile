@@ -194,9 +194,12 @@ $(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json b
   build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/convert/compare_fp16.py $(comparing) | .venv/installed
 	$(call step,$(python) -m scripts.convert.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
+# Who checks a repository offline
+checking := $(addprefix scripts/serve/,check_repository.py config_rules.py onnx_agreement.py python_model.py)
+
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/plan_request.py scripts/serve/check_repository.py \
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/plan_request.py scripts/plans/trtexec_options.py $(checking) \
   | .venv/installed
 	$(call step,$(python) -m scripts.plans.plan_request $(call precision,$*) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 
@@ -219,14 +222,14 @@ $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expect
 	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
-  scripts/serve/check_repository.py | .venv/installed
+  $(checking) | .venv/installed
 	$(call step,$(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
 
 # The whole set, checked offline and served once by a real Triton
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
 published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/serve/verdict.py scripts/convert/collapse.py scripts/serve/check_repository.py scripts/serve/triton_server.py scripts/convert/sample.py \
+verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/convert/sample.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \

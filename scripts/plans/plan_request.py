@@ -9,17 +9,12 @@ import argparse
 import hashlib
 import json
 import mmap
-import shlex
 from pathlib import Path
 from typing import Any
 
+from scripts.plans.trtexec_options import check_options, split_options
+
 METADATA = 14  # ModelProto.metadata_props
-# Given by us; or they change the precision, which comes from the types in the ONNX file
-OURS = ("--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes",
-        "--timingCacheFile", "--device", "--exportOutput", "--loadInputs", "--skipInference")  # fmt: skip
-PRECISIONS = ("--fp16", "--bf16", "--fp8", "--int8", "--int4", "--best", "--stronglyTyped", "--calib",
-              "--layerPrecisions", "--layerOutputTypes", "--precisionConstraints", "--inputIOFormats",
-              "--outputIOFormats")  # fmt: skip
 
 
 def graph_sha256(onnx: Path) -> str:
@@ -39,16 +34,10 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
-    try:
-        more = shlex.split(flags)
-    except ValueError as error:
-        raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
-    for flag in more:
-        if flag.partition("=")[0] in PRECISIONS:
-            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision comes from the ONNX file: PRECISION=fp16")
-        if flag.partition("=")[0] in OURS or not flag.startswith("--"):
-            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; expected further options such as --builderOptimizationLevel=4")
-    return [*profile, *typed, "--verbose", "--device=0", *more]
+    more = split_options(flags)
+    ours = [*profile, *typed, "--verbose", "--device=0"]
+    check_options(more, ours)
+    return [*ours, *more]
 
 
 def request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:

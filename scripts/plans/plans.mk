@@ -40,6 +40,11 @@ plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
 head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
 precision = $(if $(filter %.fp16,$1),--precision=fp16)
+# Said before anything starts
+wrong_flags := $(if $(and $(TRTEXEC_FLAGS),$(with_plans)$(filter trt-fleet,$(MAKECMDGOALS))),$(shell NGC_RELEASE=$(NGC_RELEASE) \
+                 $(PYTHON) -sESB -m scripts.plans.trtexec_options '$(subst ','\'',$(TRTEXEC_FLAGS))' 2>&1))
+$(if $(wrong_flags),$(error $(wrong_flags)))
+export NGC_RELEASE
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
 chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(if $(filter trt trt-fleet,$(MAKECMDGOALS)),$(if $(models),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))))

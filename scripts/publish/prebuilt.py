@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 
 from scripts.archives.unpack import unpack_all
 from scripts.convert.sample import sample
-from scripts.serve.check_repository import CLIENT, check_repository, read_config, read_entry
+from scripts.serve.check_repository import CLIENT, findings, read_config, read_entry, tell_backend
 from scripts.serve.triton_server import Server, triton_server
 from scripts.serve.verdict import CHANNEL, as_input, stage
 
@@ -40,8 +40,6 @@ VENV = Path(".venv-prebuilt")
 STAGING = Path("build/staging-prebuilt")
 LOG = Path("build/logs/prebuilt.log")
 GPUS = Path("/proc/driver/nvidia/gpus")
-# What the offline check asks of the models made here, and no server of others': memory, and the batch that was compared
-REMARKS = ("instance_group; expected an explicit count: 1,", ", the model's largest batch, found ")
 
 
 class UnservedError(Exception):
@@ -56,12 +54,14 @@ def judge(archive: Path, tree: Path, models: Path, accept: bool, gpu: bool, time
         raise SystemExit(
             f"{archive.name} has no {', '.join(lacking)}, which the client asks; it has {', '.join(names)}"
         )
-    lines = check_repository(tree, models, gpu=True)  # whether there is a GPU here says nothing about the archive
-    remarks = [line for line in lines if any(remark in line for remark in REMARKS)]
+    found = findings(tree, models, gpu=True)  # whether there is a GPU here says nothing about the archive
+    remarks = found.recommendations
     print("".join(f"{line}; published as it is\n" for line in remarks), end="", flush=True)
-    if findings := [line for line in lines if line not in remarks]:
-        raise SystemExit("\n".join([*findings, f"{archive.name}: {len(findings)} findings; nothing was published"]))
+    if faults := found.faults:
+        raise SystemExit("\n".join([*faults, f"{archive.name}: {len(faults)} findings; nothing was published"]))
     configs = {name: read_config(tree / name / "config.pbtxt") for name in names}
+    for name, config in configs.items():
+        config.backend = tell_backend(config, sorted((tree / name).iterdir()))  # a config may leave it unsaid
     unserved = {name: reason for name, config in configs.items() if (reason := beyond(config, gpu))}
     own_code = [name for name in names if configs[name].backend == "python" and name not in unserved]
     venv, trouble = environment(tree) if own_code else (None, "")
@@ -113,7 +113,7 @@ def unpack(archive: Path, tree: Path) -> dict[str, str]:
 
 def beyond(config: Any, gpu: bool) -> str:
     """Return why this machine cannot serve such a model, "" if it can."""
-    if config.platform == "tensorrt_plan":
+    if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
         return "only an image with a GPU serves a TensorRT plan"
     if not gpu and any(group.kind == schema.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
         return "its config.pbtxt says KIND_GPU, and this machine has no GPU"

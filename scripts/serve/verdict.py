@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 
 from scripts.convert.collapse import CAUSE, alike
 from scripts.convert.sample import sample
-from scripts.serve.check_repository import check_repository, read_config
+from scripts.serve.check_repository import findings, read_config
 from scripts.serve.triton_server import Server, triton_server
 
 LARGE = 32 << 20  # bytes of a request that is timed once, not five times
@@ -44,8 +44,10 @@ def verdict(
     fp16: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
-    if findings := check_repository(repository, models):
-        raise SystemExit("\n".join([*findings, f"{repository}: {len(findings)} findings; nothing was served"]))
+    found = findings(repository, models)
+    print("".join(f"recommendation: {line}\n" for line in found.recommendations), end="", flush=True)
+    if found.faults:
+        raise SystemExit("\n".join([*found.faults, f"{repository}: {len(found.faults)} findings; nothing was served"]))
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":

@@ -159,7 +159,10 @@ def test_what_trtexec_fails_at_is_said_and_nothing_is_left(desk: Path, fault: st
     assert not Path("build/plan/sm86/binary.json").exists()
 
 
-def test_an_option_that_trtexec_lacks_is_its_error(desk: Path) -> None:
+def test_an_option_that_trtexec_of_another_release_lacks_is_its_error(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NGC_RELEASE", "25.01")
     ask(flags="--noSuchOption")
     assert "Unknown option: --noSuchOption" in refused()
 
@@ -662,6 +665,7 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["repository", "FORMAT=both", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "TRTEXEC_FLAGS=--noTF32"], "are of no use to FORMAT=onnx"),
+        (["trt", "TRTEXEC_FLAGS=--stripWeights"], "TRTEXEC_FLAGS: --stripWeights; its plan has no weights"),
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )

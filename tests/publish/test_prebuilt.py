@@ -79,7 +79,8 @@ def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (finished / "bpr_model/1/model.py").write_text(
-        "import nowhere\n\nclass TritonPythonModel:\n    def execute(self): ...\n"
+        "import importlib\n\nimportlib.import_module('nowhere')\n\n"
+        "class TritonPythonModel:\n    def execute(self, requests): ...\n"
     )
     assert "finished.zip: bpr_model could not be tried here; nothing was published" in refused(lambda: judged(finished))
     said = capsys.readouterr().out
@@ -130,6 +131,14 @@ def test_what_only_our_own_models_must_have_is_a_remark(finished: Path, served: 
     text = config.read_text().replace("instance_group [{ count: 1 kind: KIND_AUTO }]", "")
     config.write_text(text.replace("max_batch_size: 8", "max_batch_size: 64"))
     assert len(judged(finished)["remarks"]) == 2
+
+
+def test_a_model_that_names_no_backend_is_served_by_its_file(finished: Path) -> None:
+    config = finished / "binary_onnx/config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'platform: "onnxruntime_onnx"'))
+    bpr = finished / "bpr_model/config.pbtxt"
+    bpr.write_text(bpr.read_text().replace('backend: "python"\n', ""))
+    assert set(judged(finished)["models"]) >= {"binary_onnx", "bpr_model"}
 
 
 def test_any_other_finding_refuses_even_what_is_accepted(finished: Path, served: list[set[str]]) -> None:

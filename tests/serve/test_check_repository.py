@@ -13,7 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from scripts.serve.check_repository import STAND_IN_PLAN, check_repository, read_config, read_without_weights
+from scripts.serve.check_repository import (
+    STAND_IN_PLAN,
+    check_repository,
+    findings,
+    read_config,
+    read_without_weights,
+)
 from tests.triton_models import BPR, CONFIG, bpr, head, linear
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +76,13 @@ def two_outputs() -> onnx.ModelProto:
 
 
 def in_subgraph() -> onnx.ModelProto:
-    """com.microsoft.Gelu inside the branches of an If."""
+    """org.example.Gelu inside the branches of an If."""
     model = linear()
-    node = helper.make_node("Gelu", ["input"], ["then"], domain="com.microsoft")
+    node = helper.make_node("Gelu", ["input"], ["then"], domain="org.example")
     branch = helper.make_graph([node], "branch", [], [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)])
     model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
     model.graph.node.append(helper.make_node("If", ["yes"], ["unused"], then_branch=branch, else_branch=branch))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.opset_import.append(helper.make_opsetid("org.example", 1))
     return model
 
 
@@ -101,6 +107,71 @@ def loose_end() -> onnx.ModelProto:
     return model
 
 
+def variable_output() -> onnx.ModelProto:
+    """Two names for the sizes of the output, which no operator knows."""
+    model = linear(features="F", classes="F")
+    del model.graph.initializer[:]
+    model.graph.node[0].CopyFrom(helper.make_node("Relu", ["input"], ["output"]))
+    return model
+
+
+def unsorted_nodes() -> onnx.ModelProto:
+    model = linear()
+    model.graph.name = ""
+    model.graph.node[0].output[0] = "h"
+    model.graph.node.insert(0, helper.make_node("Relu", ["h"], ["output"]))
+    return model
+
+
+def unimported() -> onnx.ModelProto:
+    model = linear(operator="FusedMatMul", domain="com.microsoft")
+    del model.opset_import[1]
+    return model
+
+
+def local_function() -> onnx.ModelProto:
+    model = linear(operator="Multiply", domain="org.example")
+    body = [helper.make_node("MatMul", ["a", "b"], ["c"])]
+    opsets = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("org.example", "Multiply", ["a", "b"], ["c"], body, opsets))
+    return model
+
+
+def write_end(file: str, content: bytes) -> Damage:
+    return lambda root: (root / file).write_bytes((root / file).read_bytes() + content)
+
+
+def parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }} '
+
+
+# what is added to a good config, the finding
+RULED: list[tuple[str, str]] = [
+    (parameter("intra_op_thread_count", "abc"),
+     "parameters 'intra_op_thread_count'; expected a whole number, found 'abc'"),
+    (parameter("execution_mode", "2"), "parameters 'execution_mode'; expected 0 or 1, found '2'"),
+    (parameter("enable_mem_arena", "x"), "parameters 'enable_mem_arena'; expected true or false, found 'x'"),
+    ('runtime: "libx.so"', "runtime; expected libtriton_<backend>.so, … found libx.so"),
+    ("model_transaction_policy { decoupled: true }", "model_transaction_policy; … found decoupled: true"),
+    ('model_operations { op_library_filename: "x.so" }', "model_operations; … found x.so"),
+    ('model_repository_agents { agents { name: "a" } }', "model_repository_agents; expected none, found a"),
+    ('optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
+     "execution_accelerators; … found openvino"),
+    ('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "b" source_input: "x" }', "batch_input; … found x"),
+    ('batch_output { target_name: "y" source_input: "input" }', "batch_output; … found y"),
+    ('model_warmup { name: "w" batch_size: 9 inputs { key: "input" value: { data_type: TYPE_FP32 dims: 8 '
+     "zero_data: true } } }", "model_warmup; … found 'w': batch_size 9"),
+]  # fmt: skip
+BATCHING: list[tuple[str, str]] = [
+    ("preferred_batch_size: 9", "preferred_batch_size; expected 1 … max_batch_size, found 9"),
+    ("priority_levels: 2", "default_priority_level; … found 0 of 2"),
+    ("priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 value: {} }",
+     "priority_queue_policy; … found 3"),
+    ("max_queue_delay_microseconds: 99000000", "max_queue_delay_microseconds; … found 99000000"),
+    ("default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 1 }",
+     "default_timeout_microseconds; … found 1"),
+]  # fmt: skip
+
 ONNX = "repository/head_onnx/1/model.onnx"
 CONF = "repository/head_onnx/config.pbtxt"
 
@@ -122,12 +193,6 @@ BROKEN: list[tuple[str, Damage, str]] = [
      f"{CONF}: config; expected a file, found nothing"),
     ("no_version", lambda root: shutil.rmtree(root / "head_onnx/1"),
      "repository/head_onnx: version folder; expected at least one, such as 1, found none"),
-    ("version_with_suffix", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/1.bak"),
-     "repository/head_onnx/1.bak: version folder; expected a whole number without a leading zero, found 1.bak"),
-    ("version_with_leading_zero", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/02"),
-     "repository/head_onnx/02: version folder; expected a whole number without a leading zero, found 02"),
-    ("hidden_version", lambda root: (root / "head_onnx/.1").mkdir(),
-     "repository/head_onnx/.1: version folder; expected a whole number without a leading zero, found .1"),
     ("no_model_file", lambda root: (root / "head_onnx/1/model.onnx").unlink(),
      f"{ONNX}: file of backend onnxruntime; expected a file, found nothing"),
     ("empty_model_file", write("head_onnx/1/model.onnx", b""),
@@ -146,16 +211,12 @@ BROKEN: list[tuple[str, Damage, str]] = [
      f"{CONF}: config schema of Triton 2.47; expected model_config.proto's text format, found …"),
     ("other_name", edit('name: "head_onnx"', 'name: "vit_onnx"'),
      f'{CONF}: name; expected "head_onnx" like the folder, found "vit_onnx"'),
-    ("no_backend", edit('backend: "onnxruntime"', ""),
-     f'{CONF}: backend; expected backend: "onnxruntime", … or platform: "tensorrt_plan", found neither'),
     ("unknown_backend", edit('"onnxruntime"', '"onnx"'),
      f'{CONF}: backend; expected backend: "onnxruntime", … found backend: "onnx"'),
     ("backend_against_platform", edit('"tensorrt_plan"', '"tensorrt_plan" backend: "python"', "head_trt"),
      'repository/head_trt/config.pbtxt: backend; expected … found backend: "python", platform: "tensorrt_plan"'),
     ("negative_batch", edit("size: 8", "size: -1"),
      f"{CONF}: max_batch_size; expected 0 or more, found -1"),
-    ("message_beyond_2_gib", both(edit("[8]", "[240, 480, 480]"), edit("size: 8", "size: 10")),
-     f"{CONF}: max_batch_size; expected at most 9, for a gRPC … 2 GiB, found 10 of 221184000 bytes each"),
     ("no_inputs", edit('input [{ name: "input" data_type: TYPE_FP32 dims: [8] }]', ""),
      f"{CONF}: inputs; expected at least one input, found none"),
     ("no_outputs", edit('output [{ name: "output" data_type: TYPE_FP32 dims: [3] }]', ""),
@@ -175,11 +236,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("plan_on_a_cpu", edit("KIND_AUTO", "KIND_CPU", "head_trt"),
      "repository/head_trt/config.pbtxt: instance_group; expected KIND_AUTO or KIND_GPU … plan, found KIND_CPU"),
     ("gpus_for_a_cpu", edit("KIND_AUTO", "KIND_CPU gpus: [0]"),
-     f"{CONF}: instance_group; expected no gpus for KIND_CPU, found gpus: [0]"),
-    ("no_instance_group", edit("instance_group [{ count: 1 kind: KIND_AUTO }]", ""),
-     f"{CONF}: instance_group; expected an explicit count: 1, found no instance_group"),
-    ("no_instance_count", edit("count: 1", ""),
-     f"{CONF}: instance_group; expected an explicit count: 1, found no count"),
+     f"{CONF}: instance_group; expected gpus for KIND_GPU, … GPU, found gpus: [0] with KIND_CPU"),
     ("negative_instance_count", edit("count: 1", "count: -1", "tagger"),
      "repository/tagger/config.pbtxt: instance_group; expected a count of 1 or more, found count: -1"),
     # the ONNX file against the release
@@ -195,10 +252,10 @@ BROKEN: list[tuple[str, Damage, str]] = [
      f"{ONNX}: ONNX weights; expected the file with weight beside the model, found weights.data"),
     ("ir_version", replace(linear(ir=11)), f"{ONNX}: IR version; expected at most 10, found 11"),
     ("opset", replace(linear(opset=22)), f"{ONNX}: opset; expected at most 21, found 22"),
-    ("foreign_operator", replace(linear(operator="FusedMatMul", domain="com.microsoft")),
-     f"{ONNX}: operators; expected ONNX's own only, found com.microsoft.FusedMatMul"),
+    ("foreign_operator", replace(linear(operator="FusedMatMul", domain="org.example")),
+     f"{ONNX}: operators; expected those of ONNX Runtime 1.18, found org.example.FusedMatMul"),
     ("foreign_operator_in_a_subgraph", replace(in_subgraph()),
-     f"{ONNX}: operators; expected ONNX's own only, found com.microsoft.Gelu"),
+     f"{ONNX}: operators; expected those of ONNX Runtime 1.18, found org.example.Gelu"),
     ("unknown_operator", replace(linear(operator="MatMull")),
      f"{ONNX}: onnx.checker; expected a valid graph, found No Op registered for MatMull …"),
     ("operator_newer_than_opset", replace(linear(operator="BitwiseAnd", opset=17)),
@@ -225,10 +282,30 @@ BROKEN: list[tuple[str, Damage, str]] = [
      f"{CONF}: dims of output 'output' of model.onnx; expected FP32 [-1, 3], found FP32 [-1, 2]"),
     ("variable_output_for_a_fixed_one", edit("dims: [3]", "dims: [-1]"),
      f"{CONF}: dims of output 'output' of model.onnx; expected FP32 [-1, 3], found FP32 [-1, -1]"),
-    ("narrower_output", replace(linear(classes="C")),
-     f"{CONF}: dims of output 'output' of model.onnx; expected FP32 [-1, -1], found FP32 [-1, 3]"),
     ("batch_dimension_said_twice", edit("size: 8", "size: 0"),
      f"{CONF}: dims of input 'input' of model.onnx; expected FP32 [-1, 8], found FP32 [8]"),
+    ("variable_output_that_the_operators_know", both(replace(linear(classes="C")), edit("dims: [3]", "dims: [-1]")),
+     f"{CONF}: dims of output 'output' of model.onnx; expected FP32 [-1, 3], found FP32 [-1, -1]"),
+    ("second_version_hides_the_first", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/12"),
+     "repository/head_onnx: client's contract; expected version 1, found 12"),
+    ("huge_version", lambda root: (root / f"head_onnx/{2**63}").mkdir(),
+     f"repository/head_onnx/{2**63}: version folder; expected a number within 0 … found {2**63}"),
+    ("short_external_data", both(replace(external()), write("head_onnx/1/weights.data", bytes(95))),
+     f"{ONNX}: ONNX weights; expected 96 bytes in weights.data for weight, found 95"),
+    ("no_break_space", edit("max_batch_size: 8", "max_batch_size:\xa08"),
+     f"{CONF}: config schema of Triton 2.47; expected … found line 3: the sign …"),
+    # rules of scripts/serve/config_rules.py
+    *[(f"rule_{index}", edit("max_batch", f"{text} max_batch"), f"{CONF}: {finding}")
+      for index, (text, finding) in enumerate(RULED)],
+    *[(f"batching_rule_{index}", edit("max_queue_delay_microseconds: 0", text), f"{CONF}: {finding}")
+      for index, (text, finding) in enumerate(BATCHING)],
+    ("missing_import", write("tagger/1/model.py", "import absent\n" + BPR),
+     "repository/tagger/1/model.py: Python backend; expected imports that the image has, found import absent"),
+    ("missing_name", write("tagger/1/helper.py", "OTHER = 1\n"),
+     "repository/tagger/1/model.py: Python backend; expected a name that helper has, found TAG"),
+    ("model_that_does_not_start", write(
+        "tagger/1/model.py", BPR + "\n    def initialize(self, args):\n        raise RuntimeError('no')\n"),
+     "repository/tagger/1/model.py: Python backend; expected initialize that can end, found raise RuntimeError('no')"),
     # Python models and plans
     ("no_model_py", lambda root: (root / "tagger/1/model.py").unlink(),
      "repository/tagger/1/model.py: file of backend python; expected a file, found nothing"),
@@ -248,6 +325,24 @@ BROKEN: list[tuple[str, Damage, str]] = [
      "repository/head_trt/1/model.plan: plan; expected a TensorRT engine, found a text"),
 ]  # fmt: skip
 
+# what Triton takes and we advise against
+ADVISED: list[tuple[str, Damage, str]] = [
+    ("version_with_suffix", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/1.bak"),
+     "repository/head_onnx/1.bak: version folder; expected a whole number without a leading zero, found 1.bak"),
+    ("version_with_leading_zero", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/02"),
+     "repository/head_onnx/02: version folder; expected a whole number without a leading zero, found 02"),
+    ("hidden_version", lambda root: (root / "head_onnx/.1").mkdir(),
+     "repository/head_onnx/.1: version folder; expected a whole number without a leading zero, found .1"),
+    ("message_beyond_2_gib", both(
+        edit("[8]", "[240, 480, 480]", "head_trt"), edit("size: 8", "size: 10", "head_trt")
+    ),
+     "repository/head_trt/config.pbtxt: max_batch_size; expected at most 9, … found 10 of 221184000 bytes each"),
+    ("no_instance_group", edit("instance_group [{ count: 1 kind: KIND_AUTO }]", ""),
+     f"{CONF}: instance_group; expected an explicit count: 1, found no instance_group"),
+    ("no_instance_count", edit("count: 1", ""),
+     f"{CONF}: instance_group; expected an explicit count: 1, found no count"),
+]  # fmt: skip
+
 # what Triton takes as well
 FINE: list[tuple[str, Damage]] = [
     ("nothing", lambda root: None),
@@ -257,7 +352,29 @@ FINE: list[tuple[str, Damage]] = [
         (root / "head_onnx/1/model.onnx").symlink_to(root.parent / "model.onnx"),
     ]),
     ("no_name", edit('name: "head_onnx"', "")),
-    ("second_version", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/12")),
+    ("second_version", both(
+        edit("max_batch", "version_policy { all {} } max_batch"),
+        lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/12"),
+    )),
+    ("broken_version_that_the_policy_excludes", both(
+        edit("max_batch", "version_policy { specific { versions: [1] } } max_batch"),
+        lambda root: (root / "head_onnx/12").mkdir(),
+    )),
+    ("folders_that_triton_ignores", lambda root: (root / "head_onnx/configs").mkdir()),
+    ("backend_told_by_the_file", edit('backend: "onnxruntime"', "")),
+    ("platform_alone", edit('backend: "onnxruntime"', 'platform: "onnxruntime_onnx"')),
+    ("cp1251_comment", write_end("head_onnx/config.pbtxt", "# модель".encode("cp1251"))),
+    ("microsofts_operator", replace(linear(operator="FusedMatMul", domain="com.microsoft"))),
+    ("number_that_the_operators_give", replace(linear(classes="C"))),
+    ("nodes_in_any_order_and_no_name", replace(unsorted_nodes())),
+    ("domain_that_is_not_imported", replace(unimported())),
+    ("model_local_function", replace(local_function())),
+    ("inherited_model", write("tagger/1/model.py", BPR.replace("TritonPythonModel", "Base")
+                              + "\n\nclass TritonPythonModel(Base):\n    pass\n")),
+    ("guarded_import", write("tagger/1/model.py",
+        "try:\n    import absent\nexcept ImportError:\n    absent = None\n" + BPR)),
+    ("parameters_that_parse", edit("max_batch", parameter("intra_op_thread_count", "2") + "max_batch")),
+    ("good_reshape", edit("dims: [8]", "dims: [2, 4] reshape { shape: [8] }")),
     ("platform_beside_the_backend", edit('"onnxruntime"', '"onnxruntime" platform: "onnxruntime_onnx"')),
     ("backend_beside_the_platform", edit('"tensorrt_plan"', '"tensorrt_plan" backend: "tensorrt"', "head_trt")),
     ("other_file_name", both(
@@ -274,7 +391,7 @@ FINE: list[tuple[str, Damage]] = [
     ("fixed_batch_without_batching", both(
         replace(linear(rows=4)), edit("size: 8", "size: 0"), edit("[8]", "[4, 8]"), edit("[3]", "[4, 3]")
     )),
-    ("variable_output_for_a_variable_one", both(replace(linear(classes="C")), edit("dims: [3]", "dims: [-1]"))),
+    ("variable_output_for_a_variable_one", both(replace(variable_output()), edit("dims: [3]", "dims: [-1]"))),
     ("two_instances", edit("count: 1", "count: 2")),
     ("cpu_only", edit("KIND_AUTO", "KIND_CPU")),
     ("python_without_instance_group", edit("instance_group [{ count: 1 kind: KIND_AUTO }]", "", "tagger")),
@@ -313,6 +430,14 @@ def test_a_broken_repository_is_found(repository: Path, damage: Damage, finding:
 def test_what_triton_takes_is_no_finding(repository: Path, damage: Damage) -> None:
     damage(repository)
     assert check_repository(repository, gpu=False) == []
+
+
+@pytest.mark.parametrize(("damage", "line"), [case[1:] for case in ADVISED], ids=[case[0] for case in ADVISED])
+def test_a_recommendation_is_no_fault(repository: Path, damage: Damage, line: str) -> None:
+    damage(repository)
+    found = findings(repository, gpu=False)
+    assert found.faults == []
+    assert any(matches(one, line) for one in found.recommendations), found
 
 
 def test_gpu_instances_are_fine_where_there_is_a_gpu(repository: Path) -> None:
@@ -380,6 +505,8 @@ def test_shapes_and_batch_limit_come_from_the_models_entries(tmp_path: Path) -> 
     config = "repository/binary_onnx/config.pbtxt"
     assert check_repository(root, models) == [
         f"{config}: client's contract, output 'output'; expected FP32 [-1, 4], found FP32 [-1, 3]",
+    ]
+    assert findings(root, models).recommendations == [
         f"{config}: max_batch_size; expected at most 4, the model's largest batch, found 8",
     ]
 
@@ -394,7 +521,9 @@ def test_our_own_configs_keep_the_contract_and_the_entries_limits(tmp_path: Path
         classes = {"vit": 512, "binary": 2, "multilabel": 20, "lipro": 18}[name]
         inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)]
         outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", classes])]
-        graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "g", inputs, outputs)
+        size = helper.make_tensor("size", TensorProto.INT64, [2], [-1, classes])
+        node = helper.make_node("Reshape", ["input", "size"], ["output"])
+        graph = helper.make_graph([node], "g", inputs, outputs, [size])
         onnx.save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
             folder / "1/model.onnx",

@@ -191,7 +191,9 @@ def test_findings_of_the_offline_check_stop_it_before_a_server_starts(repository
 
 
 def test_a_model_that_does_not_load_is_named_with_the_reason(repository: Path) -> None:
-    (repository / "bpr_model/1/helper.py").write_text("import surely_not_installed\n")
+    (repository / "bpr_model/1/helper.py").write_text(
+        "import importlib\n\nTAG = importlib.import_module('surely_not_installed')\n"
+    )
     with pytest.raises(
         SystemExit, match=r"ended with status 1 before it was ready:\n(.|\n)*surely_not_installed"
     ) as error:
@@ -204,7 +206,9 @@ def test_a_model_that_does_not_load_is_named_with_the_reason(repository: Path) -
 def test_a_model_that_cannot_answer_is_named_with_the_reason(repository: Path) -> None:
     model = repository / "bpr_model/1/model.py"
     model.write_text(
-        model.read_text().replace("        tensor =", "        raise ValueError('no slices')\n        tensor =")
+        model.read_text().replace(
+            "        tensor =", "        if requests:\n            raise ValueError('no slices')\n        tensor ="
+        )
     )
     with pytest.raises(SystemExit, match=r"bpr_model: Triton says: .*no slices"):
         judged(repository)
@@ -242,7 +246,7 @@ def test_a_server_that_dies_is_told_from_one_that_answers_wrongly(
 
 
 def test_a_server_that_never_gets_ready_is_stopped(repository: Path) -> None:
-    (repository / "bpr_model/1/helper.py").write_text("import time\ntime.sleep(10000)\n")
+    (repository / "bpr_model/1/helper.py").write_text("import time\ntime.sleep(10000)\nTAG = 1\n")
     with pytest.raises(SystemExit, match="tritonserver was not ready within 2 s, so it was stopped:\n"):
         judged(repository, timeout=2)
     assert processes(repository) == []

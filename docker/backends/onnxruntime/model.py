@@ -2,18 +2,73 @@
 
 That server carries no ONNX Runtime backend. Put into its backend directory as `onnxruntime/model.py`, this file serves
 every model whose config.pbtxt says `backend: "onnxruntime"`, by the `onnxruntime` package, on the CPU. Triton itself
-parses the config, checks requests against it and batches them. What the C++ backend checks besides, that config and
-ONNX file agree, is left to scripts/serve/check_repository.py.
+parses the config, checks requests against it and batches them. Like the C++ backend it refuses parameters that do not
+parse, execution accelerators that it lacks, optional inputs, and names, types and sizes of another model than the file.
+The rest of what that backend refuses is found by scripts/serve/check_repository.py.
 """
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+# Triton's names of types, ONNX Runtime's
+TYPES = {"BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+         "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float", "FP64": "double",
+         "STRING": "string"}  # fmt: skip
+PARAMETERS = {
+    "intra_op_thread_count": r"\s*[+-]?\d+.*",
+    "inter_op_thread_count": r"\s*[+-]?\d+.*",
+    "execution_mode": r"\s*\+?0*[01](\D.*)?",
+    "enable_mem_arena": r"(?i:true|false|on|off|0|1)",
+    "enable_mem_pattern": r"(?i:true|false|on|off|0|1)",
+}
+
+
+def refuse(config: dict[str, Any]) -> None:
+    """pb_utils.TritonModelException on what the C++ backend takes in no model."""
+    for key, pattern in PARAMETERS.items():
+        value = config.get("parameters", {}).get(key)
+        if value is not None and not re.fullmatch(pattern, value.get("string_value", ""), re.DOTALL):
+            raise pb_utils.TritonModelException(f"parameter {key}: {value.get('string_value', '')!r}")
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    for accelerator in accelerators.get("cpu_execution_accelerator", []):
+        raise pb_utils.TritonModelException(f"unknown Execution Accelerator {accelerator['name']!r} is requested")
+    if libraries := config.get("model_operations", {}).get("op_library_filename"):
+        raise pb_utils.TritonModelException(f"failed to load library {libraries[0]}")
+
+
+def compare(config: dict[str, Any], session: Any) -> None:
+    """pb_utils.TritonModelException where config and ONNX file tell of different tensors."""
+    wanted = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
+    found = {tensor.name: tensor for tensor in session.get_inputs()}
+    if sorted(wanted) != sorted(found):
+        raise pb_utils.TritonModelException(f"configuration expects inputs {wanted}, model provides {sorted(found)}")
+    made = {tensor.name: tensor for tensor in session.get_outputs()}
+    pairs = [("input", tensor, found) for tensor in config["input"]]
+    pairs += [("output", tensor, made) for tensor in config["output"]]
+    for kind, tensor, theirs in pairs:
+        name = tensor["name"]
+        if name not in theirs:
+            raise pb_utils.TritonModelException(f"unexpected inference {kind} {name!r}, allowed are {sorted(theirs)}")
+        expected = f"tensor({TYPES.get(tensor['data_type'].removeprefix('TYPE_'))})"
+        if theirs[name].type != expected:
+            raise pb_utils.TritonModelException(f"{kind} {name!r}: expected {expected}, is {theirs[name].type}")
+        dims = tensor["reshape"].get("shape", []) if "reshape" in tensor else tensor["dims"]
+        ours = [-1] * (config["max_batch_size"] > 0) + [int(size) for size in dims]
+        shape = [size if isinstance(size, int) else -1 for size in theirs[name].shape]
+        if (not shape and ours == [1]) or not theirs[name].shape:
+            continue
+        narrower = kind == "input"
+        if len(shape) != len(ours) or any(
+            a != b and not (narrower and a == -1) for a, b in zip(shape, ours, strict=True)
+        ):
+            raise pb_utils.TritonModelException(f"{kind} {name!r}: expected {shape}, configured {ours}")
 
 
 class TritonPythonModel:
@@ -29,7 +84,11 @@ class TritonPythonModel:
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / file
+        if path.is_dir():
+            path = path / "model.onnx"
+        refuse(config)
         self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        compare(config, self.session)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request. Triton joins only requests of equal shapes, up to max_batch_size rows in all."""

@@ -1,0 +1,132 @@
+"""Which further options trtexec of TensorRT 10.1 takes: python -m scripts.plans.trtexec_options 'OPTIONS'
+
+Prints a sentence and ends with exit status 1 where an option is unknown, doubled, lacks its value, is of an older
+release, or makes a plan that cannot be served. Source: samples/common/sampleOptions.cpp of TensorRT, release/10.1.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+RELEASE = "24.06"  # of the images whose trtexec has these options; another release's own trtexec judges
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+FLAGS = words("""
+    --allowGPUFallback --allowWeightStreaming --best --bf16 --buildDLAStandalone --consistency --directIO
+    --dumpLayerInfo --dumpOptimizationProfile --dumpOutput --dumpProfile --dumpRawBindingsToFile --dumpRefit
+    --errorOnTimingCacheMiss --excludeLeanRuntime --exposeDMA --fp16 --fp8 --getPlanVersionOnly --help
+    --ignoreParsedPluginLibs --int4 --int8 --noBuilderCache --noCompilationCache --noDataTransfers --noTF32
+    --pluginInstanceNorm --pi --refit --restricted --safe --separateProfileRun --serialized --skipInference
+    --stripAllWeights --stripWeights --stronglyTyped --threads --timeDeserialize --timeRefit --useCudaGraph
+    --useManagedMemory --useSpinWait --vc --verbose --versionCompatible --weightless""")
+VALUED = words("""
+    --allocationStrategy --avgRuns --avgTiming --builderOptimizationLevel --calib --calibProfile --device --duration
+    --dynamicPlugins --exportLayerInfo --exportOutput --exportProfile --exportTimes --hardwareCompatibilityLevel
+    --idleTime --infStreams --inputIOFormats --iterations --layerDeviceTypes --layerOutputTypes --layerPrecisions
+    --leanDLLPath --loadEngine --loadInputs --markDebug --maxAuxStreams --maxShapes --maxShapesCalib --memPoolSize
+    --minShapes --minShapesCalib --onnx --optShapes --optShapesCalib --outputIOFormats --percentile
+    --persistentCacheRatio --plugins --precisionConstraints --preview --profile --profilingVerbosity
+    --saveDebugTensors --saveEngine --setPluginsToSerialize --shapes --sleepTime --staticPlugins --std --streams
+    --tacticSources --tempdir --tempfileControls --timingCacheFile --useDLACore --useProfile --useRuntime --warmUp
+    --weightStreamingBudget""")
+EITHER = frozenset({"--sparsity"})  # alone it means enable
+REPEATED = frozenset({"--plugins", "--staticPlugins", "--dynamicPlugins", "--setPluginsToSerialize"})
+# Given by us; or they change the precision, which comes from the types in the ONNX file
+OURS = words("""
+    --onnx --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --timingCacheFile --device
+    --exportOutput --loadInputs --skipInference""")
+PRECISIONS = words("""
+    --fp16 --bf16 --fp8 --int8 --int4 --best --stronglyTyped --calib --layerPrecisions --layerOutputTypes
+    --precisionConstraints --inputIOFormats --outputIOFormats""")
+OLD = {
+    "--workspace": "--memPoolSize=workspace:N",
+    "--maxBatch": "convertation/models.yaml, batch",
+    "--batch": "convertation/models.yaml, batch",
+    "--explicitBatch": "nothing: it is always so",
+    "--explicitPrecision": "nothing",
+    "--buildOnly": "nothing",
+    "--nvtxMode": "--profilingVerbosity=…",
+    "--minTiming": "--avgTiming=N",
+    "--heuristic": "--builderOptimizationLevel=N",
+    "--preferTrtBuilderCache": "nothing",
+    "--deploy": "an ONNX file",
+    "--model": "an ONNX file",
+    "--uff": "an ONNX file",
+    "--uffInput": "an ONNX file",
+    "--output": "an ONNX file",
+    "--fallbackToDefaultTactic": "nothing",
+    "--cudaGraph": "--useCudaGraph",
+    "--loadProfile": "--timingCacheFile=F",
+}
+UNSERVABLE = {
+    "--stripWeights": "its plan has no weights",
+    "--stripAllWeights": "its plan has no weights",
+    "--weightless": "its plan has no weights",
+    "--buildDLAStandalone": "it makes a loadable for DLA, no plan",
+    "--safe": "Triton loads no plan of the safety runtime",
+    "--excludeLeanRuntime": "Triton has no lean runtime to load it with",
+    "--versionCompatible": "Triton loads it only with --backend-config=tensorrt,version-compatible=true",
+    "--vc": "Triton loads it only with --backend-config=tensorrt,version-compatible=true",
+    "--useDLACore": "its plan is for a DLA",
+    "--getPlanVersionOnly": "it builds nothing",
+    "--help": "it builds nothing",
+}
+
+
+def split_options(flags: str) -> list[str]:
+    """The options in a shell's words; SystemExit where quotes do not match."""
+    try:
+        return shlex.split(flags)
+    except ValueError as error:
+        raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
+
+
+def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), release: str | None = None) -> None:
+    """SystemExit with a sentence on the first option that trtexec refuses, or whose plan Triton does not serve.
+
+    `given`: options that are passed besides; `release`: of the images (None: NGC_RELEASE, or 24.06).
+    """
+    release = release or os.environ.get("NGC_RELEASE") or RELEASE
+    seen = {word.partition("=")[0] for word in given}
+    for word in more:
+        name, equals, value = word.partition("=")
+        if reason := refuse(name, bool(equals), value, seen, release):
+            raise SystemExit(f"TRTEXEC_FLAGS: {word}; {reason}")
+        seen.add(name)
+
+
+def refuse(name: str, equals: bool, value: str, seen: set[str], release: str) -> str:
+    """Why an option is not passed on, "" if it is."""
+    if name in PRECISIONS:
+        return "the precision comes from the ONNX file: PRECISION=fp16"
+    if name in OURS or not name.startswith("--"):
+        return "expected further options such as --builderOptimizationLevel=4"
+    if name in seen and name not in REPEATED:
+        return "it is given already; leave it out"
+    if release != RELEASE:
+        return ""
+    if name in UNSERVABLE:
+        return f"{UNSERVABLE[name]}; leave it out"
+    if name in OLD:
+        return f"TensorRT 10.1 has it no more; instead: {OLD[name]}"
+    if name not in FLAGS | VALUED | EITHER:
+        return f"trtexec of TensorRT 10.1 has no such option; all are in {__name__.replace('.', '/')}.py"
+    if name in VALUED and not value:
+        return f"expected a value: {name}=…"
+    if name in FLAGS and equals:
+        return f"it takes no value: {name}"
+    return "" if not equals or value else f"expected a value: {name}=…"
+
+
+def main() -> None:
+    check_options(split_options(" ".join(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

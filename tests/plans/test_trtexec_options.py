@@ -1,0 +1,64 @@
+"""Options passed on to trtexec: what it takes, and a sentence on what it does not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.plans.trtexec_options import FLAGS, OLD, UNSERVABLE, VALUED, check_options, split_options
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--noSuchOption", "has no such option"),
+        ("--verbose", "given already"),
+        ("--noTF32 --noTF32", "given already"),
+        ("--builderOptimizationLevel", "expected a value: --builderOptimizationLevel=…"),
+        ("--builderOptimizationLevel=", "expected a value"),
+        ("--noTF32=1", "takes no value"),
+        ("--workspace=4096", "instead: --memPoolSize=workspace:N"),
+        ("--maxBatch=8", "TensorRT 10.1 has it no more"),
+        ("--stripWeights", "no weights"),
+        ("--weightless", "no weights"),
+        ("--buildDLAStandalone", "no plan"),
+        ("--fp16", "PRECISION=fp16"),
+        ("4", "expected further options"),
+        ("'", "No closing quotation"),
+    ],
+)
+def test_what_makes_no_plan_to_serve_is_refused(flags: str, expected: str) -> None:
+    with pytest.raises(SystemExit, match="TRTEXEC_FLAGS") as error:
+        check_options(split_options(flags))
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--noTF32 --builderOptimizationLevel=4", "--memPoolSize=workspace:4096", "--sparsity", "--sparsity=force",
+     "--plugins=a.so --plugins=b.so", "--hardwareCompatibilityLevel=ampere+"],
+)  # fmt: skip
+def test_what_trtexec_takes_is_passed_on(flags: str) -> None:
+    check_options(split_options(flags))
+
+
+def test_another_releases_trtexec_judges_for_itself() -> None:
+    check_options(["--newOption", "--versionCompatible"], release="25.01")
+
+
+def test_the_lists_agree() -> None:
+    assert not FLAGS & VALUED
+    assert not set(OLD) & (FLAGS | VALUED)
+    assert set(UNSERVABLE) <= FLAGS | VALUED
+
+
+def test_the_command_says_a_sentence_and_exits_1() -> None:
+    command = [sys.executable, "-m", "scripts.plans.trtexec_options", "--stripWeights"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (
+        1,
+        "TRTEXEC_FLAGS: --stripWeights; its plan has no weights; leave it out\n",
+    )
