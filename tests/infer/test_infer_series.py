@@ -13,8 +13,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from scripts.infer.findings import Result
+from scripts.infer.headers import Series, read_headers
 from scripts.infer.models import Models
-from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
+from scripts.infer.pixels import read_volume
+from scripts.infer.series import choose, remarks
 from scripts.infer.source import opened
 from scripts.infer.study import Reading, examine
 from scripts.infer.volume import Volume

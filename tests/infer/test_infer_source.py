@@ -17,8 +17,10 @@ import pydicom
 import pytest
 
 from scripts.infer import source as module
+from scripts.infer.headers import read_headers
 from scripts.infer.models import Models
-from scripts.infer.series import choose, read_headers, read_volume
+from scripts.infer.pixels import read_volume
+from scripts.infer.series import choose
 from scripts.infer.source import fingerprint, opened, studies
 from scripts.infer.study import Reading, doubts, examine, nifti
 from scripts.infer.volume import Volume
