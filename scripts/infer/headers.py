@@ -3,12 +3,14 @@
 import io
 import logging
 import math
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 import pydicom
+from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from scripts.infer.source import Source, limited
@@ -137,15 +139,13 @@ def numbers(header: Any, name: str) -> tuple[float, ...] | None:
     """The values of a numeric tag, decimal commas as points; None where it is absent, empty or no number."""
     try:
         value = header.get(name)
-    except (ValueError, TypeError, OverflowError):  # pydicom reads no commas
-        raw = header.get_item(name).value
-        value = raw.decode("ascii", "replace") if isinstance(raw, bytes) else str(raw)
-        value = value.replace(",", ".").strip(" \0").split("\\")
-    try:
         values = [value] if isinstance(value, str | int | float) else list(value or [])
         result = tuple(float(item) for item in values)
-    except (ValueError, TypeError, OverflowError):
-        return None
+    except (ValueError, TypeError, OverflowError):  # pydicom reads no commas
+        try:
+            result = tuple(float(item) for item in written(header, name).replace(",", ".").split("\\"))
+        except ValueError:
+            return None
     return result if result and all(map(math.isfinite, result)) else None
 
 
@@ -154,20 +154,25 @@ def number(header: Any, name: str) -> float | None:
     return values[0] if values else None
 
 
+def written(header: Any, name: str) -> str:
+    """The value of a tag as it stands in the file."""
+    value = header.get_item(name).value
+    if isinstance(value, bytes):
+        return value.decode("ascii", "replace").strip(" \0")
+    return "\\".join(map(str, value)) if isinstance(value, list | MultiValue) else str(value or "").strip()
+
+
 def is_unreadable(header: Any, name: str) -> bool:
     """Whether a numeric tag has a value that is no number."""
-    if name not in header or numbers(header, name):
-        return False
-    value = header.get_item(name).value
-    raw = value if isinstance(value, bytes) else str(value or "").encode(errors="replace")
-    return bool(raw.strip(b" \0"))
+    return name in header and not numbers(header, name) and bool(written(header, name))
 
 
 def is_derived(header: Any) -> bool:
     """Whether an image is no slice of a scan; lossy compression alone also makes ImageType begin with DERIVED."""
     words = [word.strip().upper() for word in text(header, "ImageType").strip("[]").replace("'", "").split(",")]
     lossy = text(header, "LossyImageCompression") == "01"
-    shown = any(word == known or known in word.split("_") for word in words for known in NO_SLICES)
+    parts = {*words, *(part for word in words for part in re.split(r"[ _]", word))}
+    shown = not parts.isdisjoint(NO_SLICES)
     return shown or (words[0] == "DERIVED" and not lossy) or header.get("SOPClassUID") == SecondaryCaptureImageStorage
 
 

@@ -64,7 +64,7 @@ WORDS = {
         "оси файла NIfTI отклонены от прямого угла на {angle}°; сеть читает прямые срезы",
     ),
     "ambiguous": (
-        "the series holds different images of the same places, and nothing tells them apart; send one acquisition alone",
+        "the series holds different images of the same places that nothing tells apart; send one acquisition alone",
         "в серии разные снимки одних и тех же мест, и различить их нечем; отправьте одну серию сбора данных",
     ),
     "bad_rescale": (
