@@ -35,13 +35,30 @@ class Stack:
     remarks: list[str]
 
 
+def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
 def has_geometry(s: Slice) -> bool:
     if s.position is None or s.orientation is None or s.pixel is None:
         return False
     if len(s.position) != 3 or len(s.orientation) != 6 or len(s.pixel) != 2:
         return False
-    across, down = np.array(s.orientation[:3]), np.array(s.orientation[3:])
-    return bool(np.allclose([across @ across, down @ down, across @ down], [1, 1, 0], atol=1e-2))
+    across, down = s.orientation[:3], s.orientation[3:]  # plain numbers: arrays this small are slower
+    dots = (dot(across, across), dot(down, down), dot(across, down))
+    return abs(dots[0] - 1) < 1e-2 and abs(dots[1] - 1) < 1e-2 and abs(dots[2]) < 1e-2
+
+
+def is_alike(one: Slice, other: Slice) -> bool:
+    """Whether two slices, both with a geometry, are of one size and orientation."""
+    if (one.shape, one.pixel, one.orientation) == (other.shape, other.pixel, other.orientation):
+        return True
+    assert one.pixel and other.pixel and one.orientation and other.orientation
+    return (
+        one.shape == other.shape
+        and all(abs(a - b) <= SAME_PIXEL * abs(b) for a, b in zip(one.pixel, other.pixel, strict=True))
+        and all(abs(a - b) <= SAME_ORIENTATION for a, b in zip(one.orientation, other.orientation, strict=True))
+    )
 
 
 def heights(slices: list[Slice]) -> NDArray[np.float64]:
@@ -94,13 +111,7 @@ def of_geometry(slices: list[Slice]) -> list[list[Slice]]:
     groups: list[list[Slice]] = []
     for s in slices:
         for group in groups:
-            first = group[0]
-            assert first.pixel and first.orientation and s.pixel and s.orientation
-            if (
-                s.shape == first.shape
-                and np.allclose(s.pixel, first.pixel, rtol=SAME_PIXEL, atol=0)
-                and np.allclose(s.orientation, first.orientation, atol=SAME_ORIENTATION)
-            ):
+            if is_alike(s, group[0]):
                 group.append(s)
                 break
         else:
@@ -220,10 +231,10 @@ def stack(slices: list[Slice]) -> Stack:
         found.append(say("filled", count=missing))
     place_of = np.concatenate([[0], np.cumsum(counts)])
     ordered: list[list[Slice]] = [[] for _ in range(depth)]
-    for index in order:
-        nearest = int(np.argmin(np.abs(height[kept] - height[index])))
-        if abs(height[kept][nearest] - height[index]) <= SAME_PLACE:
-            ordered[int(place_of[nearest])].append(slices[index])
+    below = np.searchsorted(height[kept], height[order], side="right") - 1
+    for index, at in zip(order, below, strict=True):
+        if at >= 0 and height[index] - height[kept[at]] <= SAME_PLACE:
+            ordered[int(place_of[at])].append(slices[index])
 
     way = (positions[kept[-1]] - positions[kept[0]]) / (depth - 1)
     off = positions[kept] - (positions[kept[0]] + place_of[:, None] * way)
