@@ -111,8 +111,8 @@ def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
     reading.study_uid, reading.series_uid = series.study, series.uid
     said += [say("passed_over", why=why) for why in passed_over]
     said += [*remarks(series), *of_series[id(series)]]
-    if (covered := measure(series.slices)[0]) < PARTLY:
-        said.append(say("partly", covered=f"{covered:.0f}"))
+    if (covered := round(volume.hu.shape[0] * volume.spacing[0])) < PARTLY:
+        said.append(say("partly", covered=covered))
     reading.choice = reason(found, series)
     return volume
 
