@@ -11,14 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.infer.findings import Result
+from scripts.infer.headers import Series, read_headers
 from scripts.infer.models import Models
-from scripts.infer.series import STEEP, TILT, Series, choose, read_headers, read_volume, remarks
+from scripts.infer.pixels import read_volume
+from scripts.infer.series import choose, reason, remarks
 from scripts.infer.source import BROKEN, is_nifti, opened, read_to_end
-from scripts.infer.volume import Volume, check_size, oriented, preprocess
+from scripts.infer.stack import STEEP, TILT, measure
+from scripts.infer.volume import HU_LIMIT, Volume, check_size, oriented, preprocess
 from scripts.infer.words import StudyError, say
 
 LUNG = -500  # HU; air and lung are below, in every chest
 MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
+NO_METAL = 0.1  # a share beyond it that no implant reaches
+SHARE_OF_BONE = 0.1  # of the voxels above what the network sees
+SHORT, PARTLY = 20.0, 100.0  # mm of a chest: less is refused, less is told
 # sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
 FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
 
@@ -31,6 +37,7 @@ class Reading:
     series_uid: str = ""
     result: Result | None = None
     warnings: list[str] | None = None
+    choice: str = ""  # why this series
 
 
 def examine(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
@@ -42,9 +49,23 @@ def tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) 
     """What the ViT reads of a study, float32 `models.shape`; StudyError as in `examine`."""
     reading.warnings = []
     volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
+    check_values(volume.hu)
     result = preprocess(volume, models.shape)
     reading.warnings += doubts(volume.hu)
     return result
+
+
+def check_values(hu: NDArray[Any]) -> None:
+    """StudyError where voxels cannot be Hounsfield units of a chest, by every fourth of them along each axis.
+
+    Nothing is below 0: HU + 1024, a mask, a window, most MR. Much is denser than metal: signed values taken unsigned.
+    """
+    some = hu[::4, ::4, ::4]
+    some = some[np.isfinite(some)] if some.dtype.kind == "f" else some
+    share = float((some > MOST_HU).mean()) if some.size else 0.0
+    if not some.size or (some.min() >= 0 and hu.min() >= 0) or share > NO_METAL:
+        least, most = (f"{some.min():g}", f"{some.max():g}") if some.size else ("?", "?")
+        raise StudyError("no_hounsfield", least=least, most=most, share=f"{100 * share:.0f}")
 
 
 def doubts(hu: NDArray[Any]) -> list[str]:
@@ -53,6 +74,8 @@ def doubts(hu: NDArray[Any]) -> list[str]:
     found = [say("no_air")] if not (some < LUNG).any() else []
     if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:
         found.append(say("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
+    elif (share := float((some > HU_LIMIT).mean())) > SHARE_OF_BONE:
+        found.append(say("clipped", share=f"{100 * share:.0f}"))
     return found
 
 
@@ -66,7 +89,7 @@ def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
             said.append(say("skipped_files", count=skipped))
         if (count := len({series.study for series in found})) > 1:
             said.append(say("several_studies", count=count))
-        of_series: dict[tuple[str, str], list[str]] = {}
+        of_series: dict[int, list[str]] = {}
         passed_over: list[str] = []
 
         def read(series: Series) -> Volume:
@@ -74,17 +97,23 @@ def dicom(path: Path, models: Models, reading: Reading, flat: bool) -> Volume:
             if chest and not reading.series_uid:  # to be chosen, unless its voxels cannot be read
                 reading.study_uid, reading.series_uid = series.study, series.uid
             try:
-                volume, of_series[series.key] = read_volume(source, series)
+                if SHORT > (covered := measure(series.slices)[0]) > 0:
+                    raise StudyError("short", covered=f"{covered:.0f}")
+                volume, said_of = read_volume(source, series)
             except StudyError as error:
                 if chest:
                     passed_over.append(str(error))
                 raise
+            of_series[id(series)] = said_of
             return volume
 
         series, volume = choose(found, read, models.body_part)
     reading.study_uid, reading.series_uid = series.study, series.uid
     said += [say("passed_over", why=why) for why in passed_over]
-    said += [*remarks(series), *of_series[series.key]]
+    said += [*remarks(series), *of_series[id(series)]]
+    if (covered := round(volume.hu.shape[0] * volume.spacing[0])) < PARTLY:
+        said.append(say("partly", covered=covered))
+    reading.choice = reason(found, series)
     return volume
 
 

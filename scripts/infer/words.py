@@ -16,12 +16,12 @@ WORDS = {
         "нет ни КТ, ни грудной клетки: прочитать как КТ грудной клетки нечего",
     ),
     "only_scouts": (
-        "there are only localisers or single images, no series of slices",
-        "есть только топограммы или отдельные снимки, серии срезов нет",
+        "there are only localisers, derived images (MIP, captures) or few images, no series of slices as scanned",
+        "есть только топограммы, производные снимки (MIP, снимки экрана) или их мало; серии исходных срезов нет",
     ),
     "few_slices": (
-        "the series has {count} along one of its axes, two or more are needed",
-        "в серии {count} по одной из осей, нужно не меньше двух",
+        "the series has {count} along one of its axes, five slices or more are needed",
+        "в серии {count} по одной из осей, нужно не меньше пяти срезов",
     ),
     "too_small": (
         "{size} voxels of {spacing} mm are less than one voxel for the network",
@@ -62,6 +62,22 @@ WORDS = {
     "sheared": (
         "the axes of the NIfTI file are {angle}° from a right angle; this network reads straight slices",
         "оси файла NIfTI отклонены от прямого угла на {angle}°; сеть читает прямые срезы",
+    ),
+    "ambiguous": (
+        "the series holds different images of the same places that nothing tells apart; send one acquisition alone",
+        "в серии разные снимки одних и тех же мест, и различить их нечем; отправьте одну серию сбора данных",
+    ),
+    "bad_rescale": (
+        "RescaleSlope or RescaleIntercept cannot be read, so the densities are unknown; send the series again",
+        "RescaleSlope или RescaleIntercept не читается, плотности неизвестны; отправьте серию ещё раз",
+    ),
+    "short": (
+        "the series covers only {covered} mm; send the whole chest",
+        "серия охватывает только {covered} мм; отправьте всю грудную клетку",
+    ),
+    "no_hounsfield": (
+        "the values are no Hounsfield units ({least} to {most}, {share} % of them beyond 3071); send the CT as scanned",
+        "значения — не числа Хаунсфилда (от {least} до {most}, {share} % выше 3071); отправьте КТ как снято",
     ),
     "gaps": (
         "{share} % of the slices are missing; send the series again",
@@ -135,6 +151,32 @@ WORDS = {
         "пропуски между срезами заполнены по соседним: {count}",
     ),
     "duplicates": ("{count} duplicates of slices were left out", "отброшены повторы срезов: {count}"),
+    "damaged_images": (
+        "{count} images are damaged; their places were filled from other copies or neighbours, or cut off at the ends",
+        "повреждены снимки: {count}; их места заполнены по копиям или соседним срезам либо отрезаны по краям",
+    ),
+    "far": (
+        "{count} slices far from the others were left out",
+        "отброшены срезы, лежащие далеко от остальных: {count}",
+    ),
+    "other_geometry": (
+        "{count} images of the series were left out: of another size or orientation, or without a position",
+        "отброшены снимки серии другого размера, другой ориентации или без положения: {count}",
+    ),
+    "acquisitions": (
+        "the series holds {count} acquisitions or reconstructions (they differ in {tags}); "
+        "one of {slices} images was taken, by coverage, distance of slices, window and kernel",
+        "в серии несколько сборов данных или реконструкций: {count} (различаются {tags}); "
+        "взята одна из {slices} снимков — по охвату, расстоянию между срезами, окну и ядру",
+    ),
+    "partly": (
+        "the series covers only {covered} mm, less than a chest",
+        "серия охватывает только {covered} мм — меньше грудной клетки",
+    ),
+    "clipped": (
+        "{share} % of the voxels are above 1000 HU and were clipped there",
+        "выше 1000 HU лежит {share} % вокселей, они обрезаны",
+    ),
     "no_slope": ("RescaleSlope is missing or 0, 1 was taken", "RescaleSlope нет или он 0, взят 1"),
     "no_intercept": ("RescaleIntercept is missing, 0 was taken", "нет RescaleIntercept, взят 0"),
     "monochrome1": (
@@ -175,6 +217,16 @@ WORDS = {
     "unknown_weights": (
         "whether the weights are real or synthetic could not be found out",
         "настоящие веса или синтетические — узнать не удалось",
+    ),
+    "choice": (
+        "chosen of {count} volumes of CT: what a chest measures is covered ({covered} mm), "
+        "then the closest slices ({step} mm), the thinnest, soft-tissue window and kernel",
+        "выбрана из объёмов КТ: {count}; сначала охват ({covered} мм), "
+        "затем частые срезы ({step} мм), тонкие, мягкотканное окно и ядро",
+    ),
+    "only_choice": (
+        "the only volume of CT: {covered} mm in slices {step} mm apart",
+        "единственный объём КТ: {covered} мм, срезы через {step} мм",
     ),
     "row": ("row {row}: {level}: {text}", "строка {row}: {level}: {text}"),
     "error": ("error", "ошибка"),

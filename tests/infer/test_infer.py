@@ -53,6 +53,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         compress(path, COMPRESSED["JPEG lossless SV1"])
     pack(top / "files", top / "compressed.zip")
     body = sample({"family": "bpr"}, 0, 1)["input"][0]
+    body[:, :2] = -1000  # of no air at all it would be no CT
     (x, y, z) = SPACING
     series(top / "files", body, study="unnamed", spacing=(z, y, x), BodyPartExamined=None)
     pack(top / "files", top / "unnamed.tar.gz")
@@ -106,6 +107,11 @@ def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
     assert len(found) == 8
     assert found["chest"]["series_uid"] == uid("study", "thin")
     assert found["unnamed.tar.gz"]["study_uid"] == uid("unnamed")  # by the body-part network
+    assert found["chest"]["choice"] == (
+        "chosen of 2 volumes of CT: what a chest measures is covered (100 mm), "
+        "then the closest slices (2.5 mm), the thinnest, soft-tissue window and kernel"
+    )
+    assert found["missing"]["choice"] == "the only volume of CT: 90 mm in slices 5.0 mm apart"
     assert found["head"]["error"] == "there is CT, but no series shows the chest"
     assert found["mr"]["error"] == "neither CT nor chest: nothing in it can be read as a chest CT"
     assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or cut short; pack or copy it again"

@@ -13,12 +13,14 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from scripts.infer.findings import Result
+from scripts.infer.headers import Series, read_headers
 from scripts.infer.models import Models
-from scripts.infer.series import Series, choose, read_headers, read_volume, remarks
+from scripts.infer.pixels import read_volume
+from scripts.infer.series import choose, remarks
 from scripts.infer.source import opened
 from scripts.infer.study import Reading, examine
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError
+from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series, uid
 
 HU = lungs(12)
@@ -87,11 +89,128 @@ def test_among_equally_thin_ones_a_soft_tissue_window_is_preferred_else_the_firs
     assert name_of(tmp_path / "2", "lung wide") == "lung"
 
 
-def test_without_any_thickness_the_first_is_chosen_whatever_its_window(tmp_path: Path) -> None:
-    series(tmp_path, HU, name="a", SliceThickness=None, WindowCenter=-600)
-    series(tmp_path, HU, name="b", SliceThickness=None)
+def test_without_any_thickness_window_and_kernel_decide_else_the_first(tmp_path: Path) -> None:
+    for case, tags in (("window", {"WindowCenter": -600}), ("kernel", {"ConvolutionKernel": "B70f"}), ("none", {})):
+        series(tmp_path / case, HU, name="a", SliceThickness=None, **{"ConvolutionKernel": "B31f", **tags})
+        series(tmp_path / case, HU, name="b", SliceThickness=None, ConvolutionKernel="B31f")
 
-    assert name_of(tmp_path, "a b") == "a"
+        assert name_of(tmp_path / case, "a b") == ("a" if case == "none" else "b")
+
+
+def test_what_covers_the_chest_goes_before_what_is_thin(tmp_path: Path) -> None:
+    series(tmp_path, lungs(60), name="whole")
+    series(tmp_path, lungs(5), name="five-thin", spacing=(1, 6, 6.5))
+    series(tmp_path, lungs(40), name="half", spacing=(2.5, 6, 6.5))
+    series(tmp_path, lungs(2), name="scouts", spacing=(200, 6, 6.5), SliceThickness=0.1)
+    assert name_of(tmp_path, "whole five-thin half scouts") == "whole"
+    series(tmp_path, lungs(84), name="fine", spacing=(2.5, 6, 6.5))  # 210 mm, nearly a chest
+    assert name_of(tmp_path, "whole five-thin half scouts fine") == "fine"
+
+
+def test_a_thickness_of_0_is_none(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="zero", SliceThickness=0)
+    series(tmp_path, HU, name="known", SliceThickness=5)
+    assert name_of(tmp_path, "zero known") == "known"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "MIP"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]},
+        {"ImageType": ["ORIGINAL", "SECONDARY", "SCREEN SAVE"]},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
+    ],
+)
+def test_derived_images_and_captures_are_never_chosen(tmp_path: Path, tags: dict[str, Any]) -> None:
+    series(tmp_path / "alone", HU, name="derived", **tags)
+    assert failure(tmp_path / "alone") == "only_scouts"
+    series(tmp_path / "both", HU, name="derived", spacing=(4, 6, 6.5), **tags)
+    series(tmp_path / "both", HU, name="original")
+    assert name_of(tmp_path / "both", "derived original") == "original"
+
+
+def test_lossy_compression_alone_derives_nothing(tmp_path: Path) -> None:
+    series(tmp_path, HU, ImageType=["DERIVED", "PRIMARY", "AXIAL"], LossyImageCompression="01")
+    assert chosen(tmp_path)[1].hu.shape == (12, 40, 48)
+
+
+def test_two_or_four_slices_are_no_volume(tmp_path: Path) -> None:
+    for count in (2, 4):
+        series(tmp_path / str(count), lungs(count), spacing=(50, 6, 6.5))
+        assert failure(tmp_path / str(count)) == "only_scouts"
+
+
+# --- Several acquisitions under one series UID
+
+
+def two_acquisitions(folder: Path, shift: float, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """HU, and 12 slices of HU + 500 that lie `shift` mm higher; file names interleave as ABBABA..."""
+    kinds = (("A", HU, 0.0, first), ("B", HU[:8] + np.int16(500), shift, second))
+    for kind, hu, up, tags in kinds:
+        for index, path in enumerate(series(folder / kind, hu, name="mixed", **tags)):
+            ds = pydicom.dcmread(path)
+            ds.ImagePositionPatient[2] += up
+            ds.SOPInstanceUID = uid(kind, index)
+            if kind == "B" and ds.InstanceNumber == index + 1 and tags.get("later"):
+                ds.InstanceNumber = 100 + index
+            ds.save_as(folder / f"{uid('name', kind, index)[-9:]}.dcm")
+        shutil.rmtree(folder / kind)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.5])
+@pytest.mark.parametrize(
+    ("tag", "one", "other"),
+    [
+        ("ConvolutionKernel", "B31f", "B70f"),
+        ("AcquisitionNumber", 1, 2),
+        ("AcquisitionTime", "101500", "101530.5"),
+        ("TemporalPositionIdentifier", 1, 2),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL", "A"], ["ORIGINAL", "PRIMARY", "AXIAL", "B"]),
+        ("KVP", 80, 140),
+    ],
+)
+def test_acquisitions_under_one_uid_are_never_mixed(
+    tmp_path: Path, tag: str, one: Any, other: Any, shift: float
+) -> None:
+    two_acquisitions(tmp_path, shift, {tag: one}, {tag: other})
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert len(said) == 1
+    assert said[0].startswith(f"the series holds 2 acquisitions or reconstructions (they differ in {tag}); one of 12")
+
+
+def test_acquisitions_without_tags_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    for kind, hu in (("A", HU), ("B", HU[:8] + np.int16(500))):
+        for index, path in enumerate(series(tmp_path / kind, hu, name="mixed")):
+            edit(path, InstanceNumber=index + (101 if kind == "B" else 1))
+            path.rename(tmp_path / f"{index}{kind}")
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert "they differ in InstanceNumber" in said[0]
+
+
+def test_acquisitions_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    for kind, hu in (("A", HU), ("B", HU + np.int16(500))):
+        for path in series(tmp_path / kind, hu, name="mixed"):
+            path.rename(tmp_path / (kind + path.name))
+    assert failure(tmp_path) == "ambiguous"
+
+
+def test_rotations_side_by_side_are_one_acquisition_whatever_their_numbers(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).permutation(12).tolist()
+    for index, path in enumerate(series(tmp_path, HU)):
+        edit(path, AcquisitionNumber=index // 2, AcquisitionTime=f"1015{index:02}", InstanceNumber=numbers[index] + 1)
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == []
 
 
 def test_the_body_part_network_is_asked_in_the_order_of_preference_and_no_more_than_needed(tmp_path: Path) -> None:
@@ -338,13 +457,134 @@ def test_values_that_are_no_numbers_count_as_missing(tmp_path: Path) -> None:
     assert failure(tmp_path) == "no_geometry"
 
 
-def test_a_mixture_of_sizes_or_uneven_steps_is_refused(tmp_path: Path) -> None:
-    for name, edits in {"mixed": {"PixelSpacing": [1, 1]}, "uneven": {"ImagePositionPatient": [-100, 0, -82]}}.items():
-        paths = series(tmp_path / name, HU, step=(0, 0, 1))
-        for index, path in enumerate(paths):
-            edit(path, ImagePositionPatient=[0, 0, 5 * index])
-        edit(paths[5], **({"ImagePositionPatient": [0, 0, 23]} if name == "uneven" else edits))
-        assert failure(tmp_path / name) == name
+def test_uneven_steps_are_refused(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU)
+    for index, path in enumerate(paths):
+        edit(path, ImagePositionPatient=[0, 0, 23 if index == 5 else 5 * index])
+    assert failure(tmp_path) == "uneven"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelSpacing": [1, 1]},
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        {"ImagePositionPatient": None},
+        {"Rows": 40, "Columns": 48},
+    ],
+)
+def test_one_image_of_another_geometry_costs_no_study(tmp_path: Path, tags: dict[str, Any]) -> None:
+    edit(series(tmp_path, HU)[5], **tags)
+
+    _, volume, said = chosen(tmp_path)
+
+    assert volume.hu.shape == (12, 40, 48)
+    assert said[0].startswith("1 images of the series were left out: of another size") and len(said) == 3
+
+
+def test_pixel_spacings_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
+    edit(series(tmp_path, HU)[5], PixelSpacing=["6.0000001", "6.5"])
+    _, volume, said = chosen(tmp_path)
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == []
+
+
+@pytest.mark.parametrize("far", [-900, 700, 701.3])
+def test_one_slice_far_from_the_others_costs_no_study(tmp_path: Path, far: float) -> None:
+    series(tmp_path, HU)
+    edit(series(tmp_path, HU[:1], name="far")[0], SeriesInstanceUID=uid("study", "series"), InstanceNumber=13,
+         ImagePositionPatient=[-100, -100, far])  # fmt: skip
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == ["1 slices far from the others were left out"]
+
+
+def test_a_damaged_copy_beside_a_good_one_costs_nothing(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU)
+    for name in ("0", "z"):
+        copy = tmp_path / f"{name}-copy"
+        shutil.copy(paths[4], copy)
+        copy.write_bytes(copy.read_bytes()[:-900])
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == [say("damaged_images", count=2)]
+
+
+def test_padding_lies_outside_of_the_body(tmp_path: Path) -> None:
+    padding = HU.copy()
+    padding[:, :, :5] = 500
+    for signed, value, end in ((False, 1524, None), (True, 500, None), (False, 1520, 1530)):
+        folder = tmp_path / f"{signed} {end}"
+        for path in series(folder, padding, signed=signed, intercept=0 if signed else -1024):
+            ds = pydicom.dcmread(path)
+            ds.add_new("PixelPaddingValue", "SS" if signed else "US", value)
+            if end is not None:
+                ds.add_new("PixelPaddingRangeLimit", "US", end)
+            ds.save_as(path)
+        expected = np.where(padding == 500, -1000, padding)
+        np.testing.assert_array_equal(chosen(folder)[1].hu, expected.transpose(0, 2, 1))
+
+
+def test_a_negative_padding_written_unsigned_is_padding(tmp_path: Path) -> None:
+    padding = HU.copy()
+    padding[:, :, :5] = -2000
+    for path in series(tmp_path, padding, signed=True, intercept=0):
+        ds = pydicom.dcmread(path)
+        ds.add_new("PixelPaddingValue", "US", 63536)
+        ds.save_as(path)
+    assert chosen(tmp_path)[1].hu.min() == -1000
+
+
+def test_decimal_commas_are_read(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU, RescaleIntercept=-1024.0):
+        raw = path.read_bytes().replace(b"-1024.0", b"-1024,0").replace(b"6.0\\6.5", b"6,0\\6,5")
+        assert raw.count(b",") > 2
+        path.write_bytes(raw)
+
+    _, volume, said = chosen(tmp_path)
+
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    np.testing.assert_allclose(volume.spacing, (5, 6.5, 6), rtol=1e-6)
+    assert said == []
+
+
+def test_a_rescale_that_cannot_be_read_is_not_taken_for_0(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU):
+        raw = path.read_bytes()
+        assert b"-1024" in raw
+        path.write_bytes(raw.replace(b"-1024", b"-1O24"))
+    assert failure(tmp_path) == "bad_rescale"
+
+
+def test_a_file_that_does_not_name_its_transfer_syntax_is_read(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU):
+        raw = path.read_bytes()
+        start = raw.index(b"\x02\x00\x10\x00UI")
+        length = 8 + int.from_bytes(raw[start + 6 : start + 8], "little")
+        total = int.from_bytes(raw[140:144], "little") - length
+        raw = raw[:140] + total.to_bytes(4, "little") + raw[144:start] + raw[start + length :]
+        path.write_bytes(raw)
+    np.testing.assert_array_equal(chosen(tmp_path)[1].hu, HU.transpose(0, 2, 1))
+
+
+def test_captures_and_litter_frighten_nobody(tmp_path: Path) -> None:
+    series(tmp_path, HU, name="capture", SamplesPerPixel=3, PhotometricInterpretation="RGB")
+    series(tmp_path, HU)
+    for name in ("__MACOSX/x.dcm", "._series-000.dcm", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"litter")
+    with opened(tmp_path) as source:
+        assert read_headers(source)[1] == 0
+
+
+def test_what_is_wrong_with_another_part_of_the_body_is_not_told(tmp_path: Path) -> None:
+    for path in series(tmp_path, HU, BodyPartExamined="HEAD"):
+        edit(path, PixelData=b"")
+    assert failure(tmp_path) == "no_chest"
 
 
 def test_most_slices_missing_is_refused(tmp_path: Path) -> None:
@@ -363,6 +603,14 @@ def test_a_file_cut_short_in_its_pixels_is_damaged_and_in_its_header_no_dicom(tm
     assert (len(found[0].slices), skipped) == (11, 1)
 
     paths[5].write_bytes(paths[5].read_bytes()[:-900])
+    paths[11].write_bytes(paths[11].read_bytes()[:-900])
+    _, volume, said = chosen(tmp_path)
+    assert say("damaged_images", count=2) in said
+    assert volume.hu.shape == (11, 40, 48)
+    np.testing.assert_array_equal(volume.hu[5], np.rint(HU[4] / 2 + HU[6] / 2).T)
+
+    for path in paths[4:9]:
+        path.write_bytes(path.read_bytes()[:-900])
     assert failure(tmp_path) == "damaged"
 
 
@@ -372,7 +620,7 @@ def test_a_compressed_slice_that_is_broken_is_damaged(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2 + 500] + b"\0" * 300)
 
-    assert failure(tmp_path) == "damaged"
+    assert say("damaged_images", count=1) in chosen(tmp_path)[2]
 
 
 def test_a_compression_without_a_decoder_is_named(tmp_path: Path) -> None:
@@ -429,8 +677,10 @@ def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> 
     assert reading.series_uid == uid("study", "whole") and reading.result
     assert reading.warnings == [
         "a series of the chest that comes first was passed over: "
-        "12 images are damaged or cut short; send the series again"
+        "12 images are damaged or cut short; send the series again",
+        "the series covers only 60 mm, less than a chest",
     ]
+    assert reading.choice.startswith("chosen of 2 volumes of CT: what a chest measures is covered (60 mm)")
 
 
 def test_colour_captures_are_no_slices(tmp_path: Path) -> None:

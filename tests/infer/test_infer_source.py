@@ -17,10 +17,12 @@ import pydicom
 import pytest
 
 from scripts.infer import source as module
+from scripts.infer.headers import read_headers
 from scripts.infer.models import Models
-from scripts.infer.series import choose, read_headers, read_volume
+from scripts.infer.pixels import read_volume
+from scripts.infer.series import choose
 from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, doubts, examine, nifti
+from scripts.infer.study import Reading, check_values, doubts, examine, nifti
 from scripts.infer.volume import Volume
 from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series
@@ -338,7 +340,7 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["s.nii.gz", "s.tar.gz", "s.tar", "s.zip"])
 def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -> None:
     """In a plain tar, which has no checksum of its content, the bits of the members' headers."""
-    small = lungs(4, 16, 16)
+    small = lungs(6, 16, 16)
     path = tmp_path / name
     if name == "s.nii.gz":
         nibabel.save(nibabel.Nifti1Image(small.transpose(2, 1, 0), np.diag([1.5, 1.5, 3, 1])), path)
@@ -402,13 +404,26 @@ def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) ->
     assert failure(lambda: read(tmp_path / "s")) == "shifted"
 
 
-def test_values_that_are_no_hounsfield_units_are_told() -> None:
+def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
     hu = lungs(40)
-    assert doubts(hu) == []
-    assert doubts(np.where(hu < -700, np.int16(-2000), hu)) == []  # padding
+    padding = np.where(hu < -700, np.int16(-2000), hu)
+    for values in (hu, padding, hu.astype(np.float32)):
+        check_values(values)
+        assert doubts(values) == []
     mask, scaled = (hu < -500).astype(np.int16), ((hu + 1000) / 1200).astype(np.float32)
-    for values in (hu + 1024, mask, scaled):
-        assert doubts(values) == [say("no_air")]
+    windowed = np.clip((hu + 160) / 400 * 255, 0, 255).astype(np.int16)
     unsigned = np.clip(hu.astype(np.uint16).astype(np.int32), 0, 32767)
-    assert say("no_air") in doubts(unsigned)
-    assert len(doubts(unsigned)) == 2
+    nothing = np.full((9, 9, 9), np.nan, np.float32)
+    for values in (hu + 1024, mask, scaled, windowed, unsigned, nothing):
+        assert failure(lambda values=values: check_values(values)) == "no_hounsfield"  # type: ignore[misc]
+
+    soft = np.maximum(hu, np.int16(-100))  # negative somewhere, and no air
+    check_values(soft)
+    assert doubts(soft) == [say("no_air")]
+    metal = hu.copy()
+    metal[:, :8, :8] = 3500
+    check_values(metal)
+    assert len(doubts(metal)) == 1 and "beyond 3071 HU" in doubts(metal)[0]
+    bone = hu.copy()
+    bone[:, 24:, :24] = 1500
+    assert len(doubts(bone)) == 1 and "were clipped" in doubts(bone)[0]

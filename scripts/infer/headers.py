@@ -1,0 +1,234 @@
+"""The series of a study as their DICOM headers tell; no pixel is read."""
+
+import io
+import logging
+import math
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import pydicom
+from pydicom.multival import MultiValue
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from scripts.infer.source import Source, limited
+from scripts.infer.words import StudyError
+
+# What pydicom would say, it says with values of the file
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", module="pydicom")
+
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom inflates such a file without a limit, header and all
+HEAD = 1 << 16  # bytes in which the header of a single image ends
+TAGS = [
+    "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined", "SliceThickness",
+    "WindowCenter", "WindowWidth", "ImageType", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    "RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ConvolutionKernel", "KVP", "TemporalPositionIdentifier", "AcquisitionNumber", "AcquisitionDate",
+    "AcquisitionTime", "AcquisitionDateTime", "LossyImageCompression",
+]  # fmt: skip
+# Words of ImageType, DICOM PS3.3 C.8.2.1.1.1 and vendors', of images that are no slices of a scan
+NO_SLICES = (
+    "LOCALIZER", "MIP", "MINIP", "MIN IP", "MNIP", "PROJECTION IMAGE", "AVERAGE", "SCREEN SAVE", "SCREENSHOT",
+    "CAPTURE", "SUBTRACT", "SUBTRACTION", "DOSE_INFO", "VOLUME_RENDER", "VRT",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One image: frame `frame` of a file; what its header lacks is None."""
+
+    file: str
+    frame: int
+    number: int | None
+    shape: tuple[int, int]  # rows, columns
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel: tuple[float, ...] | None  # mm between rows, between columns
+    slope: float | None  # 0, which leaves nothing of an image, counts as lacking; NaN cannot be read
+    intercept: float | None
+    kinds: tuple[str, ...] = ()  # ImageType, ConvolutionKernel, KVP, TemporalPositionIdentifier
+    acquisition: float | None = None  # AcquisitionNumber
+    time: str = ""  # of acquisition
+
+
+@dataclass
+class Series:
+    """A series as its headers tell; `thickness` and `window` are of the first image that has them."""
+
+    uid: str
+    study: str
+    modality: str = ""
+    body_part: str = ""
+    thickness: float | None = None
+    window: tuple[float, float] | None = None
+    kernel: str = ""
+    inverted: bool = False
+    slices: list[Slice] = field(default_factory=list)
+    left_out: int = 0  # localisers, derived images and captures
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Anonymisers give series of different studies the same UID."""
+        return self.study, self.uid
+
+
+def read_headers(source: Source) -> tuple[list[Series], int]:
+    """The series of a study, in the order in which their first files are met, and how many files are no DICOM."""
+    found: dict[tuple[str, str], Series] = {}
+    skipped = deflated = 0
+    for name, size in limited(source):
+        if is_litter(name):
+            continue
+        with source.open(name) as file:
+            data = file.read(HEAD)
+            packed = data[128:132] == b"DICM" and DEFLATED in data
+            header = None if packed else parse(data, whole=size <= HEAD)
+            if header is None and not packed and data[128:132] == b"DICM" and size > HEAD:
+                header = parse(data + file.read(), whole=True)
+        deflated += packed
+        if header is None:
+            skipped += 1
+            continue
+        try:
+            uid = text(header, "SeriesInstanceUID")
+            if "Rows" not in header:  # a report, a DICOMDIR, or cut short
+                skipped += not uid and header.file_meta.get("MediaStorageSOPClassUID") != MEDIA_DIRECTORY
+                skipped += text(header, "Modality") == "CT"
+            elif uid:
+                series = Series(uid, text(header, "StudyInstanceUID"))
+                add(found.setdefault(series.key, series), name, header)
+            else:
+                skipped += 1
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
+            skipped += 1
+    if deflated and not found:
+        raise StudyError("compression", syntax="Deflated Explicit VR Little Endian")
+    return list(found.values()), skipped
+
+
+def is_litter(name: str) -> bool:
+    """Whether macOS or Windows left this file: they put such into every folder and archive."""
+    parts = PurePath(name).parts
+    last = parts[-1] if parts else ""
+    return "__MACOSX" in parts or last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+def parse(data: bytes, *, whole: bool) -> Any:
+    """The header in the first bytes of a DICOM file, None if it is none or does not end in them."""
+    if data[128:132] != b"DICM":
+        return None
+    stream = io.BytesIO(data)
+    try:
+        header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+    except Exception:  # a damaged file may raise anything
+        return None
+    return header if whole or stream.tell() < len(data) - 12 else None
+
+
+def text(header: Any, name: str) -> str:
+    return str(header.get(name) or "").strip()
+
+
+def numbers(header: Any, name: str) -> tuple[float, ...] | None:
+    """The values of a numeric tag, decimal commas as points; None where it is absent, empty or no number."""
+    try:
+        value = header.get(name)
+        values = [value] if isinstance(value, str | int | float) else list(value or [])
+        result = tuple(float(item) for item in values)
+    except (ValueError, TypeError, OverflowError):  # pydicom reads no commas
+        try:
+            result = tuple(float(item) for item in written(header, name).replace(",", ".").split("\\"))
+        except ValueError:
+            return None
+    return result if result and all(map(math.isfinite, result)) else None
+
+
+def number(header: Any, name: str) -> float | None:
+    values = numbers(header, name)
+    return values[0] if values else None
+
+
+def written(header: Any, name: str) -> str:
+    """The value of a tag as it stands in the file."""
+    value = header.get_item(name).value
+    if isinstance(value, bytes):
+        return value.decode("ascii", "replace").strip(" \0")
+    return "\\".join(map(str, value)) if isinstance(value, list | MultiValue) else str(value or "").strip()
+
+
+def is_unreadable(header: Any, name: str) -> bool:
+    """Whether a numeric tag has a value that is no number."""
+    return name in header and not numbers(header, name) and bool(written(header, name))
+
+
+def is_derived(header: Any) -> bool:
+    """Whether an image is no slice of a scan; lossy compression alone also makes ImageType begin with DERIVED."""
+    words = [word.strip().upper() for word in text(header, "ImageType").strip("[]").replace("'", "").split(",")]
+    lossy = text(header, "LossyImageCompression") == "01"
+    parts = {*words, *(part for word in words for part in re.split(r"[ _]", word))}
+    shown = not parts.isdisjoint(NO_SLICES)
+    return shown or (words[0] == "DERIVED" and not lossy) or header.get("SOPClassUID") == SecondaryCaptureImageStorage
+
+
+def add(series: Series, file: str, header: Any) -> None:
+    """Adds the images of a file, except localisers and derived ones, and what the series still lacks."""
+    series.modality = series.modality or text(header, "Modality").upper()
+    series.body_part = series.body_part or text(header, "BodyPartExamined").upper()
+    if is_derived(header) or int(header.get("SamplesPerPixel") or 1) != 1:
+        series.left_out += 1
+        return
+    if series.thickness is None:
+        series.thickness = number(header, "SliceThickness") or None
+    center, width = number(header, "WindowCenter"), number(header, "WindowWidth")
+    if series.window is None and center is not None and width is not None:
+        series.window = center, width
+    series.inverted = series.inverted or text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    shape = int(header.Rows), int(header.Columns)
+    instance = number(header, "InstanceNumber")
+    frames = int(header.get("NumberOfFrames") or 1)
+    shared, per_frame = (
+        header.get(f"{name}FunctionalGroupsSequence") or [] for name in ("Shared", "PerFrame")
+    )  # enhanced CT keeps each image's geometry there
+    for frame in range(min(frames, len(per_frame)) if per_frame else 1):
+        groups = [*(per_frame[frame : frame + 1]), *shared[:1]]
+
+        def places(sequence: str, groups: list[Any] = groups) -> list[Any]:
+            return [*(group[sequence].value[0] for group in groups if sequence in group), header]
+
+        def look(sequence: str, name: str) -> tuple[float, ...] | None:
+            return next(filter(None, (numbers(item, name) for item in places(sequence))), None)
+
+        def read(sequence: str, *names: str) -> str:
+            return next(filter(None, (text(item, name) for item in places(sequence) for name in names)), "")
+
+        def factor(name: str) -> float | None:
+            """NaN where it is there and cannot be read."""
+            value = look("PixelValueTransformationSequence", name)
+            broken = any(is_unreadable(item, name) for item in places("PixelValueTransformationSequence"))
+            return value[0] if value else math.nan if broken else None
+
+        if series.thickness is None and (thickness := look("PixelMeasuresSequence", "SliceThickness")):
+            series.thickness = thickness[0] or None
+        kernel = read("CTReconstructionSequence", "ConvolutionKernel")
+        series.kernel = series.kernel or kernel
+        acquisition = look("FrameContentSequence", "FrameAcquisitionNumber") or look("", "AcquisitionNumber")
+        time = read("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime")
+        series.slices.append(
+            Slice(
+                file, frame, frame + 1 if per_frame else None if instance is None else int(instance), shape,
+                look("PlanePositionSequence", "ImagePositionPatient") if frames == 1 or per_frame else None,
+                look("PlaneOrientationSequence", "ImageOrientationPatient"),
+                look("PixelMeasuresSequence", "PixelSpacing"),
+                factor("RescaleSlope") or None, factor("RescaleIntercept"),
+                (text(header, "ImageType"), kernel, read("CTXRayDetailsSequence", "KVP"),
+                 read("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier")),
+                acquisition[0] if acquisition else None,
+                time or text(header, "AcquisitionDate") + text(header, "AcquisitionTime"),
+            )
+        )  # fmt: skip

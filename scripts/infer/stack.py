@@ -1,0 +1,251 @@
+"""The slices of a series put in order by their positions, each whole acquisition apart from the others."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.infer.headers import Series, Slice
+from scripts.infer.volume import check_size
+from scripts.infer.words import StudyError, say
+
+SAME_PLACE = 0.01  # mm; slices nearer than this are one place
+SAME_PIXEL, SAME_ORIENTATION = 1e-3, 1e-3  # of a pixel's size; cosines: what one scan's headers differ by
+UNEVEN = 0.25  # of the distance between slices
+MOST_MISSING = 0.5
+FAR, FEW = 4, 0.05  # steps of a gap and share of the slices: so few beyond such a gap are no part of the stack
+ASIDE = 1.0  # mm that a slice may lie beside the straight line through the stack
+TILT, STEEP = 0.5, 15.0  # degrees between the slices' normal and the way from slice to slice: warning, failure
+FEWEST = 5  # slices of a volume; scouts are two or three
+KINDS = "ImageType", "ConvolutionKernel", "KVP", "TemporalPositionIdentifier"  # as in Slice.kinds
+REGULAR = 0.9  # of the steps of an acquisition are alike, and of the slices are in such acquisitions
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The places of a volume from one end to the other: the slices there, none where one is missing."""
+
+    slices: list[list[Slice]]
+    directions: NDArray[
+        np.float64
+    ]  # (3, 3): columns are the steps in mm of slice, row, column; Left, Posterior, Superior
+    remarks: list[str]
+
+
+def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def has_geometry(s: Slice) -> bool:
+    if s.position is None or s.orientation is None or s.pixel is None:
+        return False
+    if len(s.position) != 3 or len(s.orientation) != 6 or len(s.pixel) != 2:
+        return False
+    across, down = s.orientation[:3], s.orientation[3:]  # plain numbers: arrays this small are slower
+    dots = (dot(across, across), dot(down, down), dot(across, down))
+    return abs(dots[0] - 1) < 1e-2 and abs(dots[1] - 1) < 1e-2 and abs(dots[2]) < 1e-2
+
+
+def is_alike(one: Slice, other: Slice) -> bool:
+    """Whether two slices, both with a geometry, are of one size and orientation."""
+    if (one.shape, one.pixel, one.orientation) == (other.shape, other.pixel, other.orientation):
+        return True
+    assert one.pixel and other.pixel and one.orientation and other.orientation
+    return (
+        one.shape == other.shape
+        and all(abs(a - b) <= SAME_PIXEL * abs(b) for a, b in zip(one.pixel, other.pixel, strict=True))
+        and all(abs(a - b) <= SAME_ORIENTATION for a, b in zip(one.orientation, other.orientation, strict=True))
+    )
+
+
+def heights(slices: list[Slice]) -> NDArray[np.float64]:
+    """(slices,) mm along the normal of the first one; all have a geometry."""
+    orientation = np.array(slices[0].orientation)
+    normal: NDArray[np.float64] = np.cross(orientation[:3], orientation[3:])
+    return np.array([s.position for s in slices], np.float64) @ normal
+
+
+def places(slices: list[Slice]) -> NDArray[np.float64]:
+    """Distinct heights, ascending."""
+    height = np.sort(heights(slices))
+    return height[np.diff(height, prepend=-np.inf) > SAME_PLACE]
+
+
+def measure(slices: list[Slice]) -> tuple[float, float]:
+    """What the slices cover and the distance between them, mm; 0 and infinity where their headers do not tell."""
+    if len(slices) < 2 or not all(map(has_geometry, slices)):
+        return 0.0, math.inf
+    place = places(slices)
+    step = float(np.median(np.diff(place))) if len(place) > 1 else math.inf
+    return (len(place) * step, step) if len(place) > 1 else (0.0, math.inf)
+
+
+def acquisitions(series: Series) -> list[Series]:
+    """A series as one or several, each of one geometry and one acquisition and reconstruction, with what is to be said.
+
+    Told apart by what their headers say, by AcquisitionNumber, times and last InstanceNumber, but only where they
+    overlap: a scan of several rotations or breath-holds side by side is one.
+    """
+    usable = [s for s in series.slices if has_geometry(s)]
+    if len(usable) < 2:
+        return [series]
+    found = []
+    for group in of_geometry(usable):
+        rest = len(series.slices) - len(group)
+        parts = list(apart(group))
+        for part, tags in parts:
+            one = replace(series, slices=part, remarks=list(series.remarks), kernel=part[0].kinds[1])
+            if rest:
+                one.remarks.append(say("other_geometry", count=rest))
+            if tags:
+                one.remarks.append(say("acquisitions", count=len(parts), tags=", ".join(tags), slices=len(part)))
+            found.append(one)
+    return found
+
+
+def of_geometry(slices: list[Slice]) -> list[list[Slice]]:
+    """Those of one size and orientation together, in the order in which they are met."""
+    groups: list[list[Slice]] = []
+    for s in slices:
+        for group in groups:
+            if is_alike(s, group[0]):
+                group.append(s)
+                break
+        else:
+            groups.append([s])
+    return groups
+
+
+def apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
+    """Acquisitions of one geometry, and by which tags they were told apart (none where it is one)."""
+    keys: list[tuple[str, bool, Callable[[Slice], Any]]] = [
+        (name, True, lambda s, index=index: s.kinds[index])  # type: ignore[misc]
+        for index, name in enumerate(KINDS)
+        if all(len(s.kinds) == len(KINDS) for s in slices)
+    ]
+    keys += [
+        ("AcquisitionNumber", False, lambda s: s.acquisition),
+        ("AcquisitionTime", False, lambda s: s.time or None),
+        ("InstanceNumber", False, lambda s: s.number),
+    ]
+    todo = [(slices, list[str]())]
+    for name, certain, key in keys:
+        next_todo = []
+        for part, tags in todo:
+            split = layers(part, key)
+            if len(split) > 1 and (certain or are_whole(split)):
+                next_todo += [(layer, [*tags, name]) for layer in split]
+            else:
+                next_todo.append((part, tags))
+        todo = next_todo
+    yield from todo
+
+
+def layers(slices: list[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
+    """Slices of one value of `key` together; values side by side in the body share a layer, overlapping ones do not."""
+    values: dict[Any, list[tuple[float, Slice]]] = {}
+    for s, height in zip(slices, heights(slices).tolist(), strict=True):
+        value = key(s)
+        if value is None:
+            return [slices]
+        values.setdefault(value, []).append((height, s))
+    if len(values) < 2:
+        return [slices]
+    found: list[tuple[float, float, list[Slice]]] = []
+    for value in sorted(values):
+        part = values[value]
+        low, high = min(part)[0] if len(part) == 1 else min(h for h, _ in part), max(h for h, _ in part)
+        for index, (lowest, highest, layer) in enumerate(found):
+            if high < lowest - SAME_PLACE or low > highest + SAME_PLACE:
+                layer += [s for _, s in part]
+                found[index] = min(low, lowest), max(high, highest), layer
+                break
+        else:
+            found.append((low, high, [s for _, s in part]))
+    return [layer for _, _, layer in found]
+
+
+def are_whole(split: list[list[Slice]]) -> bool:
+    """Whether layers are acquisitions, evenly spaced each, and no order by chance."""
+
+    def is_regular(layer: list[Slice]) -> bool:
+        place = places(layer)
+        if len(place) < max(FEWEST, len(layer)):
+            return False
+        steps = np.diff(place)
+        return float((np.abs(steps / np.median(steps) - 1) < UNEVEN).mean()) >= REGULAR
+
+    return sum(len(layer) for layer in split if is_regular(layer)) >= REGULAR * sum(map(len, split))
+
+
+def near(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """`order`, the indices of ascending heights, without few slices that lie far from the others at either end."""
+    steps = np.diff(height[order])
+    usual = float(np.median(steps))
+    few = max(1, int(FEW * len(order)))
+    first, last = 0, len(order)
+    for gap in np.flatnonzero(steps > FAR * usual).tolist():
+        if gap + 1 <= few:
+            first = gap + 1
+        if len(order) - gap - 1 <= few:
+            last = min(last, gap + 1)
+    return order[first:last]
+
+
+def stack(slices: list[Slice]) -> Stack:
+    """Puts slices of one acquisition in order by their positions. StudyError: no volume can be made of them."""
+    first = slices[0]
+    check_size((len(slices), *first.shape), (1, 1, 1))
+    if not all(map(has_geometry, slices)):
+        raise StudyError("no_geometry")
+    if len(of_geometry(slices)) > 1:
+        raise StudyError("mixed")
+    assert first.orientation is not None and first.pixel is not None
+    across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    normal = np.cross(across, down)
+    positions = np.array([s.position for s in slices])
+    height = heights(slices)
+    order = np.argsort(height, kind="stable")
+    kept = order[np.diff(height[order], prepend=-np.inf) > SAME_PLACE]
+    if len(kept) < FEWEST:
+        raise StudyError("few_slices", count=len(kept))
+    found = []
+    whole, kept = kept, near(height, kept)
+    if len(kept) < len(whole):
+        found.append(say("far", count=len(whole) - len(kept)))
+    if len(kept) < FEWEST:
+        raise StudyError("few_slices", count=len(kept))
+
+    steps = np.diff(height[kept])
+    usual = float(np.median(steps))
+    counts = np.maximum(1, np.rint(steps / usual)).astype(int)
+    if (np.abs(steps / usual - counts) > UNEVEN).any():
+        raise StudyError("uneven", least=f"{steps.min():.2f}", most=f"{steps.max():.2f}")
+    depth = int(counts.sum()) + 1
+    if (missing := depth - len(kept)) > MOST_MISSING * depth:
+        raise StudyError("gaps", share=f"{100 * missing / depth:.0f}")
+    if missing:
+        found.append(say("filled", count=missing))
+    place_of = np.concatenate([[0], np.cumsum(counts)])
+    ordered: list[list[Slice]] = [[] for _ in range(depth)]
+    below = np.searchsorted(height[kept], height[order], side="right") - 1
+    for index, at in zip(order, below, strict=True):
+        if at >= 0 and height[index] - height[kept[at]] <= SAME_PLACE:
+            ordered[int(place_of[at])].append(slices[index])
+
+    way = (positions[kept[-1]] - positions[kept[0]]) / (depth - 1)
+    off = positions[kept] - (positions[kept[0]] + place_of[:, None] * way)
+    aside = np.linalg.norm(off - (off @ normal)[:, None] * normal, axis=1)
+    if aside.max() > ASIDE:
+        raise StudyError("shifted", most=f"{aside.max():.1f}")
+    angle = math.degrees(math.acos(min(1.0, float(way @ normal) / float(np.linalg.norm(way)))))
+    if angle > STEEP:
+        raise StudyError("tilt_failure", angle=f"{angle:.0f}")
+    if angle > TILT:
+        found.append(say("tilt", angle=f"{angle:.1f}"))
+    directions = np.stack([way, down * first.pixel[0], across * first.pixel[1]], axis=1)
+    check_size((depth, *first.shape), np.linalg.norm(directions, axis=0).tolist())
+    return Stack(ordered, directions, found)
