@@ -1,4 +1,4 @@
-"""What the real Triton answers without its key: the team's client and health as ever, all else that runs code refused."""
+"""What the real Triton answers without its key: the team's client and health as ever, what runs code refused."""
 
 import base64
 import http.client
@@ -159,3 +159,19 @@ def test_with_lock_grpc_neither_loads_nor_unloads(repository: Path, tmp_path: Pa
         assert client.infer("binary_onnx", [as_input("input", batch)]).as_numpy("output").shape == (1, 3)
         client.load_model("binary_onnx", headers={f"triton-grpc-protocol-{KEY_HEADER}": server.key})
         client.close()
+
+
+def test_code_of_a_model_sees_no_variable_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "CI_JOB_TOKEN", "HTTPS_PROXY", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, "a-secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = bpr(tmp_path / "repository")
+    (folder / "1/helper.py").write_text("import os\nTAG = repr(dict(os.environ))\n")
+    with triton_server(tmp_path / "repository", tmp_path / "log", venv=VENV) as server:
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+        request = {"input": np.zeros((1, 1, 1, 1), np.int16), "metadata": np.ones((1, 3), np.float32)}
+        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        seen = answer.as_numpy("output")[0].decode()
+        client.close()
+    assert "'OMP_NUM_THREADS': '1'" in seen
+    assert "a-secret" not in seen
