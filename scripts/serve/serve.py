@@ -7,12 +7,22 @@ from pathlib import Path
 from scripts.serve.triton_server import triton_server
 
 
-def serve(repository: Path, address: str, ports: Sequence[int], log: Path, image: str | None, timeout: float) -> None:
+def serve(
+    repository: Path,
+    address: str,
+    ports: Sequence[int],
+    log: Path,
+    image: str | None,
+    timeout: float,
+    lock: bool = False,
+) -> None:
     """Returns after Ctrl-C; SystemExit where the server cannot start or ends by itself."""
     if not repository.is_dir() or not any(repository.glob("*/config.pbtxt")):
         raise SystemExit(f"{repository}: no models there; make them with: make repository")
     try:
-        with triton_server(repository, log, image=image, address=address, ports=ports, timeout=timeout) as server:
+        with triton_server(
+            repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock
+        ) as server:
             models = ", ".join(sorted(model["name"] for model in server.ask("/v2/repository/index", "POST")))
             print(
                 f"READY: {models}; HTTP http://{server.http} gRPC {server.grpc} "
@@ -28,16 +38,17 @@ def serve(repository: Path, address: str, ports: Sequence[int], log: Path, image
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Run Triton on a model repository until Ctrl-C.")
     parser.add_argument("repository", type=Path)
-    parser.add_argument("--address", default="127.0.0.1", help="0.0.0.0 lets other machines ask; there is no password")
+    parser.add_argument("--address", default="127.0.0.1", help="0.0.0.0 lets other machines ask; see docs/serving.md")
     parser.add_argument("--http", type=int, default=8000)
     parser.add_argument("--grpc", type=int, default=8001)
     parser.add_argument("--metrics", type=int, default=8002)
     parser.add_argument("--log", type=Path, default=Path("build/logs/serve.log"))
     parser.add_argument("--image", help="run this image's server in Docker")
+    parser.add_argument("--lock", action="store_true", help="models are neither loaded nor unloaded over gRPC")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the start")
     given = parser.parse_args(argv)
     ports = (given.http, given.grpc, given.metrics)
-    serve(given.repository, given.address, ports, given.log, given.image or None, given.timeout)
+    serve(given.repository, given.address, ports, given.log, given.image or None, given.timeout, given.lock)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,12 @@ STAND_IN = Path(__file__).resolve().parents[2] / "docker/backends/onnxruntime/mo
 # Below the range from which Linux gives ports to outgoing connections, so that none is lost while models load.
 FREE_PORTS = range(20000, 32768)
 STRICT = ("--model-control-mode=explicit", "--load-model=*", "--exit-on-error=true", "--disable-auto-complete-config")
+# What asks for a key, and its name; docker/compose.yaml and docker/triton.Dockerfile say the same.  Whoever may load a
+# model may run code.  The team's client loads over gRPC without a key, so there that stays open unless LOCK=1.
+KEY_HEADER = "chest-key"
+LOCKED = "shared-memory,trace,logging"
+# The user's variables that a server gets; nothing else of them, so no secret that happens to be there
+INHERITED = ("LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 # What the server prints as errors on every machine without a GPU.
 NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
 SHM = Path("/dev/shm")
@@ -51,12 +58,13 @@ class Server:
     http: str
     grpc: str
     metrics: str | None
+    key: str = field(repr=False)
 
     def ask(self, path: str, method: str = "GET", timeout: float = 60) -> Any:
         """The JSON that an HTTP request is answered with; OSError or HTTPException where the server does not answer."""
         connection = http.client.HTTPConnection(self.http, timeout=timeout)
         try:
-            connection.request(method, path)
+            connection.request(method, path, headers={KEY_HEADER: self.key})
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
@@ -83,10 +91,12 @@ def triton_server(
     address: str = "127.0.0.1",
     ports: Sequence[int] = (),
     timeout: float = 600,
+    lock: bool = False,
 ) -> Iterator[Server]:
     """Yields once every model of the repository is loaded; on leaving the server and all its processes are gone.
 
     `ports`: HTTP, gRPC and metrics; none: free ones, without metrics. `timeout`: seconds until ready.
+    `lock`: gRPC too loads and unloads models only with the server's key.
     SystemExit: no environment or Docker, a taken port, too little shared memory, a server that died or never got ready.
     Call from the main thread: SIGTERM and SIGHUP become SystemExit inside the block, SIGINT KeyboardInterrupt.
     """
@@ -101,15 +111,17 @@ def triton_server(
         ports = free_ports(address, 2)
     with interrupts(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
-        environment = dict(os.environ)
+        key = secrets.token_hex(16)
         if image:
-            command = in_docker(image, name, repository, address, ports, shared)
+            environment = dict(os.environ)  # docker's own
+            command = in_docker(image, name, repository, address, ports, shared) + locked(key, lock)
         else:
             enough_shared_memory(shared)
+            environment = clean_environment(Path(scratch))
             command = in_environment(
                 venv or Path(os.environ.get("TRITON_VENV", ".venv-triton")), Path(scratch), environment
             )
-            command += [f"--model-repository={repository}", *STRICT, *listening(address, ports)]
+            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock), *listening(address, ports)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
         parent = os.getpid()
         with log.open("wb") as output:
@@ -124,7 +136,7 @@ def triton_server(
             )
         host = "127.0.0.1" if address == "0.0.0.0" else address
         urls = [f"{host}:{port}" for port in ports]
-        server = Server(process, log, urls[0], urls[1], urls[2] if len(urls) > 2 else None)
+        server = Server(process, log, urls[0], urls[1], urls[2] if len(urls) > 2 else None, key)
         try:
             wait_ready(server, timeout)
             yield server
@@ -136,6 +148,21 @@ def triton_server(
                     subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
                 for region in SHM.glob(f"{name}*"):
                     region.unlink(missing_ok=True)
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """What a server on this machine starts with; `home`: where it and its Python code may write."""
+    chosen = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return chosen | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
+
+
+def locked(key: str, lock: bool) -> list[str]:
+    """The server's options that ask for `key` where a request could run code, read the disk or another's memory."""
+    grpc = f"model-repository,{LOCKED}" if lock else LOCKED
+    return [
+        f"--http-restricted-api=model-repository,{LOCKED}:{KEY_HEADER}={key}",
+        f"--grpc-restricted-protocol={grpc}:{KEY_HEADER}={key}",
+    ]
 
 
 def in_environment(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
