@@ -75,7 +75,8 @@ def main(cards_file: str, fleet_file: str, kinds: str, *pairs: str) -> None:
         print(f"{kind:<12}{f'{memory} GiB':<10}{''.join(f'{batch:<22}' for batch in shown)}".rstrip())
         found += [
             f"{plan.config}: max_batch_size {plan.promised}, of whose plan {kind} ({memory} GiB) holds "
-            f"{batch or 'none'}; expected no more:\nlower it and `batch` in convertation/models.yaml, or use a larger card"
+            f"{batch or 'none'}; expected no more:\n"
+            "lower it and `batch` in convertation/models.yaml, or use a larger card"
             for plan, batch in most.items()
             if plan.promised > batch
         ]

@@ -1,14 +1,14 @@
 """NVIDIA's TensorRT for RTX takes the ViT on a CPU, and what it is no longer to take, or to recognise, is named."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, Project, announced, copy_of_the_project
 from onnx import helper
 
 RTX = ROOT / ".venv-rtx/bin/python3"
@@ -17,24 +17,23 @@ CARDS, FLEET = ROOT / "scripts/plans/cards.yaml", ROOT / "scripts/plans/fleet.ya
 
 
 @pytest.fixture(scope="module")
-def entry() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "convertation/models.yaml").read_text())["vit"] | TINY["vit"] | {"name": "vit"}
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """The project with networks of one spatial and one temporal layer, and what `make trt CHECK=1` said in it."""
+    project = copy_of_the_project(tmp_path_factory.mktemp("tiny") / "project")
+    (project.path / ".venv-rtx").symlink_to(ROOT / ".venv-rtx")
+    shutil.copy(ROOT / ".make/made/.venv-rtx%installed", project.path / ".make/made")
+    return project, project.make("trt", "CHECK=1")
 
 
 @pytest.fixture(scope="module")
-def vit(entry: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT of one spatial and one temporal layer, exported as the full one is."""
-    folder = tmp_path_factory.mktemp("vit")
-    (folder / "vit.json").write_text(json.dumps(entry))
-    python = str(ROOT / ".venv/bin/python")
-    for words in (
-        "scripts.convert.synthesize vit.json vit.pt",
-        "convertation.vit.torch2onnx --opset 20 --weights synthetic vit.pt vit.json vit.onnx",
-    ):
-        subprocess.run(
-            [python, "-m", *words.split()], cwd=folder, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
-        )
-    return folder / "vit.onnx"
+def vit(tiny: tuple[Project, str]) -> Path:
+    return tiny[0].path / "build/onnx/vit.onnx"
+
+
+@pytest.fixture(scope="module")
+def entry(tiny: tuple[Project, str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tiny[0].path / "build/models/vit.json").read_text())
+    return found
 
 
 @pytest.fixture
@@ -60,12 +59,29 @@ def refused(model: Any, entry: dict[str, Any], folder: Path) -> str:
     return run.stderr
 
 
-def test_the_vit_is_taken_and_each_of_its_attentions_recognised(
-    vit: Path, entry: dict[str, Any], tmp_path: Path
-) -> None:
-    run = judge(vit, entry, tmp_path)
-    assert run.returncode == 0, run.stderr
-    found = json.loads((tmp_path / "vit.rtx.json").read_text())
+def test_make_judges_each_file_meant_for_a_plan_and_tells_what_cards_hold(tiny: tuple[Project, str]) -> None:
+    project, said = tiny
+    assert {f"build/checks/{name}.rtx.json" for name in ("vit", "binary", "multilabel")} <= announced(said)
+    assert said.endswith("each promise of max_batch_size fits each card\n")
+    assert "rtx3090" in said
+    again = project.make("trt", "CHECK=1", "GPUS=l4")
+    assert announced(again) == set()
+    assert "l4 " in again and "rtx3090" not in again
+
+
+def test_make_stops_where_a_config_promises_too_much(tiny: tuple[Project, str]) -> None:
+    project, _ = tiny
+    cards = (project.path / "scripts/plans/cards.yaml").read_text()
+    try:
+        project.append("scripts/plans/cards.yaml", 'small: {capability: "8.6", memory: 1}\n')
+        said = project.fail("trt", "CHECK=1", "GPUS=small", "MODEL=head")
+        assert "convertation/head/binary.pbtxt: max_batch_size 8, of whose plan small (1 GiB) holds none" in said
+    finally:
+        (project.path / "scripts/plans/cards.yaml").write_text(cards)
+
+
+def test_the_vit_is_taken_and_each_of_its_attentions_recognised(tiny: tuple[Project, str], vit: Path) -> None:
+    found = json.loads((tiny[0].path / "build/checks/vit.rtx.json").read_text())
     softmaxes = [node for node in onnx.load(vit).graph.node if node.op_type == "Softmax"]
     assert found["attention_nodes"] == 3 * len(softmaxes) >= 6
     assert found["built_for"] == ["8.0", "8.6", "8.9"]
@@ -74,7 +90,7 @@ def test_the_vit_is_taken_and_each_of_its_attentions_recognised(
         "t4": "it has no float32 products for compute capability 7.5",
     }
     assert found["engine_bytes"] > found["weights_bytes"] > 0 < found["activation_bytes"]
-    assert "self-attention" in (tmp_path / "build/logs/rtx-vit.log").read_text()
+    assert "self-attention" in (tiny[0].path / "build/logs/rtx-vit.log").read_text()
 
 
 def test_the_same_file_gives_the_same_record(vit: Path, entry: dict[str, Any], tmp_path: Path) -> None:
