@@ -140,7 +140,7 @@ def main() -> None:
     try:
         found = build(given.onnx, entry, capabilities, log)
     finally:
-        file = Path("build/logs", f"rtx-{given.onnx.stem}.log")
+        file = Path("build/logs", f"rtx-{given.out.name.removesuffix('.rtx.json')}.log")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{severity} {text}\n" for severity, text in log.lines))
     profile = {"input": entry["input"], "batch": entry["batch"]}
