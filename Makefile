@@ -137,6 +137,10 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 .venv-inference/installed: requirements-inference.txt scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
+# NVIDIA's TensorRT for RTX, which judges without a GPU; only make trt CHECK=1 asks for it (its licence: requirements-rtx.txt)
+.venv-rtx/installed: requirements-rtx.txt scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-rtx requirements-rtx.txt $(out))
+
 .venv/installed-for-tests: tests/requirements.txt scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
@@ -211,6 +215,11 @@ $(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json buil
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/plans/take_plan.py scripts/steps/records.py
 	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
+# What NVIDIA's parser and builder make of it where there is no GPU
+$(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx build/models/$$(call plain,$$*).json \
+  scripts/plans/build_rtx.py requirements-rtx.txt | .venv-rtx/installed
+	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
+
 # What ONNX Runtime answers; a plan against it, on the same input; of a ViT the heads' probabilities too
 $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/expected.py scripts/convert/sample.py \
   | .venv/installed
@@ -270,9 +279,9 @@ needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx 
 onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
 	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
 
-needs.trt = $(if $(chosen_plans),)$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(call plans_for,$(gpu))))
-trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head
-	$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu)))
+needs.trt = $(if $(chosen_plans),)$(if $(CHECK),$(judged_by_rtx),$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(call plans_for,$(gpu)))))
+trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head; no GPU: CHECK=1
+	$(if $(CHECK),$(tell_what_cards_hold),$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu))))
 
 trt-fleet: .venv/installed  ## Plans for many kinds of GPU, one Slurm job for each: make trt-fleet GPUS="a100 l4"
 	$(if $(DRY),$(error DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this),$(if $(dry),,+)@$(fleet))
@@ -380,7 +389,7 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-inference .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
+	rm -rf .venv .venv-triton .venv-inference .venv-rtx .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
 
 help:  ## Show this list
 	@scripts/show/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))

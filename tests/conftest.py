@@ -26,6 +26,7 @@ SOURCES = (
     "requirements-s3.txt",
     "requirements-triton.txt",
     "requirements-inference.txt",
+    "requirements-rtx.txt",
     "scripts",
     "convertation",
     "docker",

@@ -26,6 +26,7 @@ NO_GPU = (
     "there is no NVIDIA GPU here, or no driver for it (no nvidia-smi); plans are built and served on one:\n"
     "use a machine that has one; make repository without FORMAT needs none"
 )
+CHECK = "without a GPU, NVIDIA's own parser and builder judge the files meant for plans: make trt CHECK=1"
 QUERY = ["--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
 
 # What Docker, NVIDIA's container toolkit or TensorRT says, and what that means; the first that fits
@@ -168,17 +169,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="IMAGE")
     given = parser.parse_args()
+    try:
+        print(answer(given.triton))
+    except SystemExit as error:
+        raise SystemExit(error if given.triton or visible() else f"{error}\n{CHECK}") from None
+
+
+def answer(triton: str | None) -> str:
+    """Return make's words on the GPU and on the TensorRT that builds for it; SystemExit if there is none."""
     name = os.environ["TENSORRT_IMAGE"]
     daemon()
     if not visible():  # before some GB are pulled
         raise SystemExit(NO_GPU)
     builder = image(name)
-    if given.triton and (server := image(given.triton)).tensorrt != builder.tensorrt:
+    if triton and (server := image(triton)).tensorrt != builder.tensorrt:
         raise SystemExit(
-            f"{given.triton} has TensorRT {server.tensorrt}, {name} has {builder.tensorrt}; a plan loads only in the\n"
+            f"{triton} has TensorRT {server.tensorrt}, {name} has {builder.tensorrt}; a plan loads only in the\n"
             "TensorRT that built it: take both images of one release, NGC_RELEASE=24.06"
         )
-    print(f"gpu={present(name).folder} tensorrt={builder.tensorrt}")
+    return f"gpu={present(name).folder} tensorrt={builder.tensorrt}"
 
 
 if __name__ == "__main__":

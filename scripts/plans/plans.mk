@@ -22,6 +22,7 @@ missed      = $(if $(filter plan,$(FORMAT)),$(if $(EXPLAIN),,$(info FORMAT=plan:
 
 requests := $(if $(with_plans),$(variants:%=build/plan/%.request.json))
 expected := $(if $(with_plans),$(variants:%=build/plan/%.expected.npy))
+rtx      := $(variants:%=build/checks/%.rtx.json)
 ifneq ($(and $(gpu),$(with_plans)),)
 # Plans of other machines: their folders are named by compute capability, as ours
 others   := $(sort $(filter-out build/plan/%,$(patsubst $(CURDIR)/%,%,$(foreach folder,$(realpath $(PLANS)),$(wildcard $(folder)/*/*.plan)))))
@@ -52,6 +53,11 @@ plans_for      = $(chosen_plans:%=build/plan/$1/%.plan) $(chosen_plans:%=build/p
 print_commands = @answer=$$($(system_python) -m scripts.plans.gpu 2>/dev/null) || echo "\# no GPU could be asked (make doctor): sm86 stands for its compute capability"; \
   eval "$${answer:-gpu=sm86 tensorrt=}"; $(foreach model,$(chosen_plans),$(system_python) -m scripts.plans.plan --print --gpu $$gpu --tensorrt "$$tensorrt" \
   $(call precision,$(model)) $(flags) build/models/$(call plain,$(model)).json build/onnx/$(model).onnx build/plan/$$gpu/$(model).plan;)
+
+# Without a GPU: NVIDIA's TensorRT for RTX, and what the cards in fleet.yaml hold
+judged_by_rtx        = .venv/installed $(chosen_plans:%=build/checks/%.rtx.json)
+tell_what_cards_hold = @$(python) -m scripts.plans.card_memory scripts/plans/cards.yaml scripts/plans/fleet.yaml $(call quote,$(GPUS)) \
+  $(foreach model,$(chosen_plans),build/checks/$(model).rtx.json=$(config.$(call plain,$(model))))
 
 # Many kinds of GPU: what needs none is made first; then each job runs `make trt` with the knobs that were given
 prepared     = $(foreach model,$(chosen_plans),build/plan/$(model).request.json build/plan/$(model).expected.npy \

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from scripts.show import fidelity_table
@@ -40,6 +41,29 @@ def fidelity() -> str:
                 f"{ties['remains']:.1e} of the scale remains.</p>"
             )
     return "\n".join([*parts, differences(found, hops), margins(found, hops), distances(found, hops)])
+
+
+def taken_by_rtx() -> str:
+    """What NVIDIA's TensorRT for RTX made of each file meant for a plan, without a GPU."""
+    records = sorted(Path("build/checks").glob("*.rtx.json"))
+    if not records:
+        return heading("TensorRT") + missing("What NVIDIA's parser and builder make of the files", "make trt CHECK=1")
+    rows: list[tuple[str, ...]] = [
+        ("ONNX file", "taken for", "layers", "nodes of attention", "engine", "weights", "activations")
+    ]
+    for path in records:
+        found = load(str(path)) or {}
+        sizes = [f"{found[f'{what}_bytes'] / 1e6:.1f} MB" for what in ("engine", "weights", "activation")]
+        sizes[-1] += f" at batch {max(found['profile']['batch'])}"
+        name, kinds = path.name.removesuffix(".rtx.json"), ", ".join(found["built_for"])
+        rows.append((name, kinds, str(found["layers"]), str(found["attention_nodes"]), *sizes))
+    note = "".join(sorted({stale(str(path), "make trt CHECK=1") for path in records}))
+    judges = ", ".join(sorted({(load(str(path)) or {})["judge"] for path in records}))
+    return (
+        f"{heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
+        f"capabilities named. It is another product than the trtexec that builds plans, and no plan ran: evidence "
+        f"that TensorRT takes the files, no proof.{note}</p>{table(rows)}"
+    )
 
 
 def differences(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from scripts.publish.provenance import provenance
 from scripts.show import fidelity_table
 from scripts.show.graph import picture
-from scripts.show.measured import benchmark, compared, fidelity
+from scripts.show.measured import benchmark, compared, fidelity, taken_by_rtx
 from scripts.show.page import heading, load, missing, stale, table
 from scripts.steps.explain import FRESH, LOCAL, Step, judged
 from scripts.steps.records import known, read, record
@@ -37,6 +37,7 @@ def report(repository: str, steps: dict[str, Step]) -> str:
         "Pipeline": pipeline(repository, steps),
         "Made of": made_of(repository, steps),
         "Fidelity": fidelity(),
+        "TensorRT": taken_by_rtx(),
         "Compared": compared(repository),
         "Speed and size": benchmark(),
     }

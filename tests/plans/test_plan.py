@@ -361,6 +361,7 @@ def test_no_gpu_that_a_container_sees(desk: Path) -> None:
 def test_no_gpu_and_no_driver_is_said_before_gigabytes_are_pulled(desk: Path) -> None:
     said = asked(DOCKER_GPUS="", TENSORRT_IMAGE="127.0.0.1:1/absent:1")
     assert "there is no NVIDIA GPU here" in said
+    assert "make trt CHECK=1" in said
     assert "pulling" not in said
 
 

@@ -173,6 +173,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
     text = str(Text(page(project).read_text()))
     for part in (
         "How far each hop moves the answers: not there yet. Make it with make fidelity",
+        "What NVIDIA's parser and builder make of the files: not there yet. Make it with make trt CHECK=1",
         "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
         "The benchmarks: not there yet. Make it with make bench",
     ):
@@ -195,6 +196,19 @@ def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> N
     text = page(project).read_text()
     assert "Another set is published since" in text
     assert "is not what the verdict was passed on" in text
+
+
+def test_what_tensorrt_made_of_the_files_is_shown(stand_ins: Project) -> None:
+    found = {"judge": "TensorRT for RTX 1.7.1", "built_for": ["8.6", "8.9"], "layers": 1176, "attention_nodes": 60,
+             "profile": {"batch": [1, 2, 4]}, "engine_bytes": 749_682_932, "weights_bytes": 741_326_464,
+             "activation_bytes": 1_419_116_544}  # fmt: skip
+    shutil.rmtree(stand_ins.path / "build")
+    (stand_ins.path / "build/checks").mkdir(parents=True)
+    (stand_ins.path / "build/checks/vit.rtx.json").write_text(json.dumps(found))
+    stand_ins.make("report")
+    text = str(Text(page(stand_ins).read_text()))
+    assert "TensorRT for RTX 1.7.1 parsed each file and built it on a CPU" in text
+    assert "vit 8.6, 8.9 1176 60 749.7 MB 741.3 MB 1419.1 MB at batch 4" in text
 
 
 def test_before_anything_is_built_the_report_is_a_list_of_commands(stand_ins: Project) -> None:
