@@ -13,6 +13,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from scripts.serve.releases import release
+
 METADATA = 14  # ModelProto.metadata_props
 # Given by us; or they change the precision, which comes from the types in the ONNX file
 OURS = ("--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes",
@@ -44,7 +46,7 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     except ValueError as error:
         raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
     for flag in more:
-        if flag.partition("=")[0] in PRECISIONS:
+        if flag.partition("=")[0] in (*PRECISIONS, *release().gone):
             raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision comes from the ONNX file: PRECISION=fp16")
         if flag.partition("=")[0] in OURS or not flag.startswith("--"):
             raise SystemExit(f"TRTEXEC_FLAGS: {flag}; expected further options such as --builderOptimizationLevel=4")

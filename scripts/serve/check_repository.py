@@ -1,8 +1,9 @@
-"""Every rule of Triton 24.06 that a model repository can break, checked without a server.
+"""Every rule of a release of Triton that a model repository can break, checked without a server.
 
     python -m scripts.serve.check_repository model_repository_running [--models build/models]
 
 All findings at once, one line each: file, rule, expected, found; exit status 1 where there are any.
+NGC_RELEASE in the environment tells the release, scripts/serve/releases.yaml what it knows.
 `--models`: folder of the models' entries (<name>.json), whose shapes and batch limits the configs must then have.
 """
 
@@ -14,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version as version_of
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
-# Triton 24.06 has ONNX Runtime 1.18: https://onnxruntime.ai/docs/reference/compatibility.html
-LAST_OPSET = 21
-LAST_IR = 10
+from scripts.serve.releases import release
+
+SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # of which a newer server knows every field
 LARGEST_MESSAGE = 2 << 30  # of gRPC
 FILES = {"onnxruntime": "model.onnx", "python": "model.py", "tensorrt": "model.plan"}
 # How the project's own stand-in for trtexec begins the file that it writes in a plan's place.
@@ -133,7 +135,7 @@ def read_entry(models: Path | None, model: str) -> dict[str, Any] | None:
 
 
 def read_config(path: Path) -> Any:
-    """The ModelConfig in a config.pbtxt by the schema of Triton 2.47; ValueError where it is none."""
+    """The ModelConfig in a config.pbtxt by the schema of the tritonclient here; ValueError where it is none."""
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), schema.ModelConfig())
     except text_format.ParseError as error:
@@ -153,7 +155,7 @@ def check_model(findings: Findings, folder: Path, entry: dict[str, Any] | None, 
         config = read_config(file)
     except ValueError as error:
         findings.add(
-            file, "config schema of Triton 2.47", "model_config.proto's text format", " ".join(str(error).split())
+            file, f"config schema of Triton {SCHEMA}", "model_config.proto's text format", " ".join(str(error).split())
         )
         return
     if config.name not in ("", folder.name):
@@ -291,13 +293,14 @@ def show(tensor: tuple[int, Shape]) -> str:
 
 def check_python(findings: Findings, file: Path) -> None:
     """Every Python file of the version parses, and the model's has a TritonPythonModel with `execute`."""
+    image = release()
     for path in sorted(file.parent.rglob("*.py")):
         if not path.exists():
             continue
         try:
-            tree = ast.parse(path.read_bytes(), path.name, feature_version=(3, 10))  # the image's Python
+            tree = ast.parse(path.read_bytes(), path.name, feature_version=image.grammar)
         except (SyntaxError, ValueError) as error:
-            findings.add(path, "Python 3.10", "a file that parses", error)
+            findings.add(path, f"Python {image.python}", "a file that parses", error)
             continue
         if path == file and not any(
             isinstance(node, ast.FunctionDef) and node.name == "execute"
@@ -326,11 +329,12 @@ def check_onnx(findings: Findings, file: Path, config: Path, inputs: Tensors, ou
         return
     for fault in faults:
         findings.add(file, "ONNX weights", *fault)
-    if model.ir_version > LAST_IR:
-        findings.add(file, "IR version", f"at most {LAST_IR}", model.ir_version)
+    limits = release()
+    if model.ir_version > limits.ir:
+        findings.add(file, "IR version", f"at most {limits.ir}", model.ir_version)
     for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and opset.version > LAST_OPSET:
-            findings.add(file, "opset", f"at most {LAST_OPSET}", opset.version)
+        if opset.domain in ("", "ai.onnx") and opset.version > limits.opset:
+            findings.add(file, "opset", f"at most {limits.opset}", opset.version)
     if foreign := sorted(
         {f"{node.domain}.{node.op_type}" for node in nodes(model) if node.domain not in ("", "ai.onnx")}
     ):
