@@ -129,19 +129,19 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 # --- The pipeline, in order ---------------------------------------------------
 
 # Environments; the second is Triton's own, the third runs the published networks without PyTorch
-.venv/installed: requirements.txt scripts/steps/venv.sh
+.venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
 
-.venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh
+.venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
 
-.venv/installed-for-s3: requirements-s3.txt scripts/steps/venv.sh | .venv/installed
+.venv/installed-for-s3: requirements-s3.txt requirements-s3.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 
-.venv-inference/installed: requirements-inference.txt scripts/steps/venv.sh
+.venv-inference/installed: requirements-inference.txt requirements-inference.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
-.venv/installed-for-tests: tests/requirements.txt scripts/steps/venv.sh | .venv/installed
+.venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
 # One model's part of models.yaml
