@@ -24,7 +24,7 @@ WITH ?=
 MODEL ?=
 # Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
 PRECISION ?= $(or $(if $(of_the_published),$(if $(seen_fp16),fp16)),fp32)
-# ONNX operator set; Triton 24.06 reads up to 21
+# ONNX operator set; what a release of Triton reads: scripts/serve/releases.yaml
 OPSET ?= 20
 # What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
 FORMAT ?= onnx
@@ -92,6 +92,7 @@ halves      := $(foreach model,$(models),$(if $($(model).fp16),$(model)))
 onnx16      := $(halves:%=build/onnx/%.fp16.onnx)
 checks16    := $(halves:%=build/checks/%.fp16.json)
 entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
+releases    := scripts/serve/releases.py scripts/serve/releases.yaml
 bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 
 # vit or vit.fp16, as PRECISION says
@@ -104,6 +105,9 @@ config.vit  := convertation/vit/config.pbtxt
 $(foreach head,$(heads),$(eval config.$(head) := convertation/head/$(head).pbtxt))
 include scripts/plans/plans.mk
 
+# What bpr_model needs in the image of a release; the usual one's file names none
+bpr_pins := $(or $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt),convertation/bpr/requirements.txt)
+
 # Each file of the published repository, and the file it is a copy of
 contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
@@ -111,7 +115,7 @@ contents := \
   $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
     $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
-  bpr_model/1/requirements.txt=convertation/bpr/requirements.txt \
+  bpr_model/1/requirements.txt=$(bpr_pins) \
   $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
   bpr_model/1/weights/model.onnx=build/onnx/bpr.onnx \
   bpr_model/1/weights/inference-settings.json=$(weights)/bpr/inference-settings.json
@@ -125,23 +129,23 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 # --- The pipeline, in order ---------------------------------------------------
 
 # Environments; the second is Triton's own, the third runs the published networks without PyTorch
-.venv/installed: requirements.txt scripts/steps/venv.sh
+.venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
 
-.venv-triton/installed: requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh
+.venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
 
-.venv/installed-for-s3: requirements-s3.txt scripts/steps/venv.sh | .venv/installed
+.venv/installed-for-s3: requirements-s3.txt requirements-s3.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 
-.venv-inference/installed: requirements-inference.txt scripts/steps/venv.sh
+.venv-inference/installed: requirements-inference.txt requirements-inference.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
 
 # NVIDIA's TensorRT for RTX, which judges without a GPU; only make trt CHECK=1 asks for it (its licence: requirements-rtx.txt)
-.venv-rtx/installed: requirements-rtx.txt scripts/steps/venv.sh
+.venv-rtx/installed: requirements-rtx.txt requirements-rtx.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-rtx requirements-rtx.txt $(out))
 
-.venv/installed-for-tests: tests/requirements.txt scripts/steps/venv.sh | .venv/installed
+.venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
 # One model's part of models.yaml
@@ -199,7 +203,7 @@ $(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json b
 	$(call step,$(python) -m scripts.convert.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
 # Who checks a repository offline
-checking := $(addprefix scripts/serve/,check_repository.py config_rules.py onnx_agreement.py python_model.py)
+checking := $(addprefix scripts/serve/,check_repository.py config_rules.py onnx_agreement.py python_model.py releases.py releases.yaml)
 
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs
@@ -227,7 +231,7 @@ $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call p
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
   build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
-  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py | .venv/installed
+  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py | .venv/installed
 	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
@@ -243,7 +247,7 @@ verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scri
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.serve.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
 # Every hop on eight volumes: how far it moves the answers, and what of it reaches a decision
 fidelity_models := vit $(heads)
@@ -265,7 +269,7 @@ judged   := $(prebuilt).verdict.json
 $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish/prebuilt.py scripts/archives/unpack.py scripts/archives/progress.py \
   scripts/steps/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh \
   | $(prebuilt) .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.publish.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
 .PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
         logs down rollback test bench status graph provenance clean distclean help

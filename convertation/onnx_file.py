@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir
 
-IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (Triton 24.06) reads
+IR_VERSION = 10  # read by the ONNX Runtime of every release in scripts/serve/releases.yaml
 
 
 def write(model: onnx_ir.Model, out: Path, metadata: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 #   requirements.txt    what its Python models need, exact pins; ca.pem beside it where pip is to trust another authority
 #   *.tar               /models, in parts: the largest, which changes the least, comes first, so that a new head is
 #                       megabytes to push; each makes the same layer on every machine, with BuildKit and without
-ARG BASE=nvcr.io/nvidia/tritonserver:24.06-py3
+ARG BASE
 
 # Triton and what the Python models need: `make up` runs this stage, the published repository mounted at /models
 FROM ${BASE} AS server

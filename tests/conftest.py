@@ -22,11 +22,7 @@ REPOSITORY = "model_repository_running"
 SOURCES = (
     "Makefile",
     "VERSION",
-    "requirements.txt",
-    "requirements-s3.txt",
-    "requirements-triton.txt",
-    "requirements-inference.txt",
-    "requirements-rtx.txt",
+    *(path.name for path in sorted(ROOT.glob("requirements*"))),
     "scripts",
     "convertation",
     "docker",
@@ -97,8 +93,11 @@ class Project:
         }
 
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replace text in a file, which must hold it."""
+        """Replace text in a file, which must hold it; a pin in its lock, too."""
         path = self.path / name
+        lock = path.with_suffix(".lock")
+        if "requirements" in path.name and lock.is_file():
+            lock.write_text(lock.read_text().replace(old, new))
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, probe, ratio, say
 
-RELEASE = "1.18.1"  # ONNX Runtime of Triton 24.06
+RELEASE = "1.18.1"  # the last patch of the usual release's ONNX Runtime, which the index has
 SERIES = 400, 512  # slices, pixels
 MULTIPLY_ADDS = """import json, sys
 from convertation.bpr.vgg import multiply_adds

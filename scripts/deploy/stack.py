@@ -20,6 +20,7 @@ from contextlib import suppress
 from scripts.deploy.engine import compose, docker, inspect, labels, pulled
 from scripts.deploy.image import models_in, server
 from scripts.publish.publish import content
+from scripts.serve.releases import notes
 from scripts.steps.records import read, record, write
 
 SERVICE = "tritonserver"
@@ -72,6 +73,8 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
     if kind == "synthetic":
         print("the weights are synthetic: the answers are nonsense, by design")
     print(f"{SERVICE} is ready: HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};")
+    for told in notes() if repository else []:  # an image of others tells nothing of its release
+        print(told)
     print(f"in the network chest {SERVICE}:8001; a client loads what it asks: {names}")
 
 

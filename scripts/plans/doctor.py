@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.plans import gpu
+from scripts.serve.releases import notes
 
 GB = 1e9
 
@@ -120,7 +121,7 @@ def card() -> Finding:
     told = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
     old = found.driver.partition(".")[0].isdigit() and int(found.driver.partition(".")[0]) < gpu.DRIVER
     todo = (
-        f"the images ask for R{gpu.DRIVER} (a data-centre GPU: R470, R525, R535, R545 too); they start, or say so"
+        f"the images ask for R{gpu.DRIVER} (a data-centre GPU: some older ones too); they start, or say so"
         if old
         else ""
     )
@@ -161,6 +162,8 @@ def main() -> None:
     show(here)
     if given.ports:  # taken ones hinder make serve alone
         show([ports(given.ports)])
+    for told in notes():  # never a hindrance
+        print(f"note     {told}")
     print("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
     beyond = [docker(), image("TENSORRT_IMAGE"), image("TRITON_IMAGE"), toolkit(), card()]
     show(beyond)

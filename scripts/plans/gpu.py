@@ -16,7 +16,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-DRIVER = 555  # CUDA 12.5 of release 24.06 asks for R555; on data-centre GPUs R470, R525, R535 and R545 do as well
+from scripts.serve.releases import release
+
+# What the release's CUDA asks for; on data-centre GPUs some older ones do as well
+DRIVER = release().driver
 INSTALL_TOOLKIT = (
     "apt install nvidia-container-toolkit\n"
     "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker\n"
@@ -185,7 +188,7 @@ def answer(triton: str | None) -> str:
     if triton and (server := image(triton)).tensorrt != builder.tensorrt:
         raise SystemExit(
             f"{triton} has TensorRT {server.tensorrt}, {name} has {builder.tensorrt}; a plan loads only in the\n"
-            "TensorRT that built it: take both images of one release, NGC_RELEASE=24.06"
+            f"TensorRT that built it: take both images of one release, NGC_RELEASE={release().name}"
         )
     return f"gpu={present(name).folder} tensorrt={builder.tensorrt}"
 

@@ -4,6 +4,7 @@
 # once more with gpu=sm86 tensorrt=10.1.0.27, for which then all rules of plans exist.
 
 # The two images of one release; scripts read these names
+export NGC_RELEASE
 export TENSORRT_IMAGE := $(REGISTRY)nvcr.io/nvidia/tensorrt:$(NGC_RELEASE)-py3
 export TRITON_IMAGE   := $(REGISTRY)nvcr.io/nvidia/tritonserver:$(NGC_RELEASE)-py3
 

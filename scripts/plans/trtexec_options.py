@@ -22,7 +22,7 @@ FLAGS = words("""
     --dumpLayerInfo --dumpOptimizationProfile --dumpOutput --dumpProfile --dumpRawBindingsToFile --dumpRefit
     --errorOnTimingCacheMiss --excludeLeanRuntime --exposeDMA --fp16 --fp8 --getPlanVersionOnly --help
     --ignoreParsedPluginLibs --int4 --int8 --noBuilderCache --noCompilationCache --noDataTransfers --noTF32
-    --pluginInstanceNorm --pi --refit --restricted --safe --separateProfileRun --serialized --skipInference
+    --pluginInstanceNorm --pi --refit --restricted --safe --separateProfileRun --skipInference --std
     --stripAllWeights --stripWeights --stronglyTyped --threads --timeDeserialize --timeRefit --useCudaGraph
     --useManagedMemory --useSpinWait --vc --verbose --versionCompatible --weightless""")
 VALUED = words("""
@@ -32,7 +32,7 @@ VALUED = words("""
     --leanDLLPath --loadEngine --loadInputs --markDebug --maxAuxStreams --maxShapes --maxShapesCalib --memPoolSize
     --minShapes --minShapesCalib --onnx --optShapes --optShapesCalib --outputIOFormats --percentile
     --persistentCacheRatio --plugins --precisionConstraints --preview --profile --profilingVerbosity
-    --saveDebugTensors --saveEngine --setPluginsToSerialize --shapes --sleepTime --staticPlugins --std --streams
+    --saveDebugTensors --saveEngine --serialized --setPluginsToSerialize --shapes --sleepTime --staticPlugins --streams
     --tacticSources --tempdir --tempfileControls --timingCacheFile --useDLACore --useProfile --useRuntime --warmUp
     --weightStreamingBudget""")
 EITHER = frozenset({"--sparsity"})  # alone it means enable

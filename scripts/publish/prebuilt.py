@@ -233,7 +233,10 @@ def main() -> None:
     parser.add_argument("tree", type=Path, metavar="FOLDER", help="made anew")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
+    parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
     given = parser.parse_args()
+    if given.release:
+        os.environ["NGC_RELEASE"] = given.release
     try:
         result = judge(given.archive, given.tree, given.models, os.environ.get("ACCEPT") == "unserved", GPUS.is_dir())
     except KeyboardInterrupt:

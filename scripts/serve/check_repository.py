@@ -1,4 +1,4 @@
-"""What Triton 24.06 refuses in a model repository, or serves so that the client fails, found without a server.
+"""What Triton refuses in a model repository, or serves so that the client fails, found without a server.
 
     python -m scripts.serve.check_repository model_repository_running [--models build/models]
 
@@ -6,6 +6,7 @@ All findings at once, one line each: file, rule, expected, found. A fault is wha
 over; exit status 1 where there are any. A recommendation is our own and begins with the word. The rules are held
 against the verdicts of a real server (tests/serve/server_verdicts.json); what no rule knows of is left to that server:
 kernels that a provider lacks, a Python model's behaviour, the content of a plan.
+NGC_RELEASE in the environment tells the release, scripts/serve/releases.yaml what it knows.
 `--models`: folder of the models' entries (<name>.json), whose shapes and batch limits the configs must then have.
 """
 
@@ -16,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version as version_of
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,9 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 from scripts.serve import python_model
 from scripts.serve.config_rules import Model, apply_rules
 from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, forgive, infer_outputs
+from scripts.serve.releases import release
 
-# Triton 24.06 has ONNX Runtime 1.18: https://onnxruntime.ai/docs/reference/compatibility.html
-LAST_OPSET = 21
-LAST_IR = 10
+SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # of which a newer server knows every field
 LARGEST_MESSAGE = 2 << 30  # of gRPC
 LAST_VERSION = 2**63 - 1  # a larger number aborts the server
 FILES = {"onnxruntime": "model.onnx", "python": "model.py", "tensorrt": "model.plan"}
@@ -151,7 +152,7 @@ def read_entry(models: Path | None, model: str) -> dict[str, Any] | None:
 
 
 def read_config(path: Path) -> Any:
-    """The ModelConfig in a config.pbtxt by the schema of Triton 2.47; ValueError where it is none.
+    """The ModelConfig in a config.pbtxt by the schema of the tritonclient here; ValueError where it is none.
 
     Comments and strings may be in any encoding, as for the server.
     """
@@ -184,7 +185,7 @@ def check_model(findings: Findings, folder: Path, entry: dict[str, Any] | None, 
         config = read_config(file)
     except ValueError as error:
         findings.add(
-            file, "config schema of Triton 2.47", "model_config.proto's text format", " ".join(str(error).split())
+            file, f"config schema of Triton {SCHEMA}", "model_config.proto's text format", " ".join(str(error).split())
         )
         check_versions(findings, folder, schema.ModelConfig())
         return
@@ -382,16 +383,17 @@ def check_onnx(
         return
     for fault in faults:
         findings.add(file, "ONNX weights", *fault)
-    if model.ir_version > LAST_IR:
-        findings.add(file, "IR version", f"at most {LAST_IR}", model.ir_version)
+    limits = release()
+    if model.ir_version > limits.ir:
+        findings.add(file, "IR version", f"at most {limits.ir}", model.ir_version)
     for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and opset.version > LAST_OPSET:
-            findings.add(file, "opset", f"at most {LAST_OPSET}", opset.version)
+        if opset.domain in ("", "ai.onnx") and opset.version > limits.opset:
+            findings.add(file, "opset", f"at most {limits.opset}", opset.version)
     own = {(function.domain, function.name) for function in model.functions}
     used = {(node.domain, node.op_type) for node in nodes(model)} - own
     foreign = sorted(f"{domain}.{name}" for domain, name in used if is_foreign(domain, name))
     if foreign and not described.config.model_operations.op_library_filename:
-        findings.add(file, "operators", "those of ONNX Runtime 1.18", ", ".join(foreign))
+        findings.add(file, "operators", f"those of ONNX Runtime {limits.onnxruntime}", ", ".join(foreign))
     weights = {value.name for value in model.graph.value_info if value.doc_string == WEIGHT}
     given = {value.name: tensor(value) for value in model.graph.input if value.name not in weights}
     forgive(model)

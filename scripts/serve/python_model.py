@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.serve.releases import release
+
 MODEL = "TritonPythonModel"
 # What a Python model finds without requirements.txt: the 24.06 image's packages, and the backend's own modules
 PRESENT = {"numpy", "triton_python_backend_utils", "c_python_backend_utils", "tritonserver", "setuptools", "pip",
@@ -58,7 +60,7 @@ def find_module(root: Path, name: str) -> Path | None:
 
 def check_model(file: Path, packages: bool) -> list[Fault]:
     """Faults of a model.py and of what it imports; `packages`: it brings packages of its own, so any import may do."""
-    root, faults = file.parent, list[Fault]()
+    root, faults, image = file.parent, list[Fault](), release()
     modules: dict[Path, Module] = {}
     waiting = [file]
     while waiting:
@@ -66,9 +68,9 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
         if path in modules:
             continue
         try:
-            tree = ast.parse(path.read_bytes(), path.name, feature_version=(3, 10))  # the image's Python
+            tree = ast.parse(path.read_bytes(), path.name, feature_version=image.grammar)
         except (SyntaxError, ValueError) as error:
-            faults.append((path, "Python 3.10", "a file that parses", str(error)))
+            faults.append((path, f"Python {image.python}", "a file that parses", str(error)))
             continue
         modules[path] = module = Module(path, tree)
         for name, wanted in imports(module):

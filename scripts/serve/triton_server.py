@@ -2,7 +2,7 @@
 
     with triton_server(Path("model_repository_running"), Path("build/logs/triton.log")) as server: ...
 
-The server is Triton 24.06 (2.47.0): the one of the Python package index in the environment $TRITON_VENV
+The server is Triton 2.47.0: the one of the Python package index in the environment $TRITON_VENV
 (.venv-triton, made by `make .venv-triton/installed`), or, given an image, the one of that image in Docker.
 """
 

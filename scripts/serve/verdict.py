@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import statistics
 import time
@@ -270,11 +271,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
     parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
+    parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
     given = parser.parse_intermixed_args(argv)  # options may stand between files
     if bool(given.contents) == bool(given.repository):
         parser.error("expected either FILE=SOURCE … or --repository")
+    if given.release:
+        os.environ["NGC_RELEASE"] = given.release
     if given.contents:
         stage(given.contents, given.staging)
     judged = given.repository or given.staging

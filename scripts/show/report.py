@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.publish.provenance import provenance
+from scripts.serve.releases import notes
 from scripts.show import fidelity_table
 from scripts.show.graph import picture
 from scripts.show.measured import benchmark, compared, fidelity, taken_by_rtx
@@ -33,6 +34,7 @@ def report(repository: str, steps: dict[str, Step]) -> str:
     """Return the whole page."""
     kind = read(record("published", repository)).partition("\n")[0]
     parts = {
+        "Model card": card(kind),
         "Models": models(repository, kind),
         "Pipeline": pipeline(repository, steps),
         "Made of": made_of(repository, steps),
@@ -57,6 +59,45 @@ def report(repository: str, steps: dict[str, Step]) -> str:
         "<footer>This is no medical device: what the networks say of a patient is for physicians to judge.</footer>\n"
         "</body>\n</html>\n"
     )
+
+
+# Who may do what with the weights of a family, as its makers say
+LICENCES = {"vit": "CC BY-NC-SA 4.0 (CT-CLIP, CT-RATE)", "head": "as the team says", "bpr": "Apache-2.0"}
+
+
+def card(kind: str) -> str:
+    """What the models are for and what not, what they take, and how far each may differ from PyTorch."""
+    said = [
+        "Intended use: research on CT of the chest, its answers read by a physician. "
+        "This is no medical device: it decides nothing about a patient.",
+        "Input: one CT series of the chest in Hounsfield units; the ViT gets HU / 1000 clipped to [-1, 1], 240 "
+        "slices of 480 × 480. Other bodies, contrast phases and scanners than those of the training "
+        "data were not judged here.",
+        *notes(),
+    ]
+    rows: list[tuple[str, ...]] = [
+        (
+            "model",
+            "one input",
+            "one output",
+            "batches",
+            "trained on the ViT",
+            "allowed difference",
+            "licence of the weights",
+        )
+    ]
+    for path in sorted(Path("build/models").glob("*.json")):
+        entry = load(str(path)) or {}
+        if "family" in entry:
+            limits = load(f"build/models/{path.stem}.tolerance.json") or {}
+            allowed = limits.get("tolerance", limits)
+            told = ", ".join(f"{name} {value:g}" for name, value in allowed.items() if isinstance(value, float | int))
+            shapes = ["×".join(map(str, entry.get(end, []))) or "-" for end in ("input", "output")]
+            batches = ", ".join(map(str, entry.get("batch", []))) or "-"
+            licence = "none: seeded numbers" if kind == "synthetic" else LICENCES.get(entry["family"], "unknown")
+            rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), told or "-", licence))
+    made = table(rows) if rows[1:] else missing("What each model takes", "make repository")
+    return heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in said) + made
 
 
 def verdict_on(repository: str) -> Any:

@@ -1,7 +1,9 @@
 #!/bin/bash
 # Make or bring up to date a virtual environment; list what is in it in OUT.
 #
-#   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS OUT
+#   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS.txt OUT
+#
+# With REQUIREMENTS.lock beside it (scripts/steps/lock.sh) each wheel must have a hash of it; PyTorch alone has none there.
 set -euo pipefail
 python=$1 folder=$2 requirements=$3 out=$4
 
@@ -19,7 +21,17 @@ if ! [[ -x $folder/bin/python$version ]]; then
   }
 fi
 echo "installing $requirements into $folder (the first time this takes minutes)"
-"$folder/bin/python$version" -m pip install -qq --disable-pip-version-check --requirement "$requirements" || {
+install() { "$folder/bin/python$version" -m pip install -qq --disable-pip-version-check "$@"; }
+pins() { sed -nE 's/^([A-Za-z0-9._-]+)==([^ ;\\]+).*/\1 \2/p' "$1" | awk '{gsub(/[._]+/, "-", $1); print tolower($1) "==" $2}' | sort; }
+lock=${requirements%.txt}.lock
+if [[ -e $lock ]]; then
+  builds=$(grep -E '^torch==' "$requirements" || true)
+  missing=$(comm -23 <(pins "$requirements" | grep -v '^torch==') <(pins "$lock"))
+  [[ -z $missing ]] || { echo "$lock lacks ${missing//$'\n'/, } of $requirements; scripts/steps/lock.sh" >&2; exit 1; }
+  install --no-deps --require-hashes --requirement "$lock" && { [[ -z $builds ]] || install "$builds"; }
+else
+  install --requirement "$requirements"
+fi || {
   echo "$requirements could not be installed; a mirror of the package index: export PIP_INDEX_URL=https://…" >&2
   exit 1
 }

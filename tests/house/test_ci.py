@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import REPOSITORY, ROOT, Project
 
@@ -143,3 +144,18 @@ def test_the_hooks_before_a_commit_are_tools_that_the_tests_pin() -> None:
     assert {tool.split("=")[0] for tool in (ROOT / "tests/requirements.txt").read_text().split()} >= {"ruff", "mypy"}
     run = (ROOT / "tests/run.sh").read_text()
     assert all(re.search(rf"\b{tool}\b", run) for tool in tools)  # a commit is judged as make test judges
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_each_action_is_named_by_its_commit_and_may_read_alone(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job
+        for step in job["steps"]:
+            if action := step.get("uses", ""):
+                assert re.fullmatch(r"[\w-]+/[\w/-]+@[0-9a-f]{40}", action), (
+                    f"{action}: expected a commit, for a tag moves"
+                )
+                if "/checkout@" in action:
+                    assert step["with"]["persist-credentials"] is False

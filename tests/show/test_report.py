@@ -14,6 +14,8 @@ import pytest
 from conftest import REPOSITORY, Project
 from pypdf import PdfReader
 
+from scripts.show.report import card
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
 # Chromium itself asks its maker for updates and the time, whatever page it shows
@@ -156,9 +158,31 @@ def test_the_same_state_gives_the_same_bytes(shown: Project) -> None:
     assert page(shown).read_bytes() == before
 
 
+def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NGC_RELEASE", raising=False)
+    models = tmp_path / "build/models"
+    models.mkdir(parents=True)
+    entry = {"family": "head", "input": [512], "output": [2], "batch": [1, 4, 8], "trained_on": "LiPro"}
+    (models / "binary.json").write_text(json.dumps(entry))
+    (models / "binary.tolerance.json").write_text(json.dumps({"tolerance": {"output": 1e-5}}))
+    text = card("real")
+    for said in (
+        "Intended use",
+        "no medical device",
+        "Hounsfield",
+        "LiPro",
+        "output 1e-05",
+        "security holes",
+        "team says",
+    ):
+        assert said in text, said
+    assert "seeded numbers" in card("synthetic")
+
+
 def test_each_part_is_stamped_where_the_weights_are_synthetic(shown: Project) -> None:
     stamped = re.findall(r"<h2>([^<]*)<span class=\"stamp\">SYNTHETIC</span></h2>", page(shown).read_text())
-    assert stamped == ["Models", "Fidelity", "Compared"]
+    assert stamped == ["Model card", "Models", "Fidelity", "Compared"]
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project, tmp_path: Path) -> None:

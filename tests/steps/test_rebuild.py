@@ -52,9 +52,7 @@ def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_pat
     for name in (
         "Makefile",
         "VERSION",
-        "requirements.txt",
-        "requirements-s3.txt",
-        "requirements-triton.txt",
+        *(path.name for path in stand_ins.path.glob("requirements*")),
         "scripts",
         "convertation",
         "docker",

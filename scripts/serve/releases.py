@@ -1,0 +1,99 @@
+"""What is known of NVIDIA's releases: scripts/serve/releases.yaml.  Standard library only.
+
+python3 -sESB -m scripts.serve.releases [RELEASE]        its known security holes, and which release mends them
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TABLE = Path(__file__).with_name("releases.yaml")
+
+
+class Release(NamedTuple):
+    """One of NVIDIA's releases, its number year.month."""
+
+    name: str
+    triton: str
+    python: str
+    cuda: str
+    driver: int
+    tensorrt: str
+    onnxruntime: str
+    opset: int
+    ir: int
+
+    @property
+    def grammar(self) -> tuple[int, int]:
+        """The Python of its image, major and minor."""
+        major, minor = map(int, self.python.split("."))
+        return major, minor
+
+
+def read_table(path: Path = TABLE) -> dict[str, Any]:
+    """Return the table, as a YAML reader does: mappings two deep, each value in JSON; SystemExit names a bad line."""
+    table: dict[str, Any] = {}
+    part = table
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = re.fullmatch(r"(  )?\"?([\w.]+)\"?:(?: (.+))?", line)
+        try:
+            if not found or (found[1] and not found[3]):
+                raise ValueError
+            if not found[3]:
+                part = table[found[2]] = {}
+            else:
+                (part if found[1] else table)[found[2]] = json.loads(found[3])
+        except ValueError:
+            raise SystemExit(f"{path}:{number}: {line.strip()}; expected name: and a value in JSON") from None
+    return table
+
+
+def release(name: str = "") -> Release:
+    """Return a release, NGC_RELEASE where none is named; of one that the table lacks, the usual one's limits."""
+    table = read_table()
+    name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
+    return Release(name=name, **table[name if name in names(table) else table["usual"]])
+
+
+def names(table: dict[str, Any]) -> list[str]:
+    """Return the releases that a table knows, the oldest first."""
+    return sorted((key for key in table if key not in ("usual", "bulletins")), key=order)
+
+
+def notes(name: str = "") -> list[str]:
+    """Return what there is to say about a release, a sentence each: unknown here, known holes and what mends them."""
+    table = read_table()
+    name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
+    told = []
+    if name not in names(table):
+        told.append(
+            f"NGC_RELEASE={name} is not in scripts/serve/{TABLE.name}, which knows {', '.join(names(table))}; "
+            f"files are checked by the limits of {table['usual']}"
+        )
+    if not order(name):
+        return told
+    bulletins = [entry for entry in table["bulletins"].values() if order(name) < order(entry["mended"])]
+    if bulletins:
+        dates = sorted(entry["date"] for entry in bulletins)
+        mended = max((entry["mended"] for entry in bulletins), key=order)
+        known = [key for key in names(table) if order(key) >= order(mended)]
+        told.append(
+            f"Triton {name} has {sum(entry['holes'] for entry in bulletins)} known security holes, the worst rated "
+            f"{max(entry['worst'] for entry in bulletins)} of 10 (NVIDIA's bulletins, {dates[0]} to {dates[-1]}); "
+            f"{mended} mends them{f': NGC_RELEASE={known[0]}' if known else ''}"
+        )
+    return told
+
+
+def order(name: str) -> tuple[int, ...]:
+    """Return what releases are sorted by, () where a name is no year.month."""
+    return tuple(map(int, name.split("."))) if re.fullmatch(r"\d\d\.\d\d", name) else ()
+
+
+if __name__ == "__main__":
+    print("\n".join(notes(*sys.argv[1:2])) or "no known security holes")
