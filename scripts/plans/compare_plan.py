@@ -69,7 +69,7 @@ def compare(
         )
     if faults:
         raise SystemExit(
-            "\n".join([*faults, "nothing is published; TF32 rounds to 10 bits: TRTEXEC_FLAGS=--noTF32 builds without"])
+            "\n".join([*faults, "nothing is published; TF32 and fp16 round to 10 bits: PRECISION=fp32 builds without"])
         )
     served = [
         {

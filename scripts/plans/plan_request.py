@@ -1,7 +1,8 @@
 """Write down all that shapes a plan but the GPU and TensorRT: python -m scripts.plans.plan_request ONNX ENTRY.json
 OUT.json
 
---precision fp32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
+--precision fp32|tf32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
+Unless asked for TF32, a plan multiplies float32 as float32: --noTF32.
 The ONNX file counts by its graph: what its metadata say of where the weights come from changes no plan.
 """
 
@@ -19,7 +20,7 @@ OURS = ("--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", 
         "--timingCacheFile", "--device", "--exportOutput", "--loadInputs", "--skipInference")  # fmt: skip
 PRECISIONS = ("--fp16", "--bf16", "--fp8", "--int8", "--int4", "--best", "--stronglyTyped", "--calib",
               "--layerPrecisions", "--layerOutputTypes", "--precisionConstraints", "--inputIOFormats",
-              "--outputIOFormats")  # fmt: skip
+              "--outputIOFormats", "--noTF32")  # fmt: skip
 
 
 def graph_sha256(onnx: Path) -> str:
@@ -39,16 +40,17 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
+    exact = [] if precision == "tf32" else ["--noTF32"]
     try:
         more = shlex.split(flags)
     except ValueError as error:
         raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
     for flag in more:
         if flag.partition("=")[0] in PRECISIONS:
-            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision comes from the ONNX file: PRECISION=fp16")
+            raise SystemExit(f"TRTEXEC_FLAGS: {flag}; the precision is a knob of its own: PRECISION=fp32, tf32 or fp16")
         if flag.partition("=")[0] in OURS or not flag.startswith("--"):
             raise SystemExit(f"TRTEXEC_FLAGS: {flag}; expected further options such as --builderOptimizationLevel=4")
-    return [*profile, *typed, "--verbose", "--device=0", *more]
+    return [*profile, *typed, *exact, "--verbose", "--device=0", *more]
 
 
 def request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("onnx", type=Path)
     parser.add_argument("entry", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "fp16"], default="fp32")
     parser.add_argument("--flags", default="")
     given = parser.parse_args()
     entry = json.loads(given.entry.read_text())

@@ -12,7 +12,7 @@ ifneq ($(origin gpu) $(origin tensorrt),command line command line)
 override gpu :=
 endif
 variants   := $(foreach model,$(planned),$(call variant,$(model)))
-plain       = $(1:%.fp16=%)
+plain       = $(patsubst %.tf32,%,$(1:%.fp16=%))
 with_plans := $(if $(filter onnx,$(FORMAT)),$(filter trt verify-gpu,$(MAKECMDGOALS)),yes)
 ask        := $(if $(filter onnx,$(FORMAT)),,$(if $(gpu),,yes))
 ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.plans.gpu $(if $(filter trt,$@),,--triton $(TRITON_IMAGE))) && \
@@ -39,7 +39,7 @@ compared := $(sort $(variants:%=build/plan/$(gpu)/%.check.json) $(built:.plan=.c
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
 head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
-precision = $(if $(filter %.fp16,$1),--precision=fp16)
+precision = $(if $(filter %.tf32 %.fp16,$1),--precision=$(PRECISION))
 flags = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 
 chosen_plans   = $(or $(foreach model,$(filter $(planned),$(chosen)),$(call variant,$(model))),$(if $(filter trt trt-fleet,$(MAKECMDGOALS)),$(if $(models),$(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned)))))
@@ -50,7 +50,7 @@ print_commands = @answer=$$($(system_python) -m scripts.plans.gpu 2>/dev/null) |
 
 # Many kinds of GPU: what needs none is made first; then each job runs `make trt` with the knobs that were given
 prepared     = $(foreach model,$(chosen_plans),build/plan/$(model).request.json build/plan/$(model).expected.npy \
-                 build/models/$(call plain,$(model)).tolerance.json) \
+                 build/models/$(model).tolerance.json) \
                $(if $(filter vit%,$(chosen_plans)),$(foreach head,$(heads),build/plan/$(call variant,$(head)).request.json))
 given        = $(foreach knob,$(filter-out GPUS DRY,$(knobs)),$(if $(filter file,$(origin $(knob))),,$(call quote,$(knob)=$($(knob)))))
 fleet        = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(call quote,$(GPUS)) $(call quote,$(prepared)) \

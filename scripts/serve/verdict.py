@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 from scripts.convert.collapse import CAUSE, alike
 from scripts.convert.sample import sample
 from scripts.serve.check_repository import check_repository, read_config
-from scripts.serve.triton_server import Server, triton_server
+from scripts.serve.triton_server import Server, has_gpu, triton_server
 
 LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
@@ -41,7 +41,7 @@ def verdict(
     image: str | None = None,
     timeout: float = 600,
     gpu_checks: str | None = None,
-    fp16: Sequence[str] = (),
+    variants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
     if findings := check_repository(repository, models):
@@ -50,7 +50,10 @@ def verdict(
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
             raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
-    asked = {name: (read(models, name), expected(checks, gpu_checks, name, fp16)) for name in names}
+    asked = {
+        name: (read(models, name), expected(checks, gpu_checks, name, variants, gpu=bool(image) and has_gpu()))
+        for name in names
+    }
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
@@ -218,28 +221,40 @@ def stage(contents: Sequence[str], staging: Path) -> None:
         link.symlink_to(Path(source).resolve())
 
 
-def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
-    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json; what is in `fp16`
-    has binary.fp16.json.
+def read(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry or check that belongs to a model folder: vit_onnx and vit_trt have vit.json, or vit.tf32.json if
+    `variants` has vit.tf32.
     """
-    path = folder / f"{variant(model, fp16)}.json"
+    path = folder / f"{variant(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def expected(checks: Path, gpu_checks: str | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
-    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
-    on_gpu = Path((gpu_checks or "").format(variant(model, fp16)))
-    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu.is_file() else read(checks, model, fp16)
+def expected(
+    checks: Path, gpu_checks: str | None, model: str, variants: Sequence[str] = (), *, gpu: bool = False
+) -> dict[str, Any]:
+    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with.
+
+    `gpu`: the server has one, and what was compared on a CPU alone may differ there by as much as a GPU's arithmetic.
+    """
+    on_gpu = Path((gpu_checks or "").format(variant(model, variants)))
+    if on_gpu.is_file():
+        content: dict[str, Any] = json.loads(on_gpu.read_text())
+        return content
+    content = read(checks, model, variants)
+    if gpu:
+        content["served"] = [
+            answer | {"allowed": answer.get("allowed_gpu", answer["allowed"])} for answer in content["served"]
+        ]
     return content
 
 
-def variant(model: str, fp16: Sequence[str]) -> str:
-    """vit_onnx or vit_trt -> vit, or vit.fp16 if that is served."""
+def variant(model: str, variants: Sequence[str]) -> str:
+    """vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
     name = model.rpartition("_")[0]
-    return f"{name}.fp16" if name in fp16 else name
+    return next((found for found in variants if found.partition(".")[0] == name), name)
 
 
 def states(repository: Path) -> dict[str, tuple[int, int, int]]:
@@ -265,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--staging", type=Path, default=Path("build/staging"))
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
-    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
+    parser.add_argument("--variant", action="append", default=[], metavar="MODEL.PRECISION", help="such as vit.tf32")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
     parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
     parser.add_argument("--image", help="run this image's server in Docker")
@@ -278,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = given.repository or given.staging
     try:
         image, timeout = given.image or None, given.timeout
-        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.fp16)
+        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.variant)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

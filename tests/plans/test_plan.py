@@ -130,7 +130,7 @@ def test_the_command_is_the_hand_run_one_in_a_container(desk: Path, monkeypatch:
         f"--env=CUDA_DEVICE_ORDER=PCI_BUS_ID --mount=type=bind,source={here}/model.onnx,target=/in/model.onnx,readonly "
         f"--mount=type=bind,source={scratch},target=/out {TENSORRT_IMAGE} trtexec --onnx=/in/model.onnx "
         "--saveEngine=/out/binary.plan --timingCacheFile=/out/timing.cache --minShapes=input:1x8 --optShapes=input:4x8 "
-        "--maxShapes=input:8x8 --verbose --device=0"
+        "--maxShapes=input:8x8 --noTF32 --verbose --device=0"
     )
 
 
@@ -167,7 +167,7 @@ def test_an_option_that_trtexec_lacks_is_its_error(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
-        ("--fp16", "the precision comes from the ONNX file: PRECISION=fp16"),
+        ("--fp16", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
         ("--maxShapes=input:16x8", "expected further options"),
         ("fp16", "expected further options"),
     ],
@@ -572,7 +572,7 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     assert "build/plan/binary.expected.npy: " in steps
     assert "build/plan/sm86/binary.plan: up to date" in steps
     assert "build/plan/sm86/binary.check.json: " not in steps
-    steps = both.make("trt", "MODEL=binary", "TRTEXEC_FLAGS=--noTF32", *KNOBS, DOCKER_GPUS=docker_gpus())
+    steps = both.make("trt", "MODEL=binary", "TRTEXEC_FLAGS=--builderOptimizationLevel=4", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "build/plan/sm86/binary.plan: binary.request.json changed" in steps
 
 
@@ -588,7 +588,7 @@ def test_a_plan_that_differs_publishes_nothing(both: Project) -> None:
     said = both.fail(
         "repository",
         "FORMAT=both",
-        "TRTEXEC_FLAGS=--noTF32",
+        "TRTEXEC_FLAGS=--builderOptimizationLevel=4",
         *KNOBS,
         DOCKER_GPUS=docker_gpus("--env=STAND_IN=error=0.5"),
     )
@@ -661,7 +661,7 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["repository", "FORMAT=both", "FROM=prebuilt"], "FROM=prebuilt has none"),
         (["repository", "FORMAT=both", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
-        (["repository", "TRTEXEC_FLAGS=--noTF32"], "are of no use to FORMAT=onnx"),
+        (["repository", "TRTEXEC_FLAGS=--builderOptimizationLevel=4"], "are of no use to FORMAT=onnx"),
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )
