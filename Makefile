@@ -208,8 +208,8 @@ $(onnx_fp16): build/onnx/%.fp16.onnx: build/onnx/%.tf32.onnx build/models/%.json
 $(checks_fp16): build/checks/%.fp16.json: build/checks/%.tf32.json build/models/%.json build/models/%.fp16.tolerance.json \
   build/onnx/%.tf32.onnx build/onnx/%.fp16.onnx $(heads:%=build/onnx/%.onnx) scripts/convert/compare_fp16.py convertation/fp16.py convertation/onnx_file.py \
   scripts/convert/probabilities.py $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 $(wordlist 1,5,$^) $(out) \
-	  $(heads:%=build/onnx/%.onnx),torch onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
+	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
+	  torch onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
 
 # ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
 # our own scripts are inputs

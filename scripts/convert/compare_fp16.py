@@ -1,16 +1,16 @@
 """Compare an fp16 file with the ONNX file it was rounded from:
 
-    python -m scripts.convert.compare_fp16 CHECK.json ENTRY.json TOLERANCE.json ONNX FP16 OUT.json HEAD.onnx …
+    python -m scripts.convert.compare_fp16 --head NAME=HEAD.onnx CHECK.json ENTRY.json TOLERANCE.json ONNX FP16 OUT.json
 
 All get the same seeded input on the CPU. FP16 is asked twice: as a GPU computes it, each operator's result rounded
 (scripts/convert/emulate_fp16.py), and as a CPU serves it, by our ONNX Runtime and by each --deployed PYTHON's. CHECK is
 what comparing ONNX with PyTorch left. OUT, written only if all agree, tells how many codes flip, how far embeddings and
-the HEADs' probabilities move, and has PyTorch's answers, which a server of FP16 may miss by more.
+each HEAD's probabilities move, and has PyTorch's answers, which a server of FP16 may miss by more.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def compare_fp16(
     tolerance: dict[str, float],
     onnx: Path,
     rounded: Path,
-    heads: Sequence[Path] = (),
+    heads: Mapping[str, Path],
     deployed: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """What OUT holds: differences relative to the output's scale, the codes that flipped, served answers.
@@ -60,7 +60,7 @@ def compare_fp16(
             f"cosine of an embedding, as a GPU rounds it, is {alike:.6f}; expected at least {tolerance['cosine']:g}",
             "rounding turns too many codes",
         )
-    decided = {head.stem: decisions(head, exact["output"], emulated["output"]) for head in heads}
+    decided = {name: decisions(head, exact["output"], emulated["output"]) for name, head in heads.items()}
     for head, found in decided.items():
         if not found["difference"] <= tolerance["probability"]:
             judge.fail(
@@ -141,11 +141,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in "check", "entry", "tolerance", "onnx", "fp16", "out":
         parser.add_argument(name, type=Path)
-    parser.add_argument("heads", type=Path, nargs="*")
+    parser.add_argument("--head", action="append", default=[], metavar="NAME=ONNX")
     parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
     given = parser.parse_args()
     check, entry, tolerance = (json.loads(path.read_text()) for path in (given.check, given.entry, given.tolerance))
-    result = compare_fp16(check, entry, tolerance, given.onnx, given.fp16, given.heads, given.deployed)
+    heads = {name: Path(file) for name, _, file in (word.partition("=") for word in given.head)}
+    result = compare_fp16(check, entry, tolerance, given.onnx, given.fp16, heads, given.deployed)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"{entry['name']}: as a GPU rounds it, fp16 differs by {result['difference']:.1e} of its scale, "

@@ -572,7 +572,8 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     assert "build/plan/binary.expected.npy: " in steps
     assert "build/plan/sm86/binary.plan: up to date" in steps
     assert "build/plan/sm86/binary.check.json: " not in steps
-    steps = both.make("trt", "MODEL=binary", "TRTEXEC_FLAGS=--builderOptimizationLevel=4", *KNOBS, DOCKER_GPUS=docker_gpus())
+    flags = "TRTEXEC_FLAGS=--builderOptimizationLevel=4"
+    steps = both.make("trt", "MODEL=binary", flags, *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "build/plan/sm86/binary.plan: binary.request.json changed" in steps
 
 
