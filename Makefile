@@ -206,7 +206,7 @@ $(onnx_fp16): build/onnx/%.fp16.onnx: build/onnx/%.tf32.onnx build/models/%.json
 	$(call step,$(python) -m scripts.convert.round_fp16 $< build/models/$*.json $(out),onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
 
 $(checks_fp16): build/checks/%.fp16.json: build/checks/%.tf32.json build/models/%.json build/models/%.fp16.tolerance.json \
-  build/onnx/%.tf32.onnx build/onnx/%.fp16.onnx $(heads:%=build/onnx/%.onnx) scripts/convert/compare_fp16.py convertation/fp16.py convertation/onnx_file.py \
+  build/onnx/%.tf32.onnx build/onnx/%.fp16.onnx $(heads:%=build/onnx/%.onnx) scripts/convert/compare_fp16.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py \
   scripts/convert/probabilities.py $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
 	  torch onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
@@ -231,9 +231,9 @@ $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call p
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
-  build/models/$$(*F).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
-  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py | .venv/installed
-	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
+  build/models/$$(*F).tolerance.json build/checks/$$(*F).json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
+  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py scripts/convert/ties.py | .venv/installed
+	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,5,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
   scripts/serve/check_repository.py | .venv/installed
@@ -243,7 +243,7 @@ $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json s
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
 published.as     := $(foreach model,$(varied),$(filter-out $(varied),$(call variant,$(model))))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/serve/verdict.py scripts/convert/collapse.py scripts/serve/check_repository.py scripts/serve/triton_server.py scripts/convert/sample.py \
+verdict := scripts/serve/verdict.py scripts/convert/collapse.py scripts/serve/check_repository.py scripts/serve/triton_server.py scripts/convert/sample.py scripts/convert/ties.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \

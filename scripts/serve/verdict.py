@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 
 from scripts.convert.collapse import CAUSE, alike
 from scripts.convert.sample import sample
+from scripts.convert.ties import without_flips
 from scripts.serve.check_repository import check_repository, read_config
 from scripts.serve.triton_server import Server, has_gpu, triton_server
 
@@ -179,26 +180,6 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
             f"expected {expected[where]:.7g}, answered {served[where]:.7g}; {next_step}"
         )
     return float(np.abs(difference).max()), flips
-
-
-def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
-    """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
-
-    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
-    The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
-    nothing else is explained by them.
-    """
-    left, flips = [np.atleast_2d(np.asarray(tie, np.float64)) for tie in ties], 0
-    while left and not (np.abs(difference) <= allowed).all():
-        rests = [difference - change for tie in left for change in tie]
-        token = [number for number, tie in enumerate(left) for _ in tie]
-        remains = np.linalg.norm(rests, axis=1)
-        best = int(remains.argmin())
-        if not remains[best] < np.linalg.norm(difference):
-            break
-        difference, flips = rests[best], flips + 1
-        del left[token[best]]
-    return difference, flips
 
 
 def stage(contents: Sequence[str], staging: Path) -> None:

@@ -27,9 +27,10 @@ from scripts.convert.compare import open_session
 from scripts.convert.judge import Judge
 from scripts.convert.probabilities import changed, probabilities, unit
 from scripts.convert.sample import sample
+from scripts.convert.ties import without_flips
 from scripts.serve.check_repository import read_config, read_without_weights
 from scripts.serve.served import serving
-from scripts.serve.verdict import stage, without_flips
+from scripts.serve.verdict import stage
 
 Array = NDArray[Any]
 Files = dict[str, Path]

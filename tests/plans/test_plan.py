@@ -168,6 +168,7 @@ def test_an_option_that_trtexec_lacks_is_its_error(desk: Path) -> None:
     ("flag", "expected"),
     [
         ("--fp16", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
+        ("--noTF32", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
         ("--maxShapes=input:16x8", "expected further options"),
         ("fp16", "expected further options"),
     ],
@@ -453,6 +454,45 @@ def test_a_plan_within_the_tolerance_is_told_how_far_it_is_off(desk: Path) -> No
 def test_a_plan_that_is_wrong_is_refused(desk: Path, fault: str, expected: str) -> None:
     with pytest.raises(SystemExit, match=expected):
         compared(fault)
+
+
+def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a ViT, whose two volumes come again and again up to the largest batch."""
+    monkeypatch.chdir(tmp_path)
+    Path("out.plan").write_bytes(b"plan")
+    entry = {"name": "vit", "family": "vit", "input": [1, 10, 20, 20], "output": [64], "batch": [1, 2, 4]}
+    chance = np.random.default_rng(0)
+    two, turned = chance.normal(size=(2, 64)).astype(np.float32), chance.normal(size=(1, 1, 64))
+    right = two[[0, 1, 0, 1]]
+    assert expected.samples(entry) == [0, 1, 0, 1]
+    ours = right.copy()
+    ours[1::2] += turned[0, 0].astype(np.float32)
+    monkeypatch.setattr(compare_plan, "ask", lambda _plan, request, _scratch: ours[: len(request)].copy())
+    strict = {"gpu": 1e-4, "cosine": 0.999999, "probability": 1e-4}
+    check = {"served": [{"first": 0, "flips": [[]]}, {"first": 1, "flips": [turned.tolist()]}]}
+
+    def judge(ties: dict[int, Any]) -> dict[str, Any]:
+        return compare_plan.compare(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
+
+    result = judge(compare_plan.ties_of(check))
+
+    assert result["flips"] == 3 and result["difference"] < 1e-5 and result["cosine"] > 0.999999
+    assert [answer["flips"] for answer in result["served"]] == [[[]], [[], turned.tolist()]]
+    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
+        judge({})
+    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
+        judge({0: turned.tolist()})
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("fp32", ["--noTF32"]), ("tf32", []), ("fp16", ["--stronglyTyped", "--profilingVerbosity=detailed", "--noTF32"])],
+)
+def test_a_plan_multiplies_in_tf32_where_that_is_asked_for_and_only_there(precision: str, words: list[str]) -> None:
+    shapes = ["--minShapes=input:1x8", "--optShapes=input:4x8", "--maxShapes=input:8x8"]
+    assert plan_request.options(ENTRY, precision, "") == [*shapes, *words, "--verbose", "--device=0"]
 
 
 def test_a_model_without_a_tolerance_for_plans_is_refused(desk: Path) -> None:
