@@ -273,7 +273,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish
 	$(call step,$(python) -m scripts.publish.prebuilt --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
 .PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
-        logs down rollback test bench status graph provenance clean distclean help
+        logs down rollback test bench bench-gpu status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -373,6 +373,10 @@ test: $$(needs.test)  ## Format, lint, types and every test
 needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
+
+needs.bench-gpu = .venv/installed
+bench-gpu: $$(needs.bench-gpu)  ## On a machine with a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
+	@$(python) -m scripts.bench.gpu build/bench-gpu.json
 
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
