@@ -260,9 +260,11 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
   scripts/show/fidelity.py scripts/serve/served.py scripts/convert/probabilities.py scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py \
-  scripts/convert/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
+  scripts/convert/onnx_session.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py $(verdict) $(network.vit) $(network.head) \
+  convertation/checkpoint.py requirements-triton.txt requirements-inference.txt | .venv/installed .venv-triton/installed .venv-inference/installed
 	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
-	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
+	  --weights $(kind) --deployed .venv-triton/bin/python3 --deployed .venv-inference/bin/python3 $(fidelity_hops) $(out),\
+	  torch onnxruntime-gpu tritonclient onnx onnx-ir ml_dtypes numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
