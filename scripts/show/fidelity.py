@@ -1,11 +1,12 @@
 """How far each hop moves the answers, and what of it reaches a decision: PyTorch, ONNX, fp16, plan, served.
 
     python -m scripts.show.fidelity --weights synthetic [--deployed PYTHON] pytorch/vit=CHECKPOINT
-        onnx/vit=build/onnx/vit.onnx … fp16/vit=… plan/GPU/vit=… served/vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/fidelity.json
+        onnx/vit=build/onnx/vit.onnx … fp16/vit=… plan/GPU/vit=…
+        served/vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/fidelity.json
 
 HOP/MODEL=FILE, for the ViT and each head; served/FILE=SOURCE as in scripts/serve/verdict.py.  Every hop gets the same
-seeded CT-like volumes, other ones than the build's checks; its own heads answer on its own embeddings.  It measures, and
-refuses nothing: the gates are scripts/convert/compare.py and scripts/serve/verdict.py.
+seeded CT-like volumes, other ones than the build's checks; its own heads answer on its own embeddings.  It measures,
+and refuses nothing: the gates are scripts/convert/compare.py and scripts/serve/verdict.py.
 """
 
 import argparse

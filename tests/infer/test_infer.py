@@ -261,6 +261,8 @@ def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, 
 
     python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
     assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
+    config = [*python[:3], "--entrypoint=cat", image, "/models/vit_onnx/config.pbtxt"]  # says how a GPU is to multiply
+    assert b"use_tf32" in subprocess.run(config, capture_output=True).stdout
     assert b"No module named 'torch'" in subprocess.run([*python, "import torch"], capture_output=True).stderr
 
 
