@@ -226,9 +226,9 @@ def expected(
         return content
     content = read(checks, model, variants)
     if gpu:
-        content["served"] = [
-            answer | {"allowed": answer.get("allowed_gpu", answer["allowed"])} for answer in content["served"]
-        ]
+        for answer in content["served"]:
+            if "allowed_gpu" in answer:  # tags are the same everywhere
+                answer["allowed"] = answer["allowed_gpu"]
     return content
 
 

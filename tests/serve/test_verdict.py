@@ -170,6 +170,9 @@ def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(
     ] == [1, 2, 3]
     assert [allowed_to("vit_onnx", ["vit.tf32"], gpu=True), allowed_to("binary_onnx", [], gpu=True)] == [20, 30]
     assert allowed_to("vit_onnx", [], gpu=True, pattern=f"{tmp_path}/{{}}.plan.json") == 7
+    tagged = {"output": ["CHEST"]}
+    (tmp_path / "bpr.json").write_text(json.dumps({"served": [tagged]}))
+    assert judge.expected(tmp_path, None, "bpr_model", gpu=True)["served"] == [tagged]
     with pytest.raises(SystemExit, match=r"vit\.fp16\.json: no such file, but vit_onnx is judged by it"):
         allowed_to("vit_onnx", ["vit.fp16"])
 
