@@ -599,6 +599,20 @@ def test_plans_lie_beside_the_onnx_models(published: Project) -> None:
     assert verdict["server"].startswith(TRITON_IMAGE)
 
 
+def test_another_precision_has_plans_of_its_own_under_the_same_names(both: Project) -> None:
+    before = both.published()
+    both.make("repository", "FORMAT=both", "PRECISION=tf32", *KNOBS, DOCKER_GPUS=docker_gpus())
+
+    files, folder = both.published(), both.path / "build/plan/sm86"
+    assert files.keys() == before.keys()
+    assert {name for name in files if files[name] != before[name] and "/1/" not in name} == {"vit_onnx/config.pbtxt"}
+    requests = {name: json.loads((folder / f"{name}.json").read_text())["request"] for name in ("vit.tf32", "binary")}
+    assert {name: request["precision"] for name, request in requests.items()} == {"vit.tf32": "tf32", "binary": "fp32"}
+    assert ["--noTF32" in request["options"] for request in requests.values()] == [False, True]
+    limits = [json.loads((folder / f"{name}.check.json").read_text())["tolerance"]["gpu"] for name in requests]
+    assert limits == [0.14, 1e-4]
+
+
 def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both: Project) -> None:
     said = both.make("trt", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "up to date" in said
