@@ -160,7 +160,6 @@ def make(models: Path, entries: dict[str, Any], onnx: Path | None, scratch: Path
     there = {name: onnx / f"{name}.onnx" for name in files if onnx and (onnx / f"{name}.onnx").is_file()}
     for name, entry in entries.items():
         del entry["tolerance"]
-        entry["checkpoint"] = entry["checkpoint"].replace("{VIT}", "LiPro")
         (scratch / f"{name}.json").write_text(json.dumps(entry))
     wanted = [name for name in files if name not in there]
     for name in sorted({name.partition(".")[0] for name in wanted if name != "vit.fp16" or "vit.tf32" in wanted}):
