@@ -42,7 +42,7 @@ def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str],
 def largest_values(onnx: Path, names: list[str], request: NDArray[np.float32]) -> dict[str, float]:
     """The largest absolute value that each of the float values `names` takes for any row of `request`; NaN if one is.
 
-    The graph gets two reductions of each, so that no value is kept.
+    The graph gets two reductions of each, which run beside the network, so that no value is kept for them.
     """
     nodes = [
         helper.make_node(reduction, [name], [f"{name}/{reduction}"], keepdims=0)
@@ -51,7 +51,7 @@ def largest_values(onnx: Path, names: list[str], request: NDArray[np.float32]) -
     ]
     wanted = [output for node in nodes for output in node.output]
     piece = ModelProto(graph=GraphProto(node=nodes, output=[ValueInfoProto(name=name) for name in wanted]))
-    session = open_session(onnx, piece.SerializeToString())
+    session = open_session(onnx, piece.SerializeToString(), ahead=True)
     found = [np.array(session.run(wanted, {"input": row[None]}), np.float64) for row in request]
     most = np.abs(np.stack(found)).max(axis=0).reshape(-1, 2).max(axis=1)
     return {name: float(value) for name, value in zip(names, most, strict=True)}

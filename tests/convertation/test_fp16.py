@@ -1,7 +1,10 @@
 """PRECISION=tf32 and fp16: made for a GPU, rounded where its range allows, compared, published under the same names."""
 
+import itertools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +179,29 @@ def test_the_largest_of_every_value_is_found_whichever_its_sign(tmp_path: Path) 
     found = largest_values(file, ["input", "moved"], np.array([[1, 2, 3], [-5, 0, 0]], np.float32))
 
     assert found == {"input": 5.0, "moved": 14.0}
+
+
+def test_what_is_measured_is_not_kept(tmp_path: Path) -> None:
+    """Of 60 values of 16 MB two or three at a time; a network of full size would take 12 GB."""
+    names = ["input", *(f"value{number}" for number in range(60)), "output"]
+    nodes = [helper.make_node("Neg", [one], [other]) for one, other in itertools.pairwise(names)]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1 << 22]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "main", info[:1], info[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "a.onnx")
+    program = f"""if True:
+        import resource, sys, numpy
+        from pathlib import Path
+        from scripts.convert.round_fp16 import largest_values
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        request, before = numpy.ones((1, 1 << 22), numpy.float32), peak()
+        found = largest_values(Path({str(tmp_path / "a.onnx")!r}), {names!r}, request)
+        print(set(found.values()), peak() - before)
+    """
+
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    ones, grown = said.rsplit(" ", 1)
+    assert ones == "{1.0}" and int(grown) < 400
 
 
 @pytest.mark.parametrize(("largest", "kept"), [(8188.0, []), (8189.0, ["node_moved (MatMul, up to 8.19e+03)"])])
