@@ -22,8 +22,8 @@ VIT ?= LiPro
 WITH ?=
 # What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
 MODEL ?=
-# Precision of the ViT: fp32 or fp16 (weights and most of the arithmetic; its inputs and outputs, heads and bpr stay fp32)
-PRECISION ?= $(or $(if $(of_the_published),$(if $(seen_fp16),fp16)),fp32)
+# Precision of the ViT on a GPU: fp32, tf32 (products of 10 bits) or fp16 (half the size); heads and bpr stay fp32
+PRECISION ?= $(or $(if $(of_the_published),$(seen_precision)),fp32)
 # ONNX operator set; what a release of Triton reads: scripts/serve/releases.yaml
 OPSET ?= 20
 # What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
@@ -88,21 +88,24 @@ kind        := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
 checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
 onnx        := $(models:%=build/onnx/%.onnx)
 checks      := $(models:%=build/checks/%.json)
-halves      := $(foreach model,$(models),$(if $($(model).fp16),$(model)))
-onnx16      := $(halves:%=build/onnx/%.fp16.onnx)
-checks16    := $(halves:%=build/checks/%.fp16.json)
-entries     := $(models:%=build/models/%.json) $(models:%=build/models/%.tolerance.json)
+varied      := $(foreach model,$(models),$(if $($(model).variants),$(model)))
 releases    := scripts/serve/releases.py scripts/serve/releases.yaml
+onnx_tf32   := $(varied:%=build/onnx/%.tf32.onnx)
+onnx_fp16   := $(varied:%=build/onnx/%.fp16.onnx)
+checks_tf32 := $(varied:%=build/checks/%.tf32.json)
+checks_fp16 := $(varied:%=build/checks/%.fp16.json)
+limits      := $(foreach model,$(models) $(foreach precision,tf32 fp16,$(varied:%=%.$(precision))),build/models/$(model).tolerance.json)
+entries     := $(models:%=build/models/%.json) $(limits)
 bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 
-# vit or vit.fp16, as PRECISION says
-rounded = $(if $(filter fp16,$(PRECISION)),$(filter $1,$(halves)))
-variant = $1$(if $(call rounded,$1),.fp16)
+# vit, vit.tf32 or vit.fp16, as PRECISION says
+variant = $1$(if $(filter $1,$(varied)),$(filter-out .fp32,.$(PRECISION)))
 
 # TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans/plans.mk
 planned     := $(filter vit $(heads),$(models))
 config.vit  := convertation/vit/config.pbtxt
 $(foreach head,$(heads),$(eval config.$(head) := convertation/head/$(head).pbtxt))
+config_of   = $(if $(filter %.tf32 %.fp16,$(call variant,$1)),$(config.$1:.pbtxt=.tf32.pbtxt),$(config.$1))
 include scripts/plans/plans.mk
 
 # What bpr_model needs in the image of a release; the usual one's file names none
@@ -111,7 +114,7 @@ bpr_pins := $(or $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt),co
 # Each file of the published repository, and the file it is a copy of
 contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
-    $(model)_onnx/config.pbtxt=$(config.$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
+    $(model)_onnx/config.pbtxt=$(call config_of,$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
   $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
     $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
@@ -152,7 +155,7 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 $(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml scripts/convert/model_entry.py | .venv/installed
 	$(call step,$(python) -m scripts.convert.model_entry $< $* model $(out))
 
-$(models:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml scripts/convert/model_entry.py \
+$(limits): build/models/%.tolerance.json: convertation/models.yaml scripts/convert/model_entry.py \
   | .venv/installed
 	$(call step,$(python) -m scripts.convert.model_entry $< $* tolerance $(out))
 
@@ -187,6 +190,13 @@ $(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
 	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
 	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
 
+# The same for a GPU alone, whose arithmetic config.pbtxt says
+$(onnx_tf32): build/onnx/%.tf32.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
+  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/checkpoint.py convertation/export.py \
+  convertation/onnx_file.py | .venv/installed
+	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) --for gpu $< build/models/$*.json $(out),\
+	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
+
 # ONNX against PyTorch, on the same input, by our ONNX Runtime and by the one that serves the verdict
 comparing = scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py scripts/convert/collapse.py scripts/convert/onnx_session.py \
   scripts/convert/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
@@ -194,13 +204,20 @@ $(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.jso
   $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
 	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
-# ONNX rounded to fp16, and compared with what it was rounded from
-$(onnx16): build/onnx/%.fp16.onnx: build/onnx/%.onnx convertation/fp16.py convertation/onnx_file.py | .venv/installed
-	$(call step,$(python) -m convertation.fp16 $< $(out),onnx onnx-ir ml_dtypes numpy)
+$(checks_tf32): build/checks/%.tf32.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tf32.tolerance.json build/onnx/%.tf32.onnx \
+  $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
 
-$(checks16): build/checks/%.fp16.json: build/checks/%.json build/models/%.json build/models/%.tolerance.json \
-  build/onnx/%.onnx build/onnx/%.fp16.onnx scripts/convert/compare_fp16.py $(comparing) | .venv/installed
-	$(call step,$(python) -m scripts.convert.compare_fp16 $(wordlist 1,5,$^) $(out),torch onnxruntime-gpu onnx numpy)
+# That rounded to fp16 where the range of its values allows, and compared with what it was rounded from, as a GPU computes it
+$(onnx_fp16): build/onnx/%.fp16.onnx: build/onnx/%.tf32.onnx build/models/%.json scripts/convert/round_fp16.py scripts/convert/onnx_session.py \
+  scripts/convert/sample.py convertation/fp16.py convertation/onnx_file.py | .venv/installed
+	$(call step,$(python) -m scripts.convert.round_fp16 $< build/models/$*.json $(out),onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
+
+$(checks_fp16): build/checks/%.fp16.json: build/checks/%.tf32.json build/models/%.json build/models/%.fp16.tolerance.json \
+  build/onnx/%.tf32.onnx build/onnx/%.fp16.onnx $(heads:%=build/onnx/%.onnx) scripts/convert/compare_fp16.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py \
+  scripts/convert/probabilities.py $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
+	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
+	  torch onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
 
 # Who checks a repository offline
 checking := $(addprefix scripts/serve/,check_repository.py config_rules.py onnx_agreement.py python_model.py releases.py releases.yaml)
@@ -215,7 +232,7 @@ $(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).
 	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
 
 # or one that was built elsewhere
-$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(call plain,$$(*F)).tolerance.json \
+$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(*F).tolerance.json \
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/plans/take_plan.py scripts/steps/records.py
 	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
@@ -230,9 +247,9 @@ $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call p
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
-  build/models/$$(call plain,$$(*F)).tolerance.json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
-  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py | .venv/installed
-	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,4,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
+  build/models/$$(*F).tolerance.json build/checks/$$(*F).json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
+  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py scripts/convert/ties.py | .venv/installed
+	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,5,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
   $(checking) | .venv/installed
@@ -240,18 +257,18 @@ $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json s
 
 # The whole set, checked offline and served once by a real Triton
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
-published.fp16   := $(foreach model,$(models),$(call rounded,$(model)))
+published.as     := $(foreach model,$(varied),$(filter-out $(varied),$(call variant,$(model))))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/convert/sample.py \
+verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/convert/sample.py scripts/convert/ties.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
   | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 
 # Every hop on eight volumes: how far it moves the answers, and what of it reaches a decision
 fidelity_models := vit $(heads)
-fidelity_fp16   := $(sort $(wildcard $(fidelity_models:%=build/onnx/%.fp16.onnx)) $(filter $(fidelity_models:%=build/onnx/%.fp16.onnx),$(sources)))
+fidelity_fp16   := $(sort $(wildcard $(onnx_fp16)) $(filter $(onnx_fp16),$(sources)))
 fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights)/$($(model).checkpoint) onnx/$(model)=build/onnx/$(model).onnx) \
   $(foreach file,$(fidelity_fp16),fp16/$(notdir $(file:.fp16.onnx=))=$(file)) \
   $(foreach file,$(wildcard $(fidelity_models:%=build/plan/*/%.plan)),$(patsubst build/%.plan,%,$(file))=$(file)) \
@@ -259,9 +276,11 @@ fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights
 
 build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
   scripts/show/fidelity.py scripts/serve/served.py scripts/convert/probabilities.py scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py \
-  scripts/convert/onnx_session.py $(verdict) $(network.vit) $(network.head) convertation/checkpoint.py requirements-triton.txt | .venv/installed .venv-triton/installed
+  scripts/convert/onnx_session.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py $(verdict) $(network.vit) $(network.head) \
+  convertation/checkpoint.py requirements-triton.txt requirements-inference.txt | .venv/installed .venv-triton/installed .venv-inference/installed
 	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
-	  --weights $(kind) $(fidelity_hops) $(out),torch onnxruntime-gpu tritonclient onnx numpy)
+	  --weights $(kind) --deployed .venv-triton/bin/python3 --deployed .venv-inference/bin/python3 $(fidelity_hops) $(out),\
+	  torch onnxruntime-gpu tritonclient onnx onnx-ir ml_dtypes numpy)
 
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
@@ -272,7 +291,7 @@ $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish
 	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
 .PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
-        logs down rollback test bench status graph provenance clean distclean help
+        logs down rollback test bench bench-gpu status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
 	$(if $(ask),$(ask_gpu),$(missed)$(publish))
@@ -305,14 +324,14 @@ update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are stil
 
 needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared))
 verify: $$(needs.verify)  ## Check and serve the published repository once more
-	$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --checks build/checks $(published.fp16:%=--fp16 %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
+	$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
 
 doctor:  ## What this machine has, lacks, and what to do about it
 	@$(system_python) -m scripts.plans.doctor $(PORTS)
 
 needs.verify-gpu = $(if $(gpu),$(onnx) $(published.checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
 verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
-	$(if $(gpu),@$(python) -m scripts.plans.verify_gpu $(published.fp16:%=--fp16 %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
+	$(if $(gpu),@$(python) -m scripts.plans.verify_gpu $(published.as:%=--variant %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
 	  @$(system_python) -m scripts.plans.doctor --gpu && $(subst @,,$(ask_gpu)))
 
 needs.fidelity = build/fidelity.json
@@ -372,6 +391,10 @@ test: $$(needs.test)  ## Format, lint, types and every test
 needs.bench = .venv/installed .venv-triton/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
+
+needs.bench-gpu = .venv/installed
+bench-gpu: $$(needs.bench-gpu)  ## On a machine with a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
+	@$(python) -m scripts.bench.gpu build/bench-gpu.json
 
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)

@@ -40,8 +40,9 @@ def compare(
 ) -> dict[str, Any]:
     """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
 
-    `tolerance`: `output` for this comparison, `served` for a server's answers, both relative to the scale, which is the
-    largest absolute value of PyTorch's output. `deployed`: Pythons whose ONNX Runtime is asked besides our own.
+    `tolerance`: `output` for this comparison, `served` for a server's answers, `gpu` for those of a server with a GPU,
+    relative to the scale, which is the largest absolute value of PyTorch's output. `deployed`: Pythons whose ONNX
+    Runtime is asked besides our own.
     SystemExit if the sides differ by more, if either has NaN or infinite values, or if the output does not depend on
     the input.
     """
@@ -91,6 +92,7 @@ def compare(
             "batch": batch,
             "output": references[first : first + batch].tolist(),
             "allowed": tolerance["served"] * scale,
+            **({"allowed_gpu": tolerance["gpu"] * scale} if "gpu" in tolerance else {}),
             "flips": [[tie.astype(np.float32).tolist() for tie in ties] for ties in flips[first : first + batch]],
         }
         for first, batch in requests(batches, request[0].nbytes)

@@ -1,75 +1,133 @@
 """Compare an fp16 file with the ONNX file it was rounded from:
 
-    python -m scripts.convert.compare_fp16 CHECK.json ENTRY.json TOLERANCE.json ONNX FP16 OUT.json
+    python -m scripts.convert.compare_fp16 --head NAME=HEAD.onnx CHECK.json ENTRY.json TOLERANCE.json ONNX FP16 OUT.json
 
-Both get the same seeded input, on the CPU, whose ONNX Runtime computes most of it in float32: what it shows is what the
-rounding of weights does. CHECK is what comparing ONNX with PyTorch left; OUT, written only if the files agree, has its
-answers of PyTorch, which a server of FP16 may miss by more.
+All get the same seeded input on the CPU. FP16 is asked twice: as a GPU computes it, each operator's result rounded
+(scripts/convert/emulate_fp16.py), and as a CPU serves it, by our ONNX Runtime and by each --deployed PYTHON's. CHECK is
+what comparing ONNX with PyTorch left. OUT, written only if all agree, tells how many codes flip, how far embeddings and
+each HEAD's probabilities move, and has PyTorch's answers, which a server of FP16 may miss by more.
 """
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.convert.compare import INNER, SEED, ask
+from scripts.convert.compare import INNER, SAMPLES, SEED, ask, ask_deployed, open_session
+from scripts.convert.emulate_fp16 import emulating
 from scripts.convert.judge import Judge
+from scripts.convert.probabilities import changed, probabilities, unit
 from scripts.convert.sample import sample
 
-COMPARED = "fp16 weights, on the CPU; what fp16 arithmetic does, a GPU alone shows"
+Array = NDArray[Any]
+Values = dict[str, Array]
+COMPARED = "fp16 as a GPU rounds it, emulated on the CPU"
 
 
 def compare_fp16(
-    check: dict[str, Any], entry: dict[str, Any], tolerance: dict[str, float], onnx: Path, rounded: Path
+    check: dict[str, Any],
+    entry: dict[str, Any],
+    tolerance: dict[str, float],
+    onnx: Path,
+    rounded: Path,
+    heads: Mapping[str, Path],
+    deployed: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """What OUT holds: differences relative to the output's scale, the share of codes that flipped, served answers.
+    """What OUT holds: differences relative to the output's scale, the codes that flipped, served answers.
 
-    SystemExit if an output differs by more than `tolerance["fp16"]`, is NaN or infinite, or does not depend on the
-    input.
+    `tolerance`: `output`, `cosine` and `probability` for the emulation, `output` for a CPU's answers too.
+    SystemExit if one is missed, if an answer is NaN or infinite, inside the graph too, or does not depend on the input.
     """
     inner = INNER.get(entry["family"], ())
-    batches: list[int] = check["batches"]
-    request = sample(entry, SEED, batches[-1])["input"]
-    (exact,) = ask(Judge(onnx, entry["family"], tolerance["fp16"]), request, batches[-1:], inner)
-    judge = Judge(rounded, entry["family"], tolerance["fp16"], f"{onnx}'s")
-    answers = ask(judge, request, batches, inner)
+    request = sample(entry, SEED, SAMPLES)["input"]
+    exact = one_by_one(Judge(onnx, entry["family"], tolerance["output"]), request, inner)
+    judge = Judge(rounded, entry["family"], tolerance["output"], f"{onnx}'s")
+    with emulating(rounded) as file:
+        emulated = one_by_one(judge._replace(onnx=file), request, inner)
+    answers = {"as a GPU rounds it": emulated, "on a CPU": one_by_one(judge, request, inner)}
+    for python in deployed:
+        answer = ask_deployed(judge, request, python, inner)
+        answers[answer.name] = answer.values
+    differences = {name: judged(judge, name, exact, values) for name, values in answers.items()}
 
-    expected = [exact["output"][:batch] for batch in batches]
-    outputs = [
-        (f"output at batch {len(right)}", right, answer["output"])
-        for right, answer in zip(expected, answers, strict=True)
-    ]
-    for output in outputs:
-        judge.sane(*output)
-    judge.alive(*outputs[-1])
-    difference = max(judge.same(*output) for output in outputs)
-
+    alike = float(cosines(emulated["output"], exact["output"]).min())
+    if not alike >= tolerance["cosine"]:
+        judge.fail(
+            f"cosine of an embedding, as a GPU rounds it, is {alike:.6f}; expected at least {tolerance['cosine']:g}",
+            "rounding turns too many codes",
+        )
+    decided = {name: decisions(head, exact["output"], emulated["output"]) for name, head in heads.items()}
+    for head, found in decided.items():
+        if not found["difference"] <= tolerance["probability"]:
+            judge.fail(
+                f"a probability of {head} moves by {found['difference']:.2e}, as a GPU rounds it; "
+                f"expected at most {tolerance['probability']:g}",
+                "rounding turns too many codes",
+            )
     scale = float(np.abs(exact["output"]).max())
-    apart = np.abs(answers[-1]["output"] - exact["output"])
+    apart = np.abs(emulated["output"] - exact["output"])
     result = {
         "model": entry["name"],
         "precision": "fp16",
         "compared": COMPARED,
-        "difference": difference,
+        "difference": differences["as a GPU rounds it"],
         "difference_99_9": float(np.quantile(apart, 0.999)) / scale,
-        "cosine": float(cosines(answers[-1]["output"], exact["output"]).min()),
-        "tolerance": tolerance["fp16"],
-        "batches": batches,
+        "differences": differences,
+        "cosine": alike,
+        "probabilities": decided,
+        "tolerance": tolerance["output"],
+        "batches": check["batches"],
         "scale": check["scale"],
     }
     if inner:
-        flipped = int(sum((answer["codes"] != exact["codes"][: len(answer["codes"])]).sum() for answer in answers))
-        compared = sum(answer["codes"].size for answer in answers)
-        tokens = np.abs(answers[-1]["tokens"] - exact["tokens"]).max() / np.abs(exact["tokens"]).max()
-        codes = {"compared": compared, "flipped": flipped, "share": flipped / compared}
-        result["codes"] = codes | {"tokens_difference": float(tokens)}
+        flipped = {name: int((values["codes"] != exact["codes"]).sum()) for name, values in answers.items()}
+        compared = int(exact["codes"].size)
+        tokens = np.abs(emulated["tokens"] - exact["tokens"]).max() / np.abs(exact["tokens"]).max()
+        result["codes"] = {
+            "compared": compared,
+            "flipped": flipped["as a GPU rounds it"],
+            "flipped_by": flipped,
+            "share": flipped["as a GPU rounds it"] / compared,
+            "tokens_difference": float(tokens),
+        }
     # A code that flips moves the output far beyond rounding, and which ones flip depends on who computes
-    allowed = tolerance["fp16"] * check["scale"]
-    result["served"] = [answer | {"allowed": allowed, "flips": []} for answer in check["served"]]
+    result["served"] = [
+        answer
+        | {
+            "allowed": tolerance["served"] * check["scale"],
+            "allowed_gpu": tolerance["gpu"] * check["scale"],
+            "flips": [],
+        }
+        for answer in check["served"]
+    ]
     return result
+
+
+def one_by_one(judge: Judge, request: Array, inner: tuple[str, ...]) -> Values:
+    """Our ONNX Runtime's answers, a sample at a time: a batch would take as many times the memory."""
+    parts = [ask(judge, request[row : row + 1], [1], inner)[0] for row in range(len(request))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def judged(judge: Judge, name: str, exact: Values, found: Values) -> float:
+    """The largest difference of the output relative to its scale, if it is within the tolerance and all is finite."""
+    for value in exact:
+        judge.sane(f"{value} {name}", exact[value], found[value])
+    judge.alive(f"output {name}", exact["output"], found["output"])
+    return judge.same(f"output {name}", exact["output"], found["output"])
+
+
+def decisions(head: Path, before: Array, after: Array) -> dict[str, Any]:
+    """How far the probabilities of `head`, an ONNX file, move between two embeddings (n, output), and which decisions
+    change: [sample, finding] of each.
+    """
+    session = open_session(head)
+    old, new = (probabilities(session.run(["output"], {"input": unit(side)})[0]) for side in (before, after))
+    return {"difference": float(np.abs(new - old).max()), "compared": int(old.size), "changed": changed(old, new)}
 
 
 def cosines(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
@@ -83,13 +141,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in "check", "entry", "tolerance", "onnx", "fp16", "out":
         parser.add_argument(name, type=Path)
+    parser.add_argument("--head", action="append", default=[], metavar="NAME=ONNX")
+    parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
     given = parser.parse_args()
     check, entry, tolerance = (json.loads(path.read_text()) for path in (given.check, given.entry, given.tolerance))
-    result = compare_fp16(check, entry, tolerance, given.onnx, given.fp16)
+    heads = {name: Path(file) for name, _, file in (word.partition("=") for word in given.head)}
+    result = compare_fp16(check, entry, tolerance, given.onnx, given.fp16, heads, given.deployed)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    codes = f", {100 * result['codes']['share']:.2g} % of the codes flip" if "codes" in result else ""
-    difference, allowed = result["difference"], result["tolerance"]
-    print(f"{entry['name']}: fp16 differs by {difference:.1e} of its scale, allowed {allowed:g}{codes}")
+    print(
+        f"{entry['name']}: as a GPU rounds it, fp16 differs by {result['difference']:.1e} of its scale, "
+        f"allowed {result['tolerance']:g}"
+    )
+    if "codes" in result:
+        print(f"  codes that flip, of {result['codes']['compared']}: {result['codes']['flipped_by']}")
+    for head, found in result["probabilities"].items():
+        print(f"  {head}: probabilities move by {found['difference']:.1e}, {len(found['changed'])} decisions change")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Read models.yaml: one model's part as JSON, or what make has to know of all of them.
 
 python -m scripts.convert.model_entry MODELS.yaml vit model OUT       how it is built: everything but the tolerance
-python -m scripts.convert.model_entry MODELS.yaml vit tolerance OUT   how far it may differ
+python -m scripts.convert.model_entry MODELS.yaml vit tolerance OUT   how far it may differ; vit.tf32: in TF32
 python -m scripts.convert.model_entry facts MODELS.yaml OUT           make variables, such as `vit.family := vit`
 """
 
@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,8 +43,10 @@ KEYS: dict[str, type] = {
     "batch": list,
     "tolerance": dict,
 }
-TOLERANCES: dict[str, type] = dict.fromkeys(("output", "served", "fp16", "gpu", "cosine", "probability"), float)
-MAY_MISS = {"optional", "state_dict", "trained_on", "activation", "fp16", "gpu", "cosine", "probability"}
+LIMITS: dict[str, type] = dict.fromkeys(("output", "served", "gpu", "cosine", "probability"), float)
+PRECISIONS = {"tf32": ("gpu",), "fp16": ("output", "served", "gpu", "cosine", "probability")}  # what each has to say
+TOLERANCES: dict[str, type] = LIMITS | dict.fromkeys(PRECISIONS, dict)
+MAY_MISS = {"optional", "state_dict", "trained_on", "activation", "gpu", "cosine", "probability", *PRECISIONS}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # of a model: folder, file, make variable, Triton model
 CHECKPOINT = re.compile(r"(?:[\w.+@/-]|\{VIT\})+")  # what make and the shell take as it stands
 TEXT = "tag:yaml.org,2002:str"
@@ -113,6 +116,15 @@ def model_entry(path: Path, name: str) -> Entry:
     return {"name": name, **models[name]}
 
 
+def tolerance(path: Path, name: str) -> dict[str, float]:
+    """Return how far `vit` may differ, or `vit.tf32`, the model in that precision; errors as in `read_models`."""
+    model, _, precision = name.partition(".")
+    limits: dict[str, Any] = model_entry(path, model)["tolerance"]
+    if precision and precision not in limits:
+        raise SystemExit(f"{path}: {model}: tolerance: {precision} missing, so there is no {name}")
+    return {key: value for key, value in (limits | limits.get(precision, {})).items() if key in LIMITS}
+
+
 def facts(models: dict[str, Entry]) -> str:
     """Return what make has to know of the models, as variables: `all_models`, and `MODEL.FACT` where there is one."""
     lines = [f"all_models := {' '.join(models)}"]
@@ -122,7 +134,7 @@ def facts(models: dict[str, Entry]) -> str:
             "checkpoint": entry["checkpoint"].replace("{VIT}", "$(VIT)"),
             "trained_on": entry.get("trained_on", ""),
             "optional": "1" if entry.get("optional") else "",
-            "fp16": "1" if "fp16" in entry["tolerance"] else "",
+            "variants": "1" if PRECISIONS.keys() & entry["tolerance"] else "",
         }
         lines += [f"{name}.{fact} := {value}" for fact, value in told.items() if value]
     return "\n".join([*lines, ""])
@@ -147,13 +159,14 @@ def note_lines(node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:
 def check_entry(model: str, entry: Any) -> None:
     """Raise EntryError unless `entry` has just the keys and types that are expected, and is of a piece."""
     check_keys((model,), entry, KEYS)
-    family, network, tolerance = entry["family"], entry["network"], entry["tolerance"]
+    family, network, limits = entry["family"], entry["network"], entry["tolerance"]
     if family not in FAMILIES:
         raise EntryError((model, "family"), f"{model}: unknown family {family}; expected one of {', '.join(FAMILIES)}")
     if model != family and (model in FAMILIES or family in SINGLE):
         raise EntryError((model, "family"), f"{model}: a model of family {family} cannot be called {model}; rename it")
     check_keys((model, "network"), network, NETWORKS[family])
-    check_keys((model, "tolerance"), tolerance, TOLERANCES)
+    check_keys((model, "tolerance"), limits, TOLERANCES)
+    check_precisions(model, family, limits)
     checkpoint = entry["checkpoint"]
     if not CHECKPOINT.fullmatch(checkpoint) or not is_inside(checkpoint):
         raise EntryError(
@@ -167,10 +180,12 @@ def check_entry(model: str, entry: Any) -> None:
         )
     if not re.fullmatch(r"\w+", entry.get("trained_on", "LiPro")):
         raise EntryError((model, "trained_on"), f"{model}: trained_on is {entry['trained_on']!r}; expected one word")
-    if not all(0 <= value < 1 for value in tolerance.values()):
+    numbers = [values for values in limits.values() if type(values) is float]
+    numbers += [value for values in limits.values() if type(values) is dict for value in values.values()]
+    if not all(0 <= value < 1 for value in numbers):
         raise EntryError(
             (model, "tolerance"),
-            f"{model}: tolerance: expected shares of the scale, from 0 to below 1; found {tolerance}",
+            f"{model}: tolerance: expected shares of the scale, from 0 to below 1; found {limits}",
         )
     for key in ("input", "output", "batch"):
         if not all(type(size) is int and size > 0 for size in entry[key]):
@@ -183,8 +198,27 @@ def check_entry(model: str, entry: Any) -> None:
     CHECKS[family](model, entry)
 
 
-def check_keys(place: Place, found: Any, expected: dict[str, type]) -> None:
-    """Raise EntryError unless `found` is a mapping of just the `expected` keys to values of their types."""
+def check_precisions(model: str, family: str, limits: dict[str, Any]) -> None:
+    """Raise EntryError unless a ViT says of tf32 and fp16 what each needs, or of neither, and no other model does."""
+    for precision in (found := [key for key in PRECISIONS if key in limits]):
+        if family != "vit":
+            raise EntryError(
+                (model, "tolerance", precision),
+                f"{model}: tolerance: {precision} is of a vit alone; expected none, a {family} stays fp32",
+            )
+        check_keys((model, "tolerance", precision), limits[precision], LIMITS, needed=PRECISIONS[precision])
+    if missing := [key for key in PRECISIONS if found and key not in found]:
+        raise EntryError(
+            (model, "tolerance"),
+            f"{model}: tolerance: {missing[0]} missing; expected tf32 and fp16, or neither",
+        )
+
+
+def check_keys(place: Place, found: Any, expected: dict[str, type], needed: Sequence[str] | None = None) -> None:
+    """Raise EntryError unless `found` is a mapping of just the `expected` keys to values of their types.
+
+    `needed`: those that it must have; unsaid, all that no entry may miss.
+    """
     where = ": ".join(place)
     if not isinstance(found, dict):
         raise EntryError(place, f"{where}: expected the keys {', '.join(expected)}; found {found!r}")
@@ -200,7 +234,8 @@ def check_keys(place: Place, found: Any, expected: dict[str, type]) -> None:
             raise EntryError((*place, str(key)), f"{where}: {key} is {value}; expected a whole number above 0")
         if key in ("sizes", "patch") and not all(type(size) is int and size > 0 for size in value):
             raise EntryError((*place, str(key)), f"{where}: {key} holds whole numbers above 0; found {value}")
-    if missing := [key for key in expected if key not in found and key not in MAY_MISS]:
+    wanted = [key for key in expected if key not in MAY_MISS] if needed is None else needed
+    if missing := [key for key in wanted if key not in found]:
         raise EntryError(place, f"{where}: {', '.join(missing)} missing")
 
 
@@ -285,9 +320,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("part", choices=["model", "tolerance"])
     parser.add_argument("out", type=Path)
     args = parser.parse_args(words)
-    entry = model_entry(args.models, args.name)
-    tolerance = entry.pop("tolerance")
-    args.out.write_text(json.dumps(entry if args.part == "model" else tolerance, indent=1) + "\n")
+    if args.part == "tolerance":
+        content = tolerance(args.models, args.name)
+    else:
+        content = model_entry(args.models, args.name)
+        del content["tolerance"]
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

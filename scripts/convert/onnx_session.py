@@ -14,18 +14,25 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 
 
-def open_session(onnx: Path, more: bytes = b"") -> onnxruntime.InferenceSession:
-    """A session on the CPU; `more`: a further piece of the file's protobuf message, such as outputs."""
+def open_session(onnx: Path, more: bytes = b"", *, ahead: bool = False) -> onnxruntime.InferenceSession:
+    """A session on the CPU; `more`: a further piece of the file's protobuf message, such as outputs.
+
+    `ahead`: that piece comes first, and its nodes run as soon as they can, so that they keep no value to the end.
+    """
     options = onnxruntime.SessionOptions()
+    if ahead:  # of nodes that are ready, the one that stands first
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4  # what is wrong is said by who asks, in one line
     options.enable_cpu_mem_arena = False  # an arena's gigabyte would stay while PyTorch runs
     # The copy lives in memory, and only until it is read.
     with os.fdopen(os.memfd_create("model"), "wb") as copy:
+        copy.write(more if ahead else b"")
+        copy.flush()
         with onnx.open("rb") as file:
             while os.sendfile(copy.fileno(), file.fileno(), None, 1 << 30):
                 pass
         copy.seek(0, os.SEEK_END)
-        copy.write(more)
+        copy.write(b"" if ahead else more)
         copy.flush()
         return onnxruntime.InferenceSession(f"/proc/self/fd/{copy.fileno()}", options, ["CPUExecutionProvider"])
 

@@ -38,7 +38,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
         for model in MODELS:
             if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
-        models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/1/" for name in MODELS))}
+        models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/" for name in MODELS))}
         program = {str(path): digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]}
         inputs = built_from(pulled(base), {**models, **program}, DOCKERFILE)
         if labels(tag).get("chest.inputs") == inputs:

@@ -34,6 +34,8 @@ SETTINGS = "bpr_model/1/weights/inference-settings.json"
 SERVED = {"vit": "vit_onnx", "binary": "binary_onnx", "multilabel": "multilabel_onnx", "bpr": "bpr_model"}
 BATCH, BATCH_GPU = 8, 32  # slices that the body-part network scores at a time
 PATIENCE = 600  # s for one answer of Triton
+# Among the options that config.pbtxt has for ONNX Runtime on a GPU
+TF32 = re.compile(r'key\s*:\s*"use_tf32"\s*,?\s*value\s*:\s*"(\w+)"')
 # What bpr_model says where it can see no part of a body: Local's `ValueError` and `not len(slices)`
 REFUSED = re.compile(r"bpr_model: (no slice is left|volume is |spacing \[|\d+ voxels of )")
 Array = NDArray[Any]
@@ -75,7 +77,7 @@ class Local(Models):
     def __init__(self, repository: Path) -> None:
         """SystemExit: a file is missing, cannot be opened or is no such network."""
         complete(repository)
-        self.sessions = {name: session(repository / file) for name, file in ONNX.items()}
+        self.sessions = {name: session(repository / file, use_tf32(repository / file)) for name, file in ONNX.items()}
         self.shape = expected_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
         if (classes := self.sessions["multilabel"].get_outputs()[0].shape[-1]) != len(FINDINGS):
             raise SystemExit(f"{repository / ONNX['multilabel']}: {classes} findings, expected {len(FINDINGS)}")
@@ -212,8 +214,15 @@ def complete(repository: Path) -> None:
         )
 
 
-def session(file: Path) -> Any:
-    """SystemExit: ONNX Runtime cannot open the file."""
+def use_tf32(file: Path) -> bool:
+    """Whether the config.pbtxt of MODEL/1/model.onnx lets a GPU multiply in TF32; float32 where it says nothing."""
+    config = file.parents[1] / "config.pbtxt"
+    found = TF32.search(re.sub("#.*", "", config.read_text())) if config.is_file() else None
+    return found is not None and found[1] == "1"
+
+
+def session(file: Path, tf32: bool = False) -> Any:
+    """`tf32`: a GPU may multiply with 10 bits of mantissa. SystemExit: ONNX Runtime cannot open the file."""
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -221,7 +230,11 @@ def session(file: Path) -> Any:
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     providers: list[Any] = ["CPUExecutionProvider"]
     if Path("/dev/nvidiactl").exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        cuda = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+        cuda = {
+            "use_tf32": "1" if tf32 else "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     try:
         return onnxruntime.InferenceSession(os.fspath(file), options, providers=providers)

@@ -1,7 +1,8 @@
 """Write down all that shapes a plan but the GPU and TensorRT: python -m scripts.plans.plan_request ONNX ENTRY.json
 OUT.json
 
---precision fp32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
+--precision fp32|tf32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
+Unless asked for TF32, a plan multiplies float32 as float32: --noTF32.
 The ONNX file counts by its graph: what its metadata say of where the weights come from changes no plan.
 """
 
@@ -35,7 +36,8 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
     more = split_options(flags)
-    ours = [*profile, *typed, "--verbose", "--device=0"]
+    exact = [] if precision == "tf32" else ["--noTF32"]
+    ours = [*profile, *typed, *exact, "--verbose", "--device=0"]
     check_options(more, ours)
     return [*ours, *more]
 
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("onnx", type=Path)
     parser.add_argument("entry", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "fp16"], default="fp32")
     parser.add_argument("--flags", default="")
     given = parser.parse_args()
     entry = json.loads(given.entry.read_text())

@@ -13,7 +13,7 @@ ifneq ($(origin gpu) $(origin tensorrt),command line command line)
 override gpu :=
 endif
 variants   := $(foreach model,$(planned),$(call variant,$(model)))
-plain       = $(1:%.fp16=%)
+plain       = $(patsubst %.tf32,%,$(1:%.fp16=%))
 with_plans := $(if $(filter onnx,$(FORMAT)),$(filter trt verify-gpu,$(MAKECMDGOALS)),yes)
 ask        := $(if $(filter onnx,$(FORMAT)),,$(if $(gpu),,yes))
 ask_gpu     = $(if $(dry),,+)@answer=$$($(system_python) -m scripts.plans.gpu $(if $(filter trt,$@),,--triton $(TRITON_IMAGE))) && \
@@ -41,7 +41,7 @@ compared := $(sort $(variants:%=build/plan/$(gpu)/%.check.json) $(built:.plan=.c
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
 endif
 head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
-precision = $(if $(filter %.fp16,$1),--precision=fp16)
+precision = $(if $(filter %.tf32 %.fp16,$1),--precision=$(PRECISION))
 # Said before anything starts
 wrong_flags := $(if $(and $(TRTEXEC_FLAGS),$(with_plans)$(filter trt-fleet,$(MAKECMDGOALS))),$(shell NGC_RELEASE=$(NGC_RELEASE) \
                  $(PYTHON) -sESB -m scripts.plans.trtexec_options '$(subst ','\'',$(TRTEXEC_FLAGS))' 2>&1))
@@ -62,7 +62,7 @@ tell_what_cards_hold = @$(python) -m scripts.plans.card_memory scripts/plans/car
 
 # Many kinds of GPU: what needs none is made first; then each job runs `make trt` with the knobs that were given
 prepared     = $(foreach model,$(chosen_plans),build/plan/$(model).request.json build/plan/$(model).expected.npy \
-                 build/models/$(call plain,$(model)).tolerance.json) \
+                 build/models/$(model).tolerance.json) \
                $(if $(filter vit%,$(chosen_plans)),$(foreach head,$(heads),build/plan/$(call variant,$(head)).request.json))
 given        = $(foreach knob,$(filter-out GPUS DRY,$(knobs)),$(if $(filter file,$(origin $(knob))),,$(call quote,$(knob)=$($(knob)))))
 fleet        = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(call quote,$(GPUS)) $(call quote,$(prepared)) \

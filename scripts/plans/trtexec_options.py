@@ -43,7 +43,7 @@ OURS = words("""
     --exportOutput --loadInputs --skipInference""")
 PRECISIONS = words("""
     --fp16 --bf16 --fp8 --int8 --int4 --best --stronglyTyped --calib --layerPrecisions --layerOutputTypes
-    --precisionConstraints --inputIOFormats --outputIOFormats""")
+    --precisionConstraints --inputIOFormats --outputIOFormats --noTF32""")
 OLD = {
     "--workspace": "--memPoolSize=workspace:N",
     "--maxBatch": "convertation/models.yaml, batch",
@@ -104,7 +104,7 @@ def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), re
 def refuse(name: str, equals: bool, value: str, seen: set[str], release: str) -> str:
     """Why an option is not passed on, "" if it is."""
     if name in PRECISIONS:
-        return "the precision comes from the ONNX file: PRECISION=fp16"
+        return "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"
     if name in OURS or not name.startswith("--"):
         return "expected further options such as --builderOptimizationLevel=4"
     if name in seen and name not in REPEATED:

@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", required=True)
     parser.add_argument("--gpu-checks", required=True, metavar="PATTERN")
-    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
+    parser.add_argument("--variant", action="append", default=[], metavar="MODEL.PRECISION", help="such as vit.tf32")
     parser.add_argument("contents", nargs="+", metavar="FILE=SOURCE")
     parser.add_argument("out", type=Path)
     given = parser.parse_intermixed_args()
@@ -96,9 +96,9 @@ def main() -> None:
     folders = BUILD / "checks", BUILD / "models"
     told = verdict(
         BUILD / "staging", *folders, BUILD / "logs/verify-gpu.log", given.image,
-        gpu_checks=given.gpu_checks, fp16=given.fp16,
+        gpu_checks=given.gpu_checks, variants=given.variant,
     )  # fmt: skip
-    plans = {name: given.gpu_checks.format(variant(name, given.fp16)) for name in told["models"] if "_trt" in name}
+    plans = {name: given.gpu_checks.format(variant(name, given.variant)) for name in told["models"] if "_trt" in name}
     found = {name: Path(path.replace(".check.json", ".json")) for name, path in plans.items()}
     records = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
     names = list(told["models"])

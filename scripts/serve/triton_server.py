@@ -194,6 +194,11 @@ def in_environment(venv: Path, scratch: Path, environment: dict[str, str]) -> li
     return [str(binaries[0]), f"--backend-directory={backends}"]
 
 
+def has_gpu() -> bool:
+    """Whether a server in Docker gets a GPU; $DOCKER_GPUS says how, see scripts/plans/gpu.py."""
+    return Path("/dev/nvidiactl").exists() or bool(os.environ.get("DOCKER_GPUS"))
+
+
 def in_docker(
     image: str, name: str, repository: Path, address: str, ports: Sequence[int], shared: int, gpu: bool | None = None
 ) -> list[str]:
@@ -210,9 +215,8 @@ def in_docker(
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
     publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, (8000, 8001, 8002), strict=False)]
-    given = os.environ.get("DOCKER_GPUS", "")  # how containers get the GPU, see scripts/plans/gpu.py
-    here = Path("/dev/nvidiactl").exists() or bool(given) if gpu is None else gpu
-    gpus = shlex.split(given or "--gpus=all") if here else []
+    here = has_gpu() if gpu is None else gpu
+    gpus = shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus=all") if here else []
     mirrors = [
         f"--env={key}" for key in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ
     ]

@@ -28,8 +28,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 
 from scripts.convert.collapse import CAUSE, alike
 from scripts.convert.sample import sample
+from scripts.convert.ties import without_flips
 from scripts.serve.check_repository import findings, read_config
-from scripts.serve.triton_server import Server, triton_server
+from scripts.serve.triton_server import Server, has_gpu, triton_server
 
 LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
@@ -42,7 +43,7 @@ def verdict(
     image: str | None = None,
     timeout: float = 600,
     gpu_checks: str | None = None,
-    fp16: Sequence[str] = (),
+    variants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
     found = findings(repository, models)
@@ -53,7 +54,10 @@ def verdict(
     for name in names:
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
             raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
-    asked = {name: (read(models, name), expected(checks, gpu_checks, name, fp16)) for name in names}
+    asked = {
+        name: (read(models, name), expected(checks, gpu_checks, name, variants, gpu=bool(image) and has_gpu()))
+        for name in names
+    }
     before = states(repository)
     files = {path: sha256(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
@@ -181,26 +185,6 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
     return float(np.abs(difference).max()), flips
 
 
-def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
-    """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
-
-    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
-    The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
-    nothing else is explained by them.
-    """
-    left, flips = [np.atleast_2d(np.asarray(tie, np.float64)) for tie in ties], 0
-    while left and not (np.abs(difference) <= allowed).all():
-        rests = [difference - change for tie in left for change in tie]
-        token = [number for number, tie in enumerate(left) for _ in tie]
-        remains = np.linalg.norm(rests, axis=1)
-        best = int(remains.argmin())
-        if not remains[best] < np.linalg.norm(difference):
-            break
-        difference, flips = rests[best], flips + 1
-        del left[token[best]]
-    return difference, flips
-
-
 def stage(contents: Sequence[str], staging: Path) -> None:
     """A fresh folder of links, one per FILE=SOURCE; refuses to clear a folder in which other things than links lie."""
     if staging.exists() or staging.is_symlink():
@@ -221,28 +205,40 @@ def stage(contents: Sequence[str], staging: Path) -> None:
         link.symlink_to(Path(source).resolve())
 
 
-def read(folder: Path, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
-    """The entry or check that belongs to a model folder: binary_onnx and binary_trt have binary.json; what is in `fp16`
-    has binary.fp16.json.
+def read(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry or check that belongs to a model folder: vit_onnx and vit_trt have vit.json, or vit.tf32.json if
+    `variants` has vit.tf32.
     """
-    path = folder / f"{variant(model, fp16)}.json"
+    path = folder / f"{variant(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def expected(checks: Path, gpu_checks: str | None, model: str, fp16: Sequence[str] = ()) -> dict[str, Any]:
-    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with."""
-    on_gpu = Path((gpu_checks or "").format(variant(model, fp16)))
-    content: dict[str, Any] = json.loads(on_gpu.read_text()) if on_gpu.is_file() else read(checks, model, fp16)
+def expected(
+    checks: Path, gpu_checks: str | None, model: str, variants: Sequence[str] = (), *, gpu: bool = False
+) -> dict[str, Any]:
+    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with.
+
+    `gpu`: the server has one, and what was compared on a CPU alone may differ there by as much as a GPU's arithmetic.
+    """
+    on_gpu = Path((gpu_checks or "").format(variant(model, variants)))
+    if on_gpu.is_file():
+        content: dict[str, Any] = json.loads(on_gpu.read_text())
+        return content
+    content = read(checks, model, variants)
+    if gpu:
+        for answer in content["served"]:
+            if "allowed_gpu" in answer:  # tags are the same everywhere
+                answer["allowed"] = answer["allowed_gpu"]
     return content
 
 
-def variant(model: str, fp16: Sequence[str]) -> str:
-    """vit_onnx or vit_trt -> vit, or vit.fp16 if that is served."""
+def variant(model: str, variants: Sequence[str]) -> str:
+    """vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
     name = model.rpartition("_")[0]
-    return f"{name}.fp16" if name in fp16 else name
+    return next((found for found in variants if found.partition(".")[0] == name), name)
 
 
 def states(repository: Path) -> dict[str, tuple[int, int, int]]:
@@ -268,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--staging", type=Path, default=Path("build/staging"))
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
-    parser.add_argument("--fp16", action="append", default=[], metavar="MODEL", help="served in fp16, such as vit")
+    parser.add_argument("--variant", action="append", default=[], metavar="MODEL.PRECISION", help="such as vit.tf32")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
     parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
     parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
@@ -284,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = given.repository or given.staging
     try:
         image, timeout = given.image or None, given.timeout
-        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.fp16)
+        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.variant)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """How far each hop moves the answers, and what of it reaches a decision: PyTorch, ONNX, fp16, plan, served.
 
-    python -m scripts.show.fidelity --weights synthetic pytorch/vit=CHECKPOINT onnx/vit=build/onnx/vit.onnx …
-        fp16/vit=… plan/GPU/vit=… served/vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/fidelity.json
+    python -m scripts.show.fidelity --weights synthetic [--deployed PYTHON] pytorch/vit=CHECKPOINT
+        onnx/vit=build/onnx/vit.onnx … fp16/vit=… plan/GPU/vit=…
+        served/vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/fidelity.json
 
 HOP/MODEL=FILE, for the ViT and each head; served/FILE=SOURCE as in scripts/serve/verdict.py.  Every hop gets the same
-seeded
-CT-like volumes, other ones than the build's checks; its own heads answer on its own embeddings.  It measures, and
-refuses nothing: the gates are scripts/convert/compare.py and scripts/serve/verdict.py.
+seeded CT-like volumes, other ones than the build's checks; its own heads answer on its own embeddings.  It measures,
+and refuses nothing: the gates are scripts/convert/compare.py and scripts/serve/verdict.py.
 """
 
 import argparse
@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from convertation.head import mlp
 from convertation.vit import ctvit
 from scripts.convert import compare_vit
-from scripts.convert.compare import open_session
+from scripts.convert.compare import ask_deployed, open_session
+from scripts.convert.emulate_fp16 import emulating
 from scripts.convert.judge import Judge
 from scripts.convert.probabilities import changed, probabilities, unit
 from scripts.convert.sample import sample
+from scripts.convert.ties import without_flips
 from scripts.serve.check_repository import read_config, read_without_weights
 from scripts.serve.served import serving
-from scripts.serve.verdict import stage, without_flips
+from scripts.serve.verdict import stage
 
 Array = NDArray[Any]
 Files = dict[str, Path]
@@ -52,6 +54,7 @@ class Task(NamedTuple):
     volumes: Volumes
     gpu: bool = False
     image: str | None = None  # whose Triton serves
+    deployed: Sequence[Path] = ()  # Pythons whose ONNX Runtime answers too
 
     @property
     def heads(self) -> list[str]:
@@ -80,14 +83,16 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
     One hop after the other, each gone before the next comes: the ViT's weights lie in memory once.
     """
     batch = task.entries["vit"]["batch"][-1]
-    one, many, rounded = "ONNX, batch 1", f"ONNX, batch {batch}", "fp16 on a CPU: rounded weights"
+    one, many, rounded = "ONNX, batch 1", f"ONNX, batch {batch}", "fp16 as a GPU rounds it"
     first = by_onnx_runtime(task, one, hops["onnx"], 1, ("tokens", "codes"))
     found = [
         Hop(one, "PyTorch", first),
         Hop(many, one, by_onnx_runtime(task, many, hops["onnx"], batch)),
+        *(by_deployed(task, python, hops["onnx"]) for python in task.deployed),
     ]
     if "vit" in hops.get("fp16", {}):
-        found.append(Hop(rounded, "PyTorch", by_onnx_runtime(task, rounded, hops["onnx"] | hops["fp16"], 1)))
+        with emulating(hops["fp16"]["vit"]) as file:
+            found.append(Hop(rounded, "PyTorch", by_onnx_runtime(task, rounded, hops["onnx"] | {"vit": file}, 1)))
     else:
         found.append(Hop(rounded, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
     seen = {hop.name: hop.answers.codes for hop in found if hop.answers}
@@ -244,6 +249,20 @@ def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tupl
     return Answers(embeddings, codes, scores, whole.get("tokens"))
 
 
+def by_deployed(task: Task, python: Path, files: Files) -> Hop:
+    """The ONNX Runtime of another environment, such as `make infer`'s, volume by volume."""
+    where = python.absolute().parents[1].name
+    judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
+    parts = [ask_deployed(judge, request(task, numbers), python, ("codes",)) for numbers in batches(where, 1)]
+    embeddings, codes = (np.concatenate([part.values[name] for part in parts]) for name in ("output", "codes"))
+    scores = {}
+    for head in task.heads:
+        answer = ask_deployed(judge._replace(onnx=files[head], family="head"), unit(embeddings), python, ())
+        scores[head] = probabilities(answer.values["output"])
+    name = parts[0].name.removeprefix("by ").removesuffix(" as deployed")
+    return Hop(f"{name} of {where}", "PyTorch", Answers(embeddings, codes.reshape(VOLUMES, -1), scores))
+
+
 def by_pytorch(
     task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]], theirs: Array | None = None
 ) -> tuple[Answers, dict[str, list[list[float]]], list[list[Array]], dict[str, Any]]:
@@ -355,13 +374,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
     parser.add_argument("--gpu", action="store_true", help="there is one here")
     parser.add_argument("--image", help="serve by this image's Triton, in Docker")
+    parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
     parser.add_argument("files", nargs="+", metavar="HOP/MODEL=FILE")
     parser.add_argument("out", type=Path, metavar="OUT")
     given = parser.parse_args(argv)
     hops, contents = parse(given.files)
     entries = {name: json.loads((given.models / f"{name}.json").read_text()) for name in hops["pytorch"]}
     try:
-        result = fidelity(hops, contents, Task(entries, draw(entries["vit"]), given.gpu, given.image or None))
+        task = Task(entries, draw(entries["vit"]), given.gpu, given.image or None, given.deployed)
+        result = fidelity(hops, contents, task)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.write_text(json.dumps({"weights": given.weights, **result}, indent=1) + "\n")

@@ -33,14 +33,15 @@ ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
 $(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
-# Whether the ViT published there is the one rounded to fp16; with plans alone, the verdict's record tells
-seen_fp16 = $(if $(wildcard $(REPOSITORY)/vit_onnx),$(fp16_onnx),$(findstring /vit.fp16.,$(file <.make/made/build%checks%verdict.json)))
-fp16_onnx = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
-              $(findstring =$(sha),$(firstword $(file <.make/made/build%onnx%vit.fp16.onnx)))))
-$(call one_of,PRECISION,fp32 fp16)
-$(if $(and $(filter fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=fp16 is for models built here, not for FROM=prebuilt; leave one of them out))
+# Whether the ViT published there is that of tf32 or fp16; with plans alone, the verdict's record tells
+seen_precision = $(strip $(foreach other,tf32 fp16,$(if $(if $(wildcard $(REPOSITORY)/vit_onnx),$(onnx_is),$(findstring /vit.$(other).,\
+                   $(file <.make/made/build%checks%verdict.json))),$(other))))
+onnx_is = $(strip $(foreach sha,$(firstword $(file <.make/seen/$(subst /,%,$(REPOSITORY))%vit_onnx%1%model.onnx)),\
+            $(findstring =$(sha),$(firstword $(file <.make/made/build%onnx%vit.$(other).onnx)))))
+$(call one_of,PRECISION,fp32 tf32 fp16)
+$(if $(and $(filter tf32 fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error PRECISION=$(PRECISION) is for models built here, not for FROM=prebuilt; leave one of them out))
 
-# Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.fp16.
+# Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.variants.
 # Python reads that file, once for each content of it; nothing needs .venv again until it changes.
 # Facts of another text are never read: until they are made anew, make sees the empty .make/facts-read in their place
 # GNU Make 4.3's $(file <) leaves a text's last line end now and then (10 of 1,500 runs), so it is cut here

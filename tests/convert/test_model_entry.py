@@ -13,10 +13,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.convert.model_entry import facts, main, model_entry, read_models
+from scripts.convert.model_entry import LIMITS, facts, main, model_entry, read_models, tolerance
 from tests.conftest import Project
 
 MODELS = ROOT / "convertation/models.yaml"
+ZERO = {"output": 0, "served": 0}
 
 
 @pytest.fixture
@@ -53,8 +54,27 @@ def test_the_tolerance_lies_apart_from_the_rest(file: Path, tmp_path: Path) -> N
         command = [sys.executable, "-m", "scripts.convert.model_entry", file, "vit", part, tmp_path / part]
         subprocess.run(command, cwd=ROOT, check=True)
     entry = model_entry(file, "vit")
-    assert json.loads((tmp_path / "tolerance").read_text()) == entry.pop("tolerance")
+    limits = entry.pop("tolerance")
+    assert json.loads((tmp_path / "tolerance").read_text()) == {
+        key: value for key, value in limits.items() if key not in ("tf32", "fp16")
+    }
     assert json.loads((tmp_path / "model").read_text()) == entry
+
+
+def test_what_a_precision_says_takes_the_place_of_what_stands_above_it(file: Path) -> None:
+    limits = {"output": 1e-4, "served": 1e-4, "gpu": 1e-4, "cosine": 0.99}
+    half = {"output": 0.3, "served": 0.3, "gpu": 0.3, "cosine": 0.9, "probability": 0.2}
+    change(file, "vit", tolerance=limits | {"tf32": {"gpu": 0.2}, "fp16": half})
+
+    assert tolerance(file, "vit") == limits
+    assert tolerance(file, "vit.tf32") == limits | {"gpu": 0.2}
+    assert tolerance(file, "vit.fp16") == half
+
+
+def test_a_precision_that_a_model_does_not_have_is_told(file: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        tolerance(file, "binary.fp16")
+    assert str(error.value) == f"{file}: binary: tolerance: fp16 missing, so there is no binary.fp16"
 
 
 def test_what_is_written_depends_on_this_model_alone(file: Path) -> None:
@@ -115,6 +135,13 @@ def test_an_entry_that_is_no_mapping(file: Path) -> None:
         ("binary", {"network": {"sizes": [512, 256, 2], "activation": "relu6"}}, "binary: network: activation "),
         ("vit", {"checkpoint": "../../etc/passwd"}, "vit: checkpoint "),
         ("vit", {"tolerance": {"output": -1.0, "served": 1e-5}}, "vit: tolerance: "),
+        ("vit", {"tolerance": {**ZERO, "fp16": 0.1}}, "vit: tolerance: fp16 is 0.1; expected a value"),
+        ("vit", {"tolerance": {**ZERO, "tf32": {}}}, "vit: tolerance: tf32: gpu missing"),
+        ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "vit: tolerance: fp16 missing; expected tf32 and fp16"),
+        ("vit", {"tolerance": {**ZERO, "tf32": {"gqu": 0}}}, "vit: tolerance: tf32: unknown key gqu; expected "),
+        ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 2.0}, "fp16": dict.fromkeys(LIMITS, 0)}},
+         "vit: tolerance: expected shares of the scale"),
+        ("binary", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "binary: tolerance: tf32 is of a vit alone"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], expected: str) -> None:

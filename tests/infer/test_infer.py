@@ -267,6 +267,8 @@ def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, 
 
     python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
     assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
+    config = [*python[:3], "--entrypoint=cat", image, "/models/vit_onnx/config.pbtxt"]  # says how a GPU is to multiply
+    assert b"use_tf32" in subprocess.run(config, capture_output=True).stdout
     assert b"No module named 'torch'" in subprocess.run([*python, "import torch"], capture_output=True).stderr
 
 
@@ -500,6 +502,42 @@ def test_weights_are_real_only_if_every_network_says_so() -> None:
 
 
 # --- What is refused
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("config.tf32.pbtxt", "1"),
+        ("config.pbtxt", "0"),
+        ('parameters { key: "use_tf32", value: "1" }', "1"),
+        ('# parameters { key: "use_tf32" value: "1" }', "0"),
+        ("", "0"),
+        (None, "0"),
+    ],
+)
+def test_a_gpu_multiplies_as_the_published_config_says(
+    config: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it says nothing, and of bpr, in float32."""
+    for name in models.ONNX.values():
+        (tmp_path / name).parent.mkdir(parents=True)
+    if config is not None:
+        ours = ROOT / "convertation/vit" / config if config.endswith(".pbtxt") else None
+        (tmp_path / "vit_onnx/config.pbtxt").write_text(ours.read_text() if ours else config)
+    opened: dict[str, Any] = {}
+
+    def stand_in(file: str, options: object, providers: list[Any]) -> None:
+        opened[file] = dict(providers[:1])["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(models.onnxruntime, "InferenceSession", stand_in)
+    monkeypatch.setattr(models.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(models.Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
+
+    for name in models.ONNX.values():
+        models.session(tmp_path / name, models.use_tf32(tmp_path / name))
+
+    found = {name: opened[str(tmp_path / name)]["use_tf32"] for name in models.ONNX.values()}
+    assert found == dict.fromkeys(models.ONNX.values(), "0") | {models.ONNX["vit"]: expected}
 
 
 def test_half_a_repository_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:

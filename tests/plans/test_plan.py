@@ -130,7 +130,7 @@ def test_the_command_is_the_hand_run_one_in_a_container(desk: Path, monkeypatch:
         f"--env=CUDA_DEVICE_ORDER=PCI_BUS_ID --mount=type=bind,source={here}/model.onnx,target=/in/model.onnx,readonly "
         f"--mount=type=bind,source={scratch},target=/out {TENSORRT_IMAGE} trtexec --onnx=/in/model.onnx "
         "--saveEngine=/out/binary.plan --timingCacheFile=/out/timing.cache --minShapes=input:1x8 --optShapes=input:4x8 "
-        "--maxShapes=input:8x8 --verbose --device=0"
+        "--maxShapes=input:8x8 --noTF32 --verbose --device=0"
     )
 
 
@@ -170,7 +170,8 @@ def test_an_option_that_trtexec_of_another_release_lacks_is_its_error(
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
-        ("--fp16", "the precision comes from the ONNX file: PRECISION=fp16"),
+        ("--fp16", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
+        ("--noTF32", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
         ("--maxShapes=input:16x8", "expected further options"),
         ("fp16", "expected further options"),
     ],
@@ -459,6 +460,45 @@ def test_a_plan_that_is_wrong_is_refused(desk: Path, fault: str, expected: str) 
         compared(fault)
 
 
+def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a ViT, whose two volumes come again and again up to the largest batch."""
+    monkeypatch.chdir(tmp_path)
+    Path("out.plan").write_bytes(b"plan")
+    entry = {"name": "vit", "family": "vit", "input": [1, 10, 20, 20], "output": [64], "batch": [1, 2, 4]}
+    chance = np.random.default_rng(0)
+    two, turned = chance.normal(size=(2, 64)).astype(np.float32), chance.normal(size=(1, 1, 64))
+    right = two[[0, 1, 0, 1]]
+    assert expected.samples(entry) == [0, 1, 0, 1]
+    ours = right.copy()
+    ours[1::2] += turned[0, 0].astype(np.float32)
+    monkeypatch.setattr(compare_plan, "ask", lambda _plan, request, _scratch: ours[: len(request)].copy())
+    strict = {"gpu": 1e-4, "cosine": 0.999999, "probability": 1e-4}
+    check = {"served": [{"first": 0, "flips": [[]]}, {"first": 1, "flips": [turned.tolist()]}]}
+
+    def judge(ties: dict[int, Any]) -> dict[str, Any]:
+        return compare_plan.compare(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
+
+    result = judge(compare_plan.ties_of(check))
+
+    assert result["flips"] == 3 and result["difference"] < 1e-5 and result["cosine"] > 0.999999
+    assert [answer["flips"] for answer in result["served"]] == [[[]], [[], turned.tolist()]]
+    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
+        judge({})
+    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
+        judge({0: turned.tolist()})
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("fp32", ["--noTF32"]), ("tf32", []), ("fp16", ["--stronglyTyped", "--profilingVerbosity=detailed", "--noTF32"])],
+)
+def test_a_plan_multiplies_in_tf32_where_that_is_asked_for_and_only_there(precision: str, words: list[str]) -> None:
+    shapes = ["--minShapes=input:1x8", "--optShapes=input:4x8", "--maxShapes=input:8x8"]
+    assert plan_request.options(ENTRY, precision, "") == [*shapes, *words, "--verbose", "--device=0"]
+
+
 def test_a_model_without_a_tolerance_for_plans_is_refused(desk: Path) -> None:
     with pytest.raises(SystemExit, match="a plan's tolerance lacks gpu, probability"):
         compared("", {"output": 1e-5})
@@ -563,6 +603,20 @@ def test_plans_lie_beside_the_onnx_models(published: Project) -> None:
     assert verdict["server"].startswith(TRITON_IMAGE)
 
 
+def test_another_precision_has_plans_of_its_own_under_the_same_names(both: Project) -> None:
+    before = both.published()
+    both.make("repository", "FORMAT=both", "PRECISION=tf32", *KNOBS, DOCKER_GPUS=docker_gpus())
+
+    files, folder = both.published(), both.path / "build/plan/sm86"
+    assert files.keys() == before.keys()
+    assert {name for name in files if files[name] != before[name] and "/1/" not in name} == {"vit_onnx/config.pbtxt"}
+    requests = {name: json.loads((folder / f"{name}.json").read_text())["request"] for name in ("vit.tf32", "binary")}
+    assert {name: request["precision"] for name, request in requests.items()} == {"vit.tf32": "tf32", "binary": "fp32"}
+    assert ["--noTF32" in request["options"] for request in requests.values()] == [False, True]
+    limits = [json.loads((folder / f"{name}.check.json").read_text())["tolerance"]["gpu"] for name in requests]
+    assert limits == [0.14, 1e-4]
+
+
 def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both: Project) -> None:
     said = both.make("trt", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "up to date" in said
@@ -576,7 +630,8 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     assert "build/plan/binary.expected.npy: " in steps
     assert "build/plan/sm86/binary.plan: up to date" in steps
     assert "build/plan/sm86/binary.check.json: " not in steps
-    steps = both.make("trt", "MODEL=binary", "TRTEXEC_FLAGS=--noTF32", *KNOBS, DOCKER_GPUS=docker_gpus())
+    flags = "TRTEXEC_FLAGS=--builderOptimizationLevel=4"
+    steps = both.make("trt", "MODEL=binary", flags, *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "build/plan/sm86/binary.plan: binary.request.json changed" in steps
 
 
@@ -592,7 +647,7 @@ def test_a_plan_that_differs_publishes_nothing(both: Project) -> None:
     said = both.fail(
         "repository",
         "FORMAT=both",
-        "TRTEXEC_FLAGS=--noTF32",
+        "TRTEXEC_FLAGS=--builderOptimizationLevel=4",
         *KNOBS,
         DOCKER_GPUS=docker_gpus("--env=STAND_IN=error=0.5"),
     )
@@ -665,8 +720,8 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["repository", "FORMAT=both", "FROM=prebuilt"], "FROM=prebuilt has none"),
         (["repository", "FORMAT=both", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
-        (["repository", "TRTEXEC_FLAGS=--noTF32"], "are of no use to FORMAT=onnx"),
         (["trt", "TRTEXEC_FLAGS=--stripWeights"], "TRTEXEC_FLAGS: --stripWeights; its plan has no weights"),
+        (["repository", "TRTEXEC_FLAGS=--builderOptimizationLevel=4"], "are of no use to FORMAT=onnx"),
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
     [
         ("--noSuchOption", "has no such option"),
         ("--verbose", "given already"),
-        ("--noTF32 --noTF32", "given already"),
+        ("--directIO --directIO", "given already"),
         ("--builderOptimizationLevel", "expected a value: --builderOptimizationLevel=…"),
         ("--builderOptimizationLevel=", "expected a value"),
-        ("--noTF32=1", "takes no value"),
+        ("--directIO=1", "takes no value"),
         ("--workspace=4096", "instead: --memPoolSize=workspace:N"),
         ("--maxBatch=8", "TensorRT 10.1 has it no more"),
         ("--stripWeights", "no weights"),
@@ -38,7 +38,7 @@ def test_what_makes_no_plan_to_serve_is_refused(flags: str, expected: str) -> No
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--noTF32 --builderOptimizationLevel=4", "--memPoolSize=workspace:4096", "--sparsity", "--sparsity=force",
+    ["", "--directIO --builderOptimizationLevel=4", "--memPoolSize=workspace:4096", "--sparsity", "--sparsity=force",
      "--plugins=a.so --plugins=b.so", "--hardwareCompatibilityLevel=ampere+"],
 )  # fmt: skip
 def test_what_trtexec_takes_is_passed_on(flags: str) -> None:

@@ -531,13 +531,14 @@ def test_our_own_configs_keep_the_contract_and_the_entries_limits(tmp_path: Path
     assert check_repository(tmp_path / "repository") == []
 
 
-def test_on_a_gpu_every_onnx_model_computes_in_float32() -> None:
+def test_on_a_gpu_every_onnx_model_computes_in_float32_but_that_of_tf32() -> None:
     configs = [path for path in (ROOT / "convertation").glob("*/*.pbtxt") if path.parent.name in ("vit", "head")]
-    assert len(configs) >= 4
+    assert len(configs) >= 5
     for path in configs:
         config = read_config(path)
         (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"}), path
+        tf32 = "1" if path.name == "config.tf32.pbtxt" else "0"
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": tf32}), path
         assert config.parameters["cudnn_conv_algo_search"].string_value == "1", path
 
 

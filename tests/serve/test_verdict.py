@@ -152,6 +152,42 @@ def test_a_wrong_tag_is_refused(repository: Path) -> None:
         judged(repository)
 
 
+def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(tmp_path: Path) -> None:
+    for name, allowed in (("vit", 1), ("vit.tf32", 2), ("binary", 3)):
+        answer = {"output": [[0.0]], "allowed": allowed, "allowed_gpu": 10 * allowed, "flips": [[]]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"served": [answer]}))
+    (tmp_path / "vit.plan.json").write_text(json.dumps({"served": [{"output": [[0.0]], "allowed": 7}]}))
+
+    def allowed_to(model: str, variants: list[str], gpu: bool = False, pattern: str | None = None) -> float:
+        (answer,) = judge.expected(tmp_path, pattern, model, variants, gpu=gpu)["served"]
+        found: float = answer["allowed"]
+        return found
+
+    assert [
+        allowed_to("vit_onnx", []),
+        allowed_to("vit_trt", ["vit.tf32"]),
+        allowed_to("binary_onnx", ["vit.tf32"]),
+    ] == [1, 2, 3]
+    assert [allowed_to("vit_onnx", ["vit.tf32"], gpu=True), allowed_to("binary_onnx", [], gpu=True)] == [20, 30]
+    assert allowed_to("vit_onnx", [], gpu=True, pattern=f"{tmp_path}/{{}}.plan.json") == 7
+    tagged = {"output": ["CHEST"]}
+    (tmp_path / "bpr.json").write_text(json.dumps({"served": [tagged]}))
+    assert judge.expected(tmp_path, None, "bpr_model", gpu=True)["served"] == [tagged]
+    with pytest.raises(SystemExit, match=r"vit\.fp16\.json: no such file, but vit_onnx is judged by it"):
+        allowed_to("vit_onnx", ["vit.fp16"])
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"), [(False, "", False), (True, "", True), (False, "--gpus 1", True)]
+)
+def test_a_server_in_docker_has_the_gpu_that_is_here_or_that_it_is_told_of(
+    device: bool, gpus: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Path, "exists", lambda path: device and str(path) == "/dev/nvidiactl")
+    monkeypatch.setenv("DOCKER_GPUS", gpus)
+    assert module.has_gpu() is expected
+
+
 def test_nan_is_no_answer() -> None:
     answer = {"output": [[1.0, 2.0]], "allowed": 0.1}
     with pytest.raises(SystemExit, match="1 of 2 values beyond the tolerance"):

@@ -68,8 +68,9 @@ def test_every_hop_that_exists_is_measured_on_eight_volumes(measured: Project) -
 
     assert found["weights"] == "synthetic" and found["volumes"] == 8
     hops = {hop["hop"]: hop for hop in found["hops"]}
-    assert list(hops) == ["ONNX, batch 1", "ONNX, batch 4", "fp16 on a CPU: rounded weights", "plan", "served"]
-    for name in ("ONNX, batch 1", "ONNX, batch 4", "served"):
+    deployed = ["ONNX Runtime 1.19.2 of .venv-triton", "ONNX Runtime 1.22.0 of .venv-inference"]
+    assert list(hops) == ["ONNX, batch 1", "ONNX, batch 4", *deployed, "fp16 as a GPU rounds it", "plan", "served"]
+    for name in ("ONNX, batch 1", "ONNX, batch 4", *deployed, "served"):
         hop = hops[name]
         assert 0 <= hop["embedding"]["p999"] <= hop["embedding"]["max"] < 1e-5, name
         assert sum(hop["embedding"]["histogram"]) == 8 * 24
@@ -79,6 +80,7 @@ def test_every_hop_that_exists_is_measured_on_eight_volumes(measured: Project) -
             "multilabel": 8,
         }
         assert all(score["max"] < 1e-5 and score["changed"] == [] for score in hop["probabilities"].values())
+    assert all(hops[name]["codes"]["compared"] == 64 for name in deployed)
     assert hops["ONNX, batch 4"]["against"] == "ONNX, batch 1" and hops["served"]["against"] == "PyTorch"
     assert hops["ONNX, batch 1"]["codes"]["compared"] == sum(found["token_margins"]) == 8 * 2 * 2 * 2
     assert hops["served"]["codes"] is None
@@ -88,9 +90,17 @@ def test_a_hop_that_does_not_exist_is_named_with_the_reason(measured: Project) -
     absent = {hop["hop"]: hop["absent"] for hop in load(measured)["hops"] if "absent" in hop}
 
     assert absent == {
-        "fp16 on a CPU: rounded weights": "not built: make onnx PRECISION=fp16",
+        "fp16 as a GPU rounds it": "not built: make onnx PRECISION=fp16",
         "plan": "not built: make trt, where there is a GPU",
     }
+
+
+def test_fp16_is_measured_as_a_gpu_rounds_it(project: Project) -> None:
+    project.make("onnx", "MODEL=vit", "PRECISION=fp16")
+    project.make("fidelity")
+
+    (hop,) = (hop for hop in load(project)["hops"] if hop["hop"] == "fp16 as a GPU rounds it")
+    assert 1e-5 < hop["embedding"]["p999"] <= hop["embedding"]["max"] and hop["codes"]["compared"] == 64
 
 
 def test_the_volumes_have_the_statistics_of_ct(measured: Project) -> None:
@@ -110,7 +120,7 @@ def test_it_is_shown_as_a_table_stamped_synthetic_and_kept(measured: Project) ->
         "hop against embedding: max 99.9 % 1 - cosine codes flipped widest margin "
         "binary probability multilabel probability decisions changed"
     )
-    assert re.match(r"ONNX, batch 1  PyTorch +\d\.\de-\d\d .* 0 of 64 +- .* 0 of 168$", lines[3])
+    assert re.match(r"ONNX, batch 1 +PyTorch +\d\.\de-\d\d .* 0 of 64 +- .* 0 of 168$", lines[3])
     assert "plan: not built: make trt, where there is a GPU" in lines
 
 

@@ -22,7 +22,7 @@ def explained(built_by_stand_ins: Project) -> dict[str, tuple[str, set[str]]]:
     """Command and inputs of each artifact, as `make EXPLAIN=1` prints them, for both kinds of weights."""
     steps = {}
     a_gpu = ("FORMAT=both", "gpu=sm86", "tensorrt=10.1.0.27")  # as make calls itself once it has asked for the GPU
-    for weights, more in (("synthetic", ()), ("yandex", ()), ("synthetic", a_gpu)):
+    for weights, more in (("synthetic", ()), ("yandex", ()), ("synthetic", a_gpu), ("synthetic", ("PRECISION=fp16",))):
         said = built_by_stand_ins.make(
             "EXPLAIN=1",
             "repository",
@@ -116,6 +116,8 @@ def test_every_kind_of_step_is_explained(explained: dict[str, tuple[str, set[str
         "scripts/convert/synthesize.py",
         "scripts/archives/unpack.py",
         "scripts/convert/compare.py",
+        "scripts/convert/round_fp16.py",
+        "scripts/convert/compare_fp16.py",
         "scripts/serve/verdict.py",
         "scripts/plans/plan_request.py",
         "scripts/plans/compare_plan.py",

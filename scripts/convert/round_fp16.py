@@ -1,0 +1,72 @@
+"""Round an ONNX file to fp16 where the range of its values allows:
+
+    python -m scripts.convert.round_fp16 MODEL.onnx ENTRY.json OUT.onnx
+
+The range is that of the volumes that the build's checks ask, as ONNX Runtime computes it in float32 on the CPU.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper
+from onnx_ir import DataType
+
+from convertation.fp16 import LARGEST, fp16, measured, tell_types
+from convertation.onnx_file import write
+from scripts.convert.onnx_session import open_session
+from scripts.convert.sample import sample
+
+SEED, SAMPLES = 0, 2  # what the build's comparisons ask
+
+
+def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str], float]:
+    """Write `onnx` rounded as `out`; return the nodes that stay float32 for their range, and the largest of all
+    values that are fp16."""
+    model = onnx_ir.load(onnx)
+    tell_types(model.graph)
+    names = [str(value.name) for value in measured(model.graph)]
+    largest = largest_values(onnx, names, sample(entry, SEED, SAMPLES)["input"])
+    metadata = dict(model.metadata_props)
+    kept = fp16(model, largest)
+    rounded = [largest[name] for value in measured(model.graph) if value.dtype == DataType.FLOAT16
+               and (name := str(value.name)) in largest]  # fmt: skip
+    write(model, out, metadata | {"precision": "fp16"})
+    return kept, max(rounded, default=0.0)
+
+
+def largest_values(onnx: Path, names: list[str], request: NDArray[np.float32]) -> dict[str, float]:
+    """The largest absolute value that each of the float values `names` takes for any row of `request`; NaN if one is.
+
+    The graph gets two reductions of each, which run beside the network, so that no value is kept for them.
+    """
+    nodes = [
+        helper.make_node(reduction, [name], [f"{name}/{reduction}"], keepdims=0)
+        for name in names
+        for reduction in ("ReduceMax", "ReduceMin")
+    ]
+    wanted = [output for node in nodes for output in node.output]
+    piece = ModelProto(graph=GraphProto(node=nodes, output=[ValueInfoProto(name=name) for name in wanted]))
+    session = open_session(onnx, piece.SerializeToString(), ahead=True)
+    found = [np.array(session.run(wanted, {"input": row[None]}), np.float64) for row in request]
+    most = np.abs(np.stack(found)).max(axis=0).reshape(-1, 2).max(axis=1)
+    return {name: float(value) for name, value in zip(names, most, strict=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in "onnx", "entry", "out":
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    kept, largest = round_fp16(given.onnx, json.loads(given.entry.read_text()), given.out)
+    print(f"  largest value that is fp16: {largest:.3g}; the largest that fp16 holds: {LARGEST:.0f}")
+    for node in kept:
+        print(f"  stays float32 for its range: {node}")
+
+
+if __name__ == "__main__":
+    main()
