@@ -46,6 +46,19 @@ def python() -> Finding:
     return Finding(f"Python ({name})", version, "3.11 or 3.12, with venv", todo)
 
 
+def environments() -> Finding:
+    """The environments of this checkout that are there, each with a Python that runs."""
+    here = [folder for folder in (".venv", ".venv-triton", ".venv-inference") if Path(folder, "bin").is_dir()]
+    dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
+    found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
+    todo = f"nothing: the next make makes it anew; or at once: rm -rf {' '.join(dead)}" if dead else ""
+    return Finding("environments", found, "each with a Python that runs", todo)
+
+
+def pythons(folder: str) -> list[Path]:
+    return sorted(Path(folder, "bin").glob("python3.*"))
+
+
 def disk() -> Finding:
     free = shutil.disk_usage(".").free
     return Finding(
@@ -155,7 +168,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
     parser.add_argument("ports", type=int, nargs="*")
     given = parser.parse_args()
-    checks: list[Callable[[], Finding]] = [make, python, disk, memory, shared_memory]
+    checks: list[Callable[[], Finding]] = [make, python, environments, disk, memory, shared_memory]
     here = [check() for check in checks]
     print("make repository:")
     show(here)

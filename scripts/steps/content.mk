@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 client       := $(if $(filter s3://%,$(CACHE)),.venv/installed-for-s3)
 step_python   = $(if $(and $(client),$(cached)),$(python) -sEB,$(system_python))
 $(if $(client),$(eval $(filter-out .venv%,$(artifacts)): | $(client)))
-python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
+python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(living))))
 python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
 
 # place=source, as in `contents`
@@ -68,7 +68,6 @@ local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it 
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
-quote = '$(subst ','\'',$(strip $1))'
 start = @$(step_python) -m scripts.steps.step $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $(if $(cached),--cached) \
           $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
 
@@ -95,7 +94,6 @@ fetch_it = $(eval fetched.$(archive) := once)@$(python) -m scripts.archives.fetc
              $(notdir $(archive)) $(archive) && $(system_python) scripts/steps/look.py $(archive) $(archive).lock.json >/dev/null
 
 # Publishing compares each published file with what it is to be a copy of, and replaces the models that differ
-space   := $(subst ,, )
 comma   := ,
 model    = $(firstword $(subst /, ,$1))
 served   = $(sort $(foreach pair,$(contents),$(call model,$(pair))))
