@@ -51,7 +51,7 @@ def environments() -> Finding:
     here = [folder for folder in (".venv", ".venv-triton", ".venv-inference") if Path(folder, "bin").is_dir()]
     dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
     found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
-    todo = f"nothing: the next make makes it anew; or at once: rm -rf {' '.join(dead)}" if dead else ""
+    todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""
     return Finding("environments", found, "each with a Python that runs", todo)
 
 

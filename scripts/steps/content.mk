@@ -33,7 +33,7 @@ place  = $(firstword $(subst =, ,$1))
 source = $(lastword $(subst =, ,$1))
 
 # What the files are now; this make's token, which the steps of its sub-makes share
-looks  := $(filter-out clean distclean help,$(or $(MAKECMDGOALS),help))
+looks  := $(filter-out clean distclean help doctor,$(or $(MAKECMDGOALS),help))
 looked := $(if $(looks),$(shell $(system_python) scripts/steps/look.py $(artifacts) $(fetched) $(sources) $(foreach pair,$(contents),$(REPOSITORY)/$(call place,$(pair)))),not needed)
 $(if $(looked),,$(error scripts/steps/look.py could not look at the files))
 nested := $(MAKE_RUN)
