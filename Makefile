@@ -76,7 +76,7 @@ COMPARE ?=
 CACHE ?=
 # read: nothing is put there
 CACHE_MODE ?= write
-# Python that .venv is made with (3.11 or 3.12)
+# Python that .venv is made with: 3.11 or 3.12; another one brings python3.12, by uv where there is none
 PYTHON ?= python3
 
 include scripts/steps/knobs.mk

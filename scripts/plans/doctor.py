@@ -42,8 +42,10 @@ def python() -> Finding:
         run(name, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])").strip()
         or "none, or no venv"
     )
-    todo = "" if version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
-    return Finding(f"Python ({name})", version, "3.11 or 3.12, with venv", todo)
+    new = re.fullmatch(r"3\.(\d+)", version) is not None and int(version.partition(".")[2]) >= 13
+    todo = "" if new or version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
+    needed = "3.11 or 3.12, with venv; where it is newer, python3.12 or uv's is taken"
+    return Finding(f"Python ({name})", version, needed, todo)
 
 
 def environments() -> Finding:

@@ -26,7 +26,7 @@ client       := $(if $(filter s3://%,$(CACHE)),.venv/installed-for-s3)
 step_python   = $(if $(and $(client),$(cached)),$(python) -sEB,$(system_python))
 $(if $(client),$(eval $(filter-out .venv%,$(artifacts)): | $(client)))
 python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(living))))
-python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
+python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; m = sys.version_info[1]; print("python3.%d" % (m if m in (11, 12) else 12))'))
 
 # place=source, as in `contents`
 place  = $(firstword $(subst =, ,$1))
