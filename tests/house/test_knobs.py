@@ -63,7 +63,9 @@ def test_knobs_of_the_environment_count_with_their_prefix_and_the_command_line_w
     assert "FROM=theirs: expected one of" in stand_ins.fail("repository", CT_FROM="theirs")
 
 
-@pytest.mark.parametrize("folder", ["scripts", "docker/x", "training/weights", "convertation", "tests", ".git", "..", "docs"])
+@pytest.mark.parametrize(
+    "folder", ["scripts", "docker/x", "training/weights", "convertation", "tests", ".git", "..", "docs"]
+)
 def test_a_repository_inside_the_sources_or_around_them_is_refused(stand_ins: Project, folder: str) -> None:
     before = sorted(stand_ins.path.rglob("*.py"))
     said = stand_ins.fail("repository", f"REPOSITORY={folder}")
