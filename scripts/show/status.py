@@ -12,7 +12,6 @@ import sys
 from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, judged
 from scripts.steps.records import digest, known
 
-
 OUT_OF_DATE = 3  # exit status with --check
 
 

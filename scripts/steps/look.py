@@ -14,7 +14,6 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 
 from scripts.steps.records import digest, lock, look, owned, read, record  # noqa: E402
 
-
 ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
 
 
@@ -30,7 +29,7 @@ def take_notes(files: list[str]) -> None:
 
 
 def forget_dead_environments() -> None:
-    """Forget that an environment was installed whose Python, a link in its bin, went away; the next step makes it anew."""
+    """Forget that an environment was installed whose Python, a link, went away; the next step makes it anew."""
     for folder in ENVIRONMENTS:
         if not os.path.isfile(f"{folder}/installed") or not os.path.isdir(f"{folder}/bin"):
             continue

@@ -25,7 +25,7 @@ if [[ $3 == freeze ]]; then echo packaging==26.3; fi
 def make_environment(
     folder: Path, version: str, *others: str, fails: str = "-n ''"
 ) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Run venv.sh with a fake Python of that version, and fakes of the others beside; return it and what the fakes saw."""
+    """Run venv.sh with a fake Python of that version and of others; return it and what they saw."""
     (folder / ".make/lock").mkdir(parents=True)
     (folder / "bin").mkdir()
     log = folder / "log"
