@@ -29,6 +29,7 @@ def test_there_are_knobs() -> None:
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("knob", [*KNOBS, "FILE", "CHECK"])
 def test_no_value_of_a_knob_runs_as_a_command(sources: Project, knob: str, value: str) -> None:
+    (sources.path / "MARK").unlink(missing_ok=True)
     absent = {"PATH": f"{sources.path}/none:{os.environ['PATH']}", "DOCKER_HOST": "unix:///absent"}
     for goal in (goal for goal in GOALS if goal in read_by(knob)):
         given = ["INPUT=none", "OUTPUT=none"] if goal == "infer" else ["WITH=none"] if goal == "compare" else []
