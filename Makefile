@@ -6,6 +6,8 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 
+include scripts/steps/given.mk
+
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
 
 # Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
@@ -74,7 +76,7 @@ COMPARE ?=
 CACHE ?=
 # read: nothing is put there
 CACHE_MODE ?= write
-# Python that .venv is made with (3.11 or 3.12)
+# Python that .venv is made with: 3.11 or 3.12; another one brings python3.12, by uv where there is none
 PYTHON ?= python3
 
 include scripts/steps/knobs.mk
@@ -341,7 +343,7 @@ fidelity: build/fidelity.json  ## Every hop on eight volumes, from PyTorch to se
 needs.compare = .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
 compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of studies]
 	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
-	  $(REPOSITORY) $(WITH) build/compare.json
+	  $(REPOSITORY) $(call quote,$(WITH)) build/compare.json
 
 # Code of a finished archive runs in an environment of its own
 own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
@@ -353,7 +355,7 @@ serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 needs.infer = .venv-inference/installed
 infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
 	$(if $(and $(INPUT),$(OUTPUT)),,$(error make infer INPUT=folder OUTPUT=folder: expected both))
-	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(TRITON)) $(if $(AGAIN),--again) \
+	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(call quote,$(TRITON))) $(if $(AGAIN),--again) \
 	  -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
 
 # Images: the published repository inside NVIDIA's Triton; and the stack that runs it
@@ -362,11 +364,11 @@ judged_as      = --verdict $(if $(filter prebuilt,$(firstword $(ours))),$(judged
 
 image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
 	$(image.$(TARGET))
-image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag '$(IMAGE)' $(judged_as)
-image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag '$(IMAGE)' $(judged_as)
+image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag $(call quote,$(IMAGE)) $(judged_as)
+image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag $(call quote,$(IMAGE)) $(judged_as)
 
 push:  ## Push that image, after consent to its weights' licences
-	@$(system_python) -m scripts.deploy.push '$(IMAGE)'
+	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
 
 up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
 	@$(system_python) -m scripts.deploy.stack up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
@@ -398,8 +400,8 @@ bench-gpu: $$(needs.bench-gpu)  ## On a machine with a GPU, no Docker: speed, me
 
 explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
             printf '%s\n' "$$explained" | $(system_python)
-status:  ## What would run, and why; with FILE=build/onnx/vit.onnx, all that it hangs on
-	$(explained) -m scripts.show.status $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
+status:  ## What would run, and why; CHECK=1: fails if anything is stale; FILE=build/onnx/vit.onnx: all that it hangs on
+	$(explained) -m scripts.show.status $(if $(CHECK),--check) $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
 
 graph:  ## Draw the pipeline and its state: build/graph.svg
 	$(explained) -m scripts.show.graph $(REPOSITORY) build/graph.svg
@@ -420,6 +422,5 @@ distclean: clean  ## Also the environments and records; your files and the repos
 
 help:  ## Show this list
 	@scripts/show/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
-knobs = $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 include scripts/steps/content.mk

@@ -43,8 +43,23 @@ def python() -> Finding:
         run(name, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])").strip()
         or "none, or no venv"
     )
-    todo = "" if version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
-    return Finding(f"Python ({name})", version, "3.11 or 3.12, with venv", todo)
+    new = re.fullmatch(r"3\.(\d+)", version) is not None and int(version.partition(".")[2]) >= 13
+    todo = "" if new or version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
+    needed = "3.11 or 3.12, with venv; where it is newer, python3.12 or uv's is taken"
+    return Finding(f"Python ({name})", version, needed, todo)
+
+
+def environments() -> Finding:
+    """The environments of this checkout that are there, each with a Python that runs."""
+    here = [folder for folder in (".venv", ".venv-triton", ".venv-inference") if Path(folder, "bin").is_dir()]
+    dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
+    found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
+    todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""
+    return Finding("environments", found, "each with a Python that runs", todo)
+
+
+def pythons(folder: str) -> list[Path]:
+    return sorted(Path(folder, "bin").glob("python3.*"))
 
 
 def disk() -> Finding:
@@ -156,7 +171,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
     parser.add_argument("ports", type=int, nargs="*")
     given = parser.parse_args()
-    checks: list[Callable[[], Finding]] = [make, python, disk, memory, shared_memory]
+    checks: list[Callable[[], Finding]] = [make, python, environments, disk, memory, shared_memory]
     here = [check() for check in checks]
     print("make repository:")
     show(here)

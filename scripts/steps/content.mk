@@ -25,15 +25,15 @@ export PYTHONDONTWRITEBYTECODE := 1
 client       := $(if $(filter s3://%,$(CACHE)),.venv/installed-for-s3)
 step_python   = $(if $(and $(client),$(cached)),$(python) -sEB,$(system_python))
 $(if $(client),$(eval $(filter-out .venv%,$(artifacts)): | $(client)))
-python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(wildcard .venv/bin/python3.??))))
-python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; print("python3.%d" % sys.version_info[1])'))
+python_minor  := $(if $(filter default file undefined,$(origin PYTHON)),$(notdir $(firstword $(living))))
+python        := .venv/bin/$(or $(python_minor),$(shell $(PYTHON) -c 'import sys; m = sys.version_info[1]; print("python3.%d" % (m if m in (11, 12) else 12))'))
 
 # place=source, as in `contents`
 place  = $(firstword $(subst =, ,$1))
 source = $(lastword $(subst =, ,$1))
 
 # What the files are now; this make's token, which the steps of its sub-makes share
-looks  := $(filter-out clean distclean help,$(or $(MAKECMDGOALS),help))
+looks  := $(filter-out clean distclean help doctor,$(or $(MAKECMDGOALS),help))
 looked := $(if $(looks),$(shell $(system_python) scripts/steps/look.py $(artifacts) $(fetched) $(sources) $(foreach pair,$(contents),$(REPOSITORY)/$(call place,$(pair)))),not needed)
 $(if $(looked),,$(error scripts/steps/look.py could not look at the files))
 nested := $(MAKE_RUN)
@@ -68,7 +68,6 @@ local = $(if $(own),$(if $(nested),,$(info local: $@ is yours; it is used as it 
 run   = $(if $(absent),$(if $(own),$(local),$(first)),$(start))
 first = $(if $(dry),,+)@$(MAKE) --no-print-directory WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) $(absent) $@
 dry   = $(strip $(foreach flag,n q t,$(findstring $(flag),$(firstword -$(MAKEFLAGS)))))
-quote = '$(subst ','\'',$(strip $1))'
 start = @$(step_python) -m scripts.steps.step $(if $(keep),--keep) $(if $(wanted),,$(if $(call twin,$@),--moved)) $(if $(cached),--cached) \
           $@ $(call quote,$1) '$(call pins,$2)' $(inputs)
 
@@ -95,7 +94,6 @@ fetch_it = $(eval fetched.$(archive) := once)@$(python) -m scripts.archives.fetc
              $(notdir $(archive)) $(archive) && $(system_python) scripts/steps/look.py $(archive) $(archive).lock.json >/dev/null
 
 # Publishing compares each published file with what it is to be a copy of, and replaces the models that differ
-space   := $(subst ,, )
 comma   := ,
 model    = $(firstword $(subst /, ,$1))
 served   = $(sort $(foreach pair,$(contents),$(call model,$(pair))))

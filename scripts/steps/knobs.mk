@@ -1,7 +1,7 @@
 # What the knobs may be, and what models.yaml says; included by the Makefile
 
 $(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
-one_of = $(if $(filter $2,$($1)),,$(error $1=$($1): expected one of $2))
+one_of = $(if $(and $(filter 1,$(words $($1))),$(filter $2,$($1))),,$(error $1=$($1): expected one of $2))
 $(call one_of,FROM,weights prebuilt)
 $(call one_of,WEIGHTS,yandex synthetic)
 $(if $(and $(REPOSITORY_ZIP),$(filter weights,$(FROM))),$(error REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out))
@@ -13,15 +13,30 @@ $(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(f
 $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
 $(call one_of,CACHE_MODE,read write)
 $(foreach knob,DRY AGAIN,$(if $($(knob)),$(call one_of,$(knob),1)))
-$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS PYTHON,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE ADDRESS PORTS PYTHON PLANS OPSET,$(if $(call special,$($(knob))),$(error \
+  $(knob)=$($(knob)): expected no character that shells or make take for their own: $(call special,$($(knob))))))
+$(if $(filter 1,$(words $(OPSET))),,$(error OPSET=$(OPSET): expected one number))
 $(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
-export CACHE CACHE_MODE
+export ACCEPT CACHE CACHE_MODE PYTHON
 $(call one_of,TARGET,triton inference)
 $(call one_of,DEVICE,gpu cpu)
 
+# The checkout's own path is part of what make reads
+$(if $(filter-out 1,$(words $(CURDIR)))$(findstring %,$(CURDIR)),$(error \
+  this checkout lies in "$(CURDIR)": make cannot work in a path with a space or %; move it to one without))
+
 # One spelling for one folder, links resolved, since records go by it; and none that other targets empty
 $(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))
+override REPOSITORY := $(patsubst ~/%,$(HOME)/%,$(REPOSITORY))
+no_folder = $(if $(call special,$(REPOSITORY)),$(error REPOSITORY=$(REPOSITORY): expected a folder without \
+  characters that shells or make take for their own: $(call special,$(REPOSITORY))))
+$(no_folder)
 override REPOSITORY := $(patsubst $(CURDIR)/%,%,$(or $(realpath $(REPOSITORY)),$(shell realpath -m -- '$(REPOSITORY)')))
+$(no_folder)
+$(if $(filter 1,$(words $(REPOSITORY))),,$(error REPOSITORY=$(REPOSITORY): expected one folder, its name without spaces))
+$(if $(filter $(foreach folder,.ci .git .github convertation docker docs scripts tests training,$(folder) $(folder)/%),$(REPOSITORY))$(filter $(REPOSITORY)/%,$(CURDIR)),$(error \
+  REPOSITORY=$(REPOSITORY): expected a folder apart from the sources, such as model_repository_running))
 $(if $(filter / $(CURDIR) build build/% .make .make/% .venv%,$(REPOSITORY)),$(error \
   REPOSITORY=$(REPOSITORY): expected a folder for published models alone, such as model_repository_running))
 
@@ -44,6 +59,8 @@ $(if $(and $(filter tf32 fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error 
 # Facts of convertation/models.yaml, as variables: vit.family, vit.checkpoint, binary.trained_on, lipro.optional, vit.variants.
 # Python reads that file, once for each content of it; nothing needs .venv again until it changes.
 # Facts of another text are never read: until they are made anew, make sees the empty .make/facts-read in their place
+# A link to a Python that went away is none
+living      := $(foreach file,$(wildcard .venv/bin/python3.??),$(if $(realpath $(file)),$(file)))
 # GNU Make 4.3's $(file <) leaves a text's last line end now and then (10 of 1,500 runs), so it is cut here
 define newline
 
@@ -60,7 +77,7 @@ else ifneq ($(filter-out $(needless),$(or $(MAKECMDGOALS),help)),)
 $(if $(filter-out 1 2,$(MAKE_RESTARTS)),$(error convertation/models.yaml: its text was another each of the three times that make read it; \
   expected one that nothing writes to, with plain line ends (\n); then run make again))
 include .make/facts-read
-.make/facts-read: FORCE | $(if $(wildcard .venv/bin/python*),,.venv/installed)
+.make/facts-read: FORCE | $(if $(living),,.venv/installed)
 	@mkdir -p .make && cp convertation/models.yaml .make/models.yaml~$$$$ && \
 	  $(python) -m scripts.convert.model_entry facts convertation/models.yaml .make/models.mk~$$$$ && \
 	  mv .make/models.mk~$$$$ .make/models.mk && mv .make/models.yaml~$$$$ .make/models.yaml && : > $@

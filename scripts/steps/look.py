@@ -14,6 +14,8 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 
 from scripts.steps.records import digest, lock, look, owned, read, record  # noqa: E402
 
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
+
 
 def take_notes(files: list[str]) -> None:
     """Bring .make/seen up to date with each of `files` and each file that it has a note of."""
@@ -24,6 +26,20 @@ def take_notes(files: list[str]) -> None:
         from concurrent.futures import ThreadPoolExecutor  # hashing releases the interpreter's lock
 
         list(ThreadPoolExecutor().map(digest, moved))
+
+
+def forget_dead_environments() -> None:
+    """Forget that an environment was installed whose Python, a link, went away; the next step makes it anew."""
+    for folder in ENVIRONMENTS:
+        if not os.path.isfile(f"{folder}/installed") or not os.path.isdir(f"{folder}/bin"):
+            continue
+        pythons = [f"{folder}/bin/{name}" for name in os.listdir(f"{folder}/bin") if name.startswith("python3.")]
+        if pythons and not any(os.access(python, os.X_OK) for python in pythons):
+            for name in os.listdir(folder):
+                if name.startswith("installed"):
+                    os.remove(f"{folder}/{name}")
+            gone = os.path.realpath(pythons[0])
+            print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
 
 
 def refuse_links_to_nowhere(files: list[str]) -> None:
@@ -56,6 +72,7 @@ if __name__ == "__main__":
         refuse_links_to_nowhere(sys.argv[1:])
         if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
             finish_what_was_cut_short()
+        forget_dead_environments()
         with lock("publish", fcntl.LOCK_SH):
             take_notes(sys.argv[1:])
     except PermissionError as error:

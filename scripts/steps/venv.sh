@@ -3,8 +3,12 @@
 #
 #   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS.txt OUT
 #
+# The pinned packages have wheels for Python 3.11 and 3.12.  Where PYTHON is another, python3.12 of this machine is taken,
+# or else one that uv, from the package index, downloads: https://docs.astral.sh/uv/concepts/python-versions/
+#
 # With REQUIREMENTS.lock beside it (scripts/steps/lock.sh) each wheel must have a hash of it; PyTorch alone has none there.
 set -euo pipefail
+uv=0.13.9
 python=$1 folder=$2 requirements=$3 out=$4
 
 exec 9>".make/lock/$folder"
@@ -12,7 +16,23 @@ flock 9
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $version in
   3.11 | 3.12) ;;
-  *) echo "$python is Python $version; 3.11 or 3.12 is needed: make … PYTHON=python3.11" >&2; exit 1 ;;
+  *)
+    echo "$python is Python $version; $folder needs 3.11 or 3.12"
+    other=$python python=python3.12 version=3.12
+    if ! [[ -x $folder/bin/python3.12 ]] && ! python3.12 -c 'import ensurepip, venv' 2> /dev/null; then
+      tool=$(mktemp -d)
+      trap 'rm -rf "$tool"' EXIT
+      echo "there is no python3.12 here: uv $uv downloads one into its own folder ($HOME/.local/share/uv)"
+      {
+        "$other" -m venv "$tool/venv" &&
+          "$tool/venv/bin/python3" -m pip install -qq --disable-pip-version-check "uv==$uv" &&
+          "$tool/venv/bin/uv" --quiet venv --managed-python --seed --clear --python 3.12 "$folder"
+      } || {
+        echo "uv could not make $folder with Python 3.12; install Python 3.11 or 3.12 with its venv, and: make … PYTHON=/path/to/python3.12" >&2
+        exit 1
+      }
+    fi
+    ;;
 esac
 if ! [[ -x $folder/bin/python$version ]]; then
   "$python" -m venv --clear "$folder" || {

@@ -56,7 +56,7 @@ def test_both_workflows_cache_the_same_and_build_the_same() -> None:
     assert next(cache["paths"] for cache in job["cache"] if ".make" in cache["paths"]) == cached()
     commands = [step["run"] for step in github()["jobs"]["repository"]["steps"] if "run" in step]
     assert commands == job["script"]
-    assert github()["env"]["WEIGHTS"] == job["variables"]["WEIGHTS"] == "synthetic"
+    assert github()["env"]["CT_WEIGHTS"] == job["variables"]["CT_WEIGHTS"] == "synthetic"
 
 
 def test_a_clone_with_the_cache_runs_no_step(stand_ins: Project, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_plans_are_built_of_what_the_main_workflow_left() -> None:
     for name in "plan", "plans":
         assert gitlab()[name]["cache"]["paths"] == cached()
         assert gitlab()[name]["cache"]["key"] == gitlab()["repository"]["cache"][1]["key"]
-    assert github("plans")["env"]["WEIGHTS"] == github()["env"]["WEIGHTS"]
+    assert github("plans")["env"]["CT_WEIGHTS"] == github()["env"]["CT_WEIGHTS"]
 
 
 def uses(job: Any, action: str) -> list[Any]:

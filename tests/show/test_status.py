@@ -188,3 +188,11 @@ def test_the_viewers_need_no_environment(stand_ins: Project) -> None:
         ["make", "WEIGHTS=synthetic", "help"], cwd=stand_ins.path, capture_output=True, text=True, check=True
     )
     assert "make status" in done.stdout
+
+
+def test_ci_can_ask_whether_anything_is_stale(stand_ins: Project) -> None:
+    assert "nothing to do" in stand_ins.make("status", "CHECK=1")
+    stand_ins.append("convertation/head/mlp.py", "# a remark\n")
+    assert "will run" in stand_ins.make("status")
+    said = stand_ins.fail("status", "CHECK=1")
+    assert "will run" in said and "Error 3" in said

@@ -18,7 +18,7 @@ VERDICT = "build/checks/verdict.json"
 def filled(built_by_stand_ins: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that a first machine filled."""
     folder = tmp_path_factory.mktemp("filled")
-    said = empty(built_by_stand_ins, folder / "first").make("repository", CACHE=str(folder / "cache"))
+    said = empty(built_by_stand_ins, folder / "first").make("repository", CT_CACHE=str(folder / "cache"))
     assert re.search(r"^cache .*: 0 hits, 0.0 MB taken", said, re.MULTILINE)
     return folder / "cache"
 
@@ -60,21 +60,21 @@ def test_an_empty_machine_takes_everything_and_runs_the_verdict_itself(
     stand_ins: Project, cache: Path, tmp_path: Path
 ) -> None:
     machine = empty(stand_ins, tmp_path / "second")
-    assert ran(machine.make("repository", CACHE=str(cache))) == {VERDICT}
+    assert ran(machine.make("repository", CT_CACHE=str(cache))) == {VERDICT}
     assert machine.published() == stand_ins.published()
-    assert machine.steps(CACHE=str(cache)) == set()
+    assert machine.steps(CT_CACHE=str(cache)) == set()
 
 
 def test_what_nothing_needs_is_not_taken(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
     machine = empty(stand_ins, tmp_path / "second")
-    machine.make("repository", CACHE=str(cache))
+    machine.make("repository", CT_CACHE=str(cache))
     assert not list(machine.path.glob("build/synthetic/CT-RATE/*"))
 
 
 def test_a_changed_head_costs_an_empty_machine_its_own_steps(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
     machine = empty(stand_ins, tmp_path / "second")
     machine.edit("convertation/models.yaml", "leaky_relu", "gelu")
-    said = machine.make("repository", CACHE=str(cache))
+    said = machine.make("repository", CT_CACHE=str(cache))
     made = {step for step in ran(said) if step.startswith(("build/onnx", "build/checks"))}
     assert made == {"build/onnx/multilabel.onnx", "build/checks/multilabel.json", VERDICT}
 
@@ -84,7 +84,7 @@ def test_another_version_of_a_package_takes_nothing_that_it_shaped(
 ) -> None:
     machine = empty(stand_ins, tmp_path / "second")
     machine.edit("requirements.txt", "onnxscript==0.7.2", "onnxscript==0.7.3")
-    made = ran(machine.make("repository", CACHE=str(cache)))
+    made = ran(machine.make("repository", CT_CACHE=str(cache)))
     assert {f"build/onnx/{model}.onnx" for model in ("vit", "binary", "multilabel", "bpr")} <= made
 
 
@@ -149,7 +149,7 @@ def test_a_spoiled_entry_is_made_again(
     for entry in (cache / kind).iterdir():
         harm(entry)
     machine = empty(stand_ins, tmp_path / "second")
-    said = machine.make("repository", CACHE=str(cache))
+    said = machine.make("repository", CT_CACHE=str(cache))
     assert "Traceback" not in said
     assert machine.published() == stand_ins.published()
 
@@ -157,16 +157,16 @@ def test_a_spoiled_entry_is_made_again(
 def test_a_spoiled_entry_is_mended(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
     for entry in (cache / "files").iterdir():
         HARM["altered"](entry)
-    said = empty(stand_ins, tmp_path / "second").make("repository", CACHE=str(cache))
+    said = empty(stand_ins, tmp_path / "second").make("repository", CT_CACHE=str(cache))
     assert f"warning: cache {cache}: files/" in said
-    assert ran(empty(stand_ins, tmp_path / "third").make("repository", CACHE=str(cache))) == {VERDICT}
+    assert ran(empty(stand_ins, tmp_path / "third").make("repository", CT_CACHE=str(cache))) == {VERDICT}
 
 
 def test_a_spoiled_entry_is_told_once(stand_ins: Project, cache: Path, tmp_path: Path) -> None:
     for entry in (cache / "files").iterdir():
         HARM["altered"](entry)
     machine = empty(stand_ins, tmp_path / "second")
-    said = machine.make("repository", CACHE=str(cache), CACHE_MODE="read")
+    said = machine.make("repository", CT_CACHE=str(cache), CT_CACHE_MODE="read")
     told = re.findall(r"^warning: cache .*: files/(\w+) holds", said, re.MULTILINE)
     assert told and len(told) == len(set(told))
     assert machine.published() == stand_ins.published()
@@ -176,7 +176,7 @@ def test_with_mode_read_nothing_is_put_there(stand_ins: Project, cache: Path, tm
     before = sorted(cache.rglob("*"))
     machine = empty(stand_ins, tmp_path / "second")
     machine.edit("convertation/models.yaml", "leaky_relu", "gelu")
-    machine.make("repository", CACHE=str(cache), CACHE_MODE="read")
+    machine.make("repository", CT_CACHE=str(cache), CT_CACHE_MODE="read")
     assert sorted(cache.rglob("*")) == before
 
 
@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_reached_or_written_is_one_warning(
     stand_ins: Project, tmp_path: Path, where: str, reason: str
 ) -> None:
     machine = empty(stand_ins, tmp_path / "second")
-    said = machine.make("repository", CACHE=where)
+    said = machine.make("repository", CT_CACHE=where)
     (warning,) = re.findall(r"^warning: cache .*", said, re.MULTILINE)
     assert re.search(f"({reason}).*going on without it", warning)
     assert machine.published() == stand_ins.published()
@@ -200,12 +200,12 @@ def test_a_cache_that_cannot_be_reached_or_written_is_one_warning(
 
 def test_two_empty_machines_may_build_at_once(stand_ins: Project, tmp_path: Path) -> None:
     machines = [empty(stand_ins, tmp_path / name) for name in ("one", "two")]
-    runs = [machine.start("repository", CACHE=str(tmp_path / "cache"), SLOW="0.1") for machine in machines]
+    runs = [machine.start("repository", CT_CACHE=str(tmp_path / "cache"), SLOW="0.1") for machine in machines]
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert machines[0].published() == machines[1].published() == stand_ins.published()
     assert not list((tmp_path / "cache").rglob("*~"))
-    assert ran(empty(stand_ins, tmp_path / "three").make("repository", CACHE=str(tmp_path / "cache"))) == {VERDICT}
+    assert ran(empty(stand_ins, tmp_path / "three").make("repository", CT_CACHE=str(tmp_path / "cache"))) == {VERDICT}
 
 
 # --- In a bucket --------------------------------------------------------------
@@ -239,7 +239,7 @@ def with_client(machine: Project) -> Project:
 
 def test_a_bucket_serves_as_well_as_a_folder(stand_ins: Project, s3_stand_in: str, tmp_path: Path) -> None:
     machine = with_client(empty(stand_ins, tmp_path / "second"))
-    assert ran(machine.make("repository", CACHE=s3_stand_in)) == {VERDICT}
+    assert ran(machine.make("repository", CT_CACHE=s3_stand_in)) == {VERDICT}
     assert machine.published() == stand_ins.published()
 
 
@@ -247,7 +247,7 @@ def test_what_a_step_makes_goes_into_the_bucket(stand_ins: Project, s3_stand_in:
     for name in ("second", "third"):
         machine = with_client(empty(stand_ins, tmp_path / name))
         machine.append("convertation/head/torch2onnx.py", "# changed\n")
-        made = ran(machine.make("build/onnx/binary.onnx", CACHE=s3_stand_in)) - {
+        made = ran(machine.make("build/onnx/binary.onnx", CT_CACHE=s3_stand_in)) - {
             "build/synthetic/CT-RATE/model_binary.pth"
         }
         assert made == ({"build/onnx/binary.onnx"} if name == "second" else set())
@@ -257,7 +257,7 @@ def test_a_spoiled_entry_of_a_bucket_is_made_again(stand_ins: Project, s3_stand_
     for entry in boto3.resource("s3").Bucket("team").objects.filter(Prefix="chest/files/"):
         entry.put(Body=entry.get()["Body"].read() + b"?")
     machine = with_client(empty(stand_ins, tmp_path / "second"))
-    assert ran(machine.make("build/onnx/binary.onnx", CACHE=s3_stand_in)) >= {"build/onnx/binary.onnx"}
+    assert ran(machine.make("build/onnx/binary.onnx", CT_CACHE=s3_stand_in)) >= {"build/onnx/binary.onnx"}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_a_bucket_that_cannot_be_reached_is_one_warning(
     stand_ins: Project, s3_stand_in: str, tmp_path: Path, bucket: str, server: dict[str, str], reason: str
 ) -> None:
     machine = with_client(empty(stand_ins, tmp_path / "second"))
-    said = machine.make("build/onnx/binary.onnx", CACHE=f"s3://{bucket}/chest", **server)
+    said = machine.make("build/onnx/binary.onnx", CT_CACHE=f"s3://{bucket}/chest", **server)
     (warning,) = re.findall(r"^warning: cache .*", said, re.MULTILINE)
     assert reason in warning and "going on without it" in warning

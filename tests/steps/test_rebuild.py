@@ -295,3 +295,22 @@ def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None
         assert server.poll() is None
     finally:
         kill(server)
+
+
+def test_an_environment_whose_python_went_away_is_made_anew_by_the_step_that_needs_it(stand_ins: Project) -> None:
+    bin_, python = stand_ins.path / ".venv/bin", next((stand_ins.path / ".venv/bin").iterdir())
+    python.unlink()
+    python.symlink_to("/nowhere/python3.11")
+    said = stand_ins.make("repository")
+    assert ".venv: its Python went away (/nowhere/python3.11); it is made anew when a step needs it" in said
+    assert "up to date" in said
+    stand_ins.edit(
+        "scripts/steps/venv.sh",
+        '"$python" -m venv --clear "$folder"',
+        'cp "$STAND_IN" "$folder/bin/python$version" --remove-destination',
+    )
+    stand_ins.append("convertation/head/torch2onnx.py", "# a remark\n")
+    stand_in = next((stand_ins.path / ".venv-inference/bin").iterdir())
+    said = stand_ins.make("repository", STAND_IN=str(stand_in))
+    assert announced(said) >= {".venv/installed", "build/onnx/binary.onnx"}
+    assert not next(bin_.iterdir()).is_symlink()
