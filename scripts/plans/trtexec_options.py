@@ -4,12 +4,13 @@ Prints a sentence and ends with exit status 1 where an option is unknown, double
 release, or makes a plan that cannot be served. Source: samples/common/sampleOptions.cpp of TensorRT, release/10.1.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-RELEASE = "24.06"  # of the images whose trtexec has these options; another release's own trtexec judges
+from scripts.serve.releases import release
+
+TENSORRT = "10.1"  # whose trtexec has these options; another release's own trtexec judges
 
 
 def words(text: str) -> frozenset[str]:
@@ -87,21 +88,21 @@ def split_options(flags: str) -> list[str]:
         raise SystemExit(f"TRTEXEC_FLAGS={flags}: {error}") from None
 
 
-def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), release: str | None = None) -> None:
+def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), name: str | None = None) -> None:
     """SystemExit with a sentence on the first option that trtexec refuses, or whose plan Triton does not serve.
 
-    `given`: options that are passed besides; `release`: of the images (None: NGC_RELEASE, or 24.06).
+    `given`: options that are passed besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
     """
-    release = release or os.environ.get("NGC_RELEASE") or RELEASE
+    tensorrt = release(name or "").tensorrt
     seen = {word.partition("=")[0] for word in given}
     for word in more:
         name, equals, value = word.partition("=")
-        if reason := refuse(name, bool(equals), value, seen, release):
+        if reason := refuse(name, bool(equals), value, seen, tensorrt):
             raise SystemExit(f"TRTEXEC_FLAGS: {word}; {reason}")
         seen.add(name)
 
 
-def refuse(name: str, equals: bool, value: str, seen: set[str], release: str) -> str:
+def refuse(name: str, equals: bool, value: str, seen: set[str], tensorrt: str) -> str:
     """Why an option is not passed on, "" if it is."""
     if name in PRECISIONS:
         return "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"
@@ -109,7 +110,7 @@ def refuse(name: str, equals: bool, value: str, seen: set[str], release: str) ->
         return "expected further options such as --builderOptimizationLevel=4"
     if name in seen and name not in REPEATED:
         return "it is given already; leave it out"
-    if release != RELEASE:
+    if not f"{tensorrt}.".startswith(f"{TENSORRT}."):
         return ""
     if name in UNSERVABLE:
         return f"{UNSERVABLE[name]}; leave it out"

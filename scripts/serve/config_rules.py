@@ -1,4 +1,4 @@
-"""What Triton 24.06 takes in the fields of a config.pbtxt: one table, a row for each field.
+"""What Triton takes in the fields of a config.pbtxt: one table, a row for each field.
 
 Sources: core = triton-inference-server/core r24.06, src/model_config_utils.cc and src/model_lifecycle.cc; ort =
 onnxruntime_backend r24.06, src/onnxruntime.cc; python = python_backend r24.06, src/python_be.cc; seen = the verdicts of

@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.serve.releases import release
 
 MODEL = "TritonPythonModel"
-# What a Python model finds without requirements.txt: the 24.06 image's packages, and the backend's own modules
+# What a Python model finds without requirements.txt: the image's packages, and the backend's own modules
 PRESENT = {"numpy", "triton_python_backend_utils", "c_python_backend_utils", "tritonserver", "setuptools", "pip",
            "pkg_resources", "wheel", "google", "grpc"}  # fmt: skip
 EXITS = {"exit", "quit", "sys.exit", "os._exit", "os.abort"}

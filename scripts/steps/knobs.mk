@@ -62,10 +62,6 @@ $(if $(and $(filter tf32 fp16,$(PRECISION)),$(filter prebuilt,$(FROM))),$(error 
 # A link to a Python that went away is none
 living      := $(foreach file,$(wildcard .venv/bin/python3.??),$(if $(realpath $(file)),$(file)))
 # GNU Make 4.3's $(file <) leaves a text's last line end now and then (10 of 1,500 runs), so it is cut here
-define newline
-
-
-endef
 text_of     = $(subst $(newline)<end>,<end>,<start>$(file <$1)<end>)
 models_text := $(call text_of,convertation/models.yaml)
 facts_text  := $(call text_of,.make/models.yaml)

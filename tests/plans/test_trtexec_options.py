@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("--stripWeights", "no weights"),
         ("--weightless", "no weights"),
         ("--buildDLAStandalone", "no plan"),
-        ("--fp16", "PRECISION=fp16"),
+        ("--fp16", "PRECISION=fp32, tf32 or fp16"),
         ("4", "expected further options"),
         ("'", "No closing quotation"),
     ],
@@ -46,7 +46,7 @@ def test_what_trtexec_takes_is_passed_on(flags: str) -> None:
 
 
 def test_another_releases_trtexec_judges_for_itself() -> None:
-    check_options(["--newOption", "--versionCompatible"], release="25.01")
+    check_options(["--newOption", "--versionCompatible"], name="26.08")
 
 
 def test_the_lists_agree() -> None:

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 from onnx import TensorProto, helper
 
-from scripts.serve import releases
-from scripts.serve.check_repository import Findings, check_onnx, check_python
+from scripts.serve import python_model, releases
+from scripts.serve.check_repository import check_repository
 
 NEWEST = releases.names(releases.read_table())[-1]
 
@@ -60,13 +60,14 @@ def model(path: Path, opset: int) -> None:
 
 
 def test_the_checker_goes_by_the_chosen_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "model.onnx"
-    model(file, 23)
+    folder = tmp_path / "repository/relu"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text('name: "relu" platform: "onnxruntime_onnx"\n')
+    model(folder / "1/model.onnx", 23)
     for name, expected in (("24.06", ["opset; expected at most 21, found 23"]), (NEWEST, [])):
         monkeypatch.setenv("NGC_RELEASE", name)
-        findings = Findings(tmp_path)
-        check_onnx(findings, file, tmp_path / "config.pbtxt", {}, {}, 0)
-        assert [line.partition(": ")[2] for line in findings.lines if "opset" in line] == expected
+        faults = check_repository(tmp_path / "repository")
+        assert [line.partition(": ")[2] for line in faults if "opset" in line] == expected
 
 
 def test_python_is_parsed_as_the_release_s_image_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +77,7 @@ def test_python_is_parsed_as_the_release_s_image_would(tmp_path: Path, monkeypat
     )
     for name, faults in (("24.06", 1), (NEWEST, 0)):
         monkeypatch.setenv("NGC_RELEASE", name)
-        findings = Findings(tmp_path)
-        check_python(findings, file)
-        assert len(findings.lines) == faults, findings.lines
+        assert len(python_model.check_model(file, packages=False)) == faults
 
 
 def test_no_release_s_number_stands_in_code() -> None:
