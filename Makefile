@@ -1,426 +1,212 @@
-# weights.zip -> .pt -> .onnx -> checks -> Triton's verdict -> model_repository_running/        make help
+# weights.zip -> .pt -> .onnx -> checks -> .plan -> Triton's verdict -> model_repository_running/        make help
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 .DEFAULT_GOAL := help
-.SECONDEXPANSION:
 
-include scripts/steps/given.mk
+# Every knob and its default; $(call step,COMMAND,PACKAGES), which runs COMMAND unless the record of its result is true;
+# the lists that rules are about
+include knobs.mk scripts/steps/content.mk artifacts.mk
+include $(call told,needs)
 
-# --- Knobs: make repository WEIGHTS=synthetic ---------------------------------
+# --- The pipeline, in order: each artifact, what it is made from, the script that makes it ---
 
-# Where the models come from: weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
-FROM ?= weights
-# Where checkpoints come from: yandex (weights.zip and your own files in training/weights/) or synthetic (made here)
-WEIGHTS ?= $(or $(if $(of_the_published),$(filter synthetic,$(ours))),yandex)
-# weights.zip fetched by hand, used instead of downloading it
-WEIGHTS_ZIP ?=
-# model_repository_running.zip fetched by hand, used instead of downloading it
-REPOSITORY_ZIP ?=
-# Variant of the CT-ViT: LiPro, Base or VocabFine
-VIT ?= LiPro
-# Optional models to add, such as lipro; in `make compare`, the folder of the other repository
-WITH ?=
-# What `make onnx` and `make trt` make: vit, head or bpr (nothing: all)
-MODEL ?=
-# Precision of the ViT on a GPU: fp32, tf32 (products of 10 bits) or fp16 (half the size); heads and bpr stay fp32
-PRECISION ?= $(or $(if $(of_the_published),$(seen_precision)),fp32)
-# ONNX operator set; what a release of Triton reads: scripts/serve/releases.yaml
-OPSET ?= 20
-# What is published: onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
-FORMAT ?= onnx
-# Where the finished models are published
-REPOSITORY ?= model_repository_running
-
-# NVIDIA's release that the images of TensorRT and Triton come from
-NGC_RELEASE ?= 24.06
-# Prefix of a mirror of nvcr.io, such as registry.example.org/
-REGISTRY ?=
-# Folders with plans built on other machines, like build/plan here
-PLANS ?=
-# Further options for trtexec, such as --builderOptimizationLevel=4
-TRTEXEC_FLAGS ?=
-# 1: `make trt` prints its commands, ready to paste, and runs none
-DRY ?=
-# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": names in scripts/plans/fleet.yaml
-GPUS ?=
-
-# Image that `make image` makes, `make push` pushes, `make up` runs, `make verify` asks (nothing: each its own)
-IMAGE ?=
-# Which image `make image` makes: triton or inference
-TARGET ?= triton
-# What the inference image starts from: the GPU's libraries; python:3.11-slim is smaller and runs on the CPU
-BASE ?= nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
-# What `make up` gives Triton: gpu, or cpu where there is none
-DEVICE ?= gpu
-# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
-ADDRESS ?= 127.0.0.1
-# Its ports for HTTP, gRPC and metrics
-PORTS ?= 8000 8001 8002
-
-# The folder that `make infer` reads: a folder, archive or NIfTI file per study; `make compare` takes volumes, too (.npy, .npz)
-INPUT ?=
-# The folder that `make infer` writes its tables to
-OUTPUT ?=
-# A running Triton that it asks, host:port of gRPC (nothing: ONNX Runtime here)
-TRITON ?=
-# 1: it reads also the studies that are in OUTPUT already
-AGAIN ?=
-
-# Consent: 1 (`make update` locks new archives), unserved (FROM=prebuilt publishes what cannot be served here), licences (`make push`)
-ACCEPT ?=
-# An earlier build/bench.json: `make bench` then says what moved
-COMPARE ?=
-# Folder or s3://bucket/prefix that machines share: results of steps are taken from there, or put there
-CACHE ?=
-# read: nothing is put there
-CACHE_MODE ?= write
-# Python that .venv is made with: 3.11 or 3.12; another one brings python3.12, by uv where there is none
-PYTHON ?= python3
-
-include scripts/steps/knobs.mk
-
-# --- What there is ------------------------------------------------------------
-
-models      := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
-heads       := $(foreach model,$(models),$(if $(filter head,$($(model).family)),$(model)))
-weights     := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights)
-kind        := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
-checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
-onnx        := $(models:%=build/onnx/%.onnx)
-checks      := $(models:%=build/checks/%.json)
-varied      := $(foreach model,$(models),$(if $($(model).variants),$(model)))
-releases    := scripts/serve/releases.py scripts/serve/releases.yaml
-onnx_tf32   := $(varied:%=build/onnx/%.tf32.onnx)
-onnx_fp16   := $(varied:%=build/onnx/%.fp16.onnx)
-checks_tf32 := $(varied:%=build/checks/%.tf32.json)
-checks_fp16 := $(varied:%=build/checks/%.fp16.json)
-limits      := $(foreach model,$(models) $(foreach precision,tf32 fp16,$(varied:%=%.$(precision))),build/models/$(model).tolerance.json)
-entries     := $(models:%=build/models/%.json) $(limits)
-bpreg       := $(sort $(wildcard convertation/bpr/bpreg/*.py))
-
-# vit, vit.tf32 or vit.fp16, as PRECISION says
-variant = $1$(if $(filter $1,$(varied)),$(filter-out .fp32,.$(PRECISION)))
-
-# TensorRT plans: of each model for each GPU, which a folder is named after (build/plan/sm86); see scripts/plans/plans.mk
-planned     := $(filter vit $(heads),$(models))
-config.vit  := convertation/vit/config.pbtxt
-$(foreach head,$(heads),$(eval config.$(head) := convertation/head/$(head).pbtxt))
-config_of   = $(if $(filter %.tf32 %.fp16,$(call variant,$1)),$(config.$1:.pbtxt=.tf32.pbtxt),$(config.$1))
-include scripts/plans/plans.mk
-
-# What bpr_model needs in the image of a release; the usual one's file names none
-bpr_pins := $(or $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt),convertation/bpr/requirements.txt)
-
-# Each file of the published repository, and the file it is a copy of
-contents := \
-  $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
-    $(model)_onnx/config.pbtxt=$(call config_of,$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
-  $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
-    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
-  bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
-  bpr_model/1/requirements.txt=$(bpr_pins) \
-  $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
-  bpr_model/1/weights/model.onnx=build/onnx/bpr.onnx \
-  bpr_model/1/weights/inference-settings.json=$(weights)/bpr/inference-settings.json
-
-# What each family's scripts are made of
-network.vit  := convertation/vit/ctvit.py
-network.head := convertation/head/mlp.py
-network.bpr  := convertation/bpr/vgg.py
-check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
-
-# --- The pipeline, in order ---------------------------------------------------
-
-# Environments; the second is Triton's own, the third runs the published networks without PyTorch
+# Environments: ours, Triton's own, one that runs published networks without PyTorch, NVIDIA's TensorRT for RTX
 .venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
-
 .venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
-
+.venv-inference/installed .venv-rtx/installed: .venv-%/installed: requirements-%.txt requirements-%.lock \
+  scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-$* requirements-$*.txt $(out))
 .venv/installed-for-s3: requirements-s3.txt requirements-s3.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
-
-.venv-inference/installed: requirements-inference.txt requirements-inference.lock scripts/steps/venv.sh
-	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-inference requirements-inference.txt $(out))
-
-# NVIDIA's TensorRT for RTX, which judges without a GPU; only make trt CHECK=1 asks for it (its licence: requirements-rtx.txt)
-.venv-rtx/installed: requirements-rtx.txt requirements-rtx.lock scripts/steps/venv.sh
-	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-rtx requirements-rtx.txt $(out))
-
 .venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
-# One model's part of models.yaml
-$(models:%=build/models/%.json): build/models/%.json: convertation/models.yaml scripts/convert/model_entry.py | .venv/installed
+# One model's part of models.yaml, and how far its answers may differ
+$(variants:%=build/models/%.json): build/models/%.json: convertation/models.yaml \
+  $(call code,scripts.convert.model_entry) | .venv/installed
 	$(call step,$(python) -m scripts.convert.model_entry $< $* model $(out))
-
-$(limits): build/models/%.tolerance.json: convertation/models.yaml scripts/convert/model_entry.py \
-  | .venv/installed
+$(variants:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml \
+  $(call code,scripts.convert.model_entry) | .venv/installed
 	$(call step,$(python) -m scripts.convert.model_entry $< $* tolerance $(out))
 
-# A new head's Triton config
-convertation/head/%.pbtxt:
-	$(error $@ is missing, the Triton config of $*; cp convertation/head/binary.pbtxt $@, and write its name, $*_onnx, and its output into it)
-
-# The two archives, each downloaded only when a step that runs has to read it, and their locks (see scripts/archives/fetch.py)
-archives := training/weights.zip training/model_repository_running.zip
-fetched  := $(archives) $(archives:=.lock.json)
-$(fetched): FORCE | .venv/installed
+# Archives, downloaded when a step has to read them
+$(archives): FORCE | .venv/installed
 	$(fetch)
+$(archives:=.lock.json): %.lock.json: FORCE | % ;
 
-# Checkpoints: seeded ones of the real size, or members of weights.zip where you have put none of your own
-$(foreach model,$(models),$(eval model_of.$($(model).checkpoint) := $(model)))
-model_of.bpr/inference-settings.json := bpr
-
-ifeq ($(WEIGHTS),synthetic)
-$(checkpoints): build/synthetic/%: build/models/$$(model_of.$$*).json scripts/convert/synthesize.py \
-  $$(network.$$($$(model_of.$$*).family)) convertation/checkpoint.py | .venv/installed
-	$(call step,$(python) -m scripts.convert.synthesize $< $(out),torch numpy)
-else
-$(checkpoints): training/weights/%: training/weights.zip.lock.json scripts/archives/unpack.py scripts/archives/progress.py scripts/steps/records.py \
+# Checkpoints: members of weights.zip where you have put none of your own; or seeded ones of full size, WEIGHTS=synthetic
+$(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json $(call code,scripts.archives.unpack) \
   | training/weights.zip .venv/installed
 	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
-endif
+$(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize) | .venv/installed
+	$(call step,$(python) -m scripts.convert.synthesize $(filter %.json,$^) $(out),torch numpy)
 
-# PyTorch -> ONNX
-$(onnx): build/onnx/%.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
-  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/checkpoint.py convertation/export.py \
-  convertation/onnx_file.py | .venv/installed
-	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) $< build/models/$*.json $(out),\
-	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
-
-# The same for a GPU alone, whose arithmetic config.pbtxt says
-$(onnx_tf32): build/onnx/%.tf32.onnx: $(weights)/$$($$*.checkpoint) build/models/%.json \
-  convertation/$$($$*.family)/torch2onnx.py $$(network.$$($$*.family)) convertation/checkpoint.py convertation/export.py \
-  convertation/onnx_file.py | .venv/installed
-	$(call step,$(python) -m convertation.$($*.family).torch2onnx --opset $(OPSET) --weights $(kind) --for gpu $< build/models/$*.json $(out),\
-	  torch onnx onnxscript onnx-ir ml_dtypes numpy)
-
-# ONNX against PyTorch, on the same input, by our ONNX Runtime and by the one that serves the verdict
-comparing = scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py scripts/convert/collapse.py scripts/convert/onnx_session.py \
-  scripts/convert/sample.py $$(check.$$($$*.family)) $$(network.$$($$*.family)) convertation/checkpoint.py
-$(checks): build/checks/%.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
-  $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
-
-$(checks_tf32): build/checks/%.tf32.json: $(weights)/$$($$*.checkpoint) build/models/%.json build/models/%.tf32.tolerance.json build/onnx/%.tf32.onnx \
-  $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(wordlist 1,4,$^) $(out),torch onnxruntime-gpu onnx numpy)
-
-# That rounded to fp16 where the range of its values allows, and compared with what it was rounded from, as a GPU computes it
-$(onnx_fp16): build/onnx/%.fp16.onnx: build/onnx/%.tf32.onnx build/models/%.json scripts/convert/round_fp16.py scripts/convert/onnx_session.py \
-  scripts/convert/sample.py convertation/fp16.py convertation/onnx_file.py | .venv/installed
-	$(call step,$(python) -m scripts.convert.round_fp16 $< build/models/$*.json $(out),onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
-
-$(checks_fp16): build/checks/%.fp16.json: build/checks/%.tf32.json build/models/%.json build/models/%.fp16.tolerance.json \
-  build/onnx/%.tf32.onnx build/onnx/%.fp16.onnx $(heads:%=build/onnx/%.onnx) scripts/convert/compare_fp16.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py \
-  scripts/convert/probabilities.py $(comparing) requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
-	  torch onnxruntime-gpu onnx onnx-ir ml_dtypes numpy)
-
-# Who checks a repository offline
-checking := $(addprefix scripts/serve/,check_repository.py config_rules.py onnx_agreement.py python_model.py releases.py releases.yaml)
-
-# ONNX -> TensorRT plan. What shapes it: the request, the GPU and TensorRT; so neither the ONNX file with its metadata nor
-# our own scripts are inputs
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/plan_request.py scripts/plans/trtexec_options.py $(checking) \
+# PyTorch -> ONNX; .make/models/ adds each model's checkpoint, which convertation/models.yaml names
+build/onnx/vit.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx) | .venv/installed
+	$(call step,$(python) -m convertation.vit.torch2onnx $(exporting),$(exporters))
+$(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code,convertation.head.torch2onnx) \
   | .venv/installed
-	$(call step,$(python) -m scripts.plans.plan_request $(call precision,$*) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
+	$(call step,$(python) -m convertation.head.torch2onnx $(exporting),$(exporters))
+build/onnx/bpr.onnx: build/models/bpr.json $(call code,convertation.bpr.torch2onnx) | .venv/installed
+	$(call step,$(python) -m convertation.bpr.torch2onnx $(exporting),$(exporters))
 
-$(built): build/plan/%.plan: build/plan/$$(*F).request.json | build/onnx/$$(*F).onnx
-	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $< build/onnx/$(*F).onnx $@ $(out))
+# The ViT for a GPU alone: in one piece, its products in TF32; and rounded to fp16 where the range of its values allows
+build/onnx/vit.tf32.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx) | .venv/installed
+	$(call step,$(python) -m convertation.vit.torch2onnx --for gpu $(exporting),$(exporters))
+build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call code,scripts.convert.round_fp16) \
+  | .venv/installed
+	$(call step,$(python) -m scripts.convert.round_fp16 $(wordlist 1,2,$^) $(out),$(rounders))
 
-# or one that was built elsewhere
-$(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json build/models/$$(*F).tolerance.json \
-  $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/plans/take_plan.py scripts/steps/records.py
-	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
+# ONNX against PyTorch, on the same volumes, by our ONNX Runtime and by the one that serves the verdict
+$(checks) $(checks_tf32): build/checks/%.json: build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
+  $(call code,scripts.convert.compare) $(deployed)
+	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(checkpoint) $(wordlist 1,3,$^) \
+	  $(out),torch onnxruntime-gpu onnx numpy)
+build/checks/vit.json build/checks/vit.tf32.json: $(call code,convertation.vit.ctvit)
+$(heads:%=build/checks/%.json): $(call code,convertation.head.mlp)
+build/checks/bpr.json: $(call code,convertation.bpr.vgg) $(bpreg) $(weights)/bpr/inference-settings.json
+build/checks/vit.fp16.json: build/checks/vit.tf32.json build/models/vit.json build/models/vit.fp16.tolerance.json \
+  build/onnx/vit.tf32.onnx build/onnx/vit.fp16.onnx $(head_onnx) $(call code,scripts.convert.compare_fp16) \
+  $(call code,convertation.vit.ctvit) $(deployed)
+	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 \
+	  $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
+	  torch $(rounders))
 
-# What NVIDIA's parser and builder make of it where there is no GPU
-$(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx build/models/$$(call plain,$$*).json \
-  scripts/plans/build_rtx.py requirements-rtx.txt | .venv-rtx/installed
-	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
-
-# What ONNX Runtime answers; a plan against it, on the same input; of a ViT the heads' probabilities too
-$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call plain,$$*).json scripts/plans/expected.py scripts/convert/sample.py \
+# ONNX -> TensorRT plan.  What shapes it: its request, the GPU and TensorRT; not our scripts, nor the file's metadata.
+# .make/models/ adds to the files of each GPU what they share: the request, the ONNX file, the answers expected of it
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request) \
+  | .venv/installed
+	$(call step,$(python) -m scripts.plans.plan_request $(precision) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
+$(built): build/plan/%.plan:
+	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $(request) \
+	  build/onnx/$(*F).onnx $@ $(out))
+$(taken): build/plan/%.plan: build/brought/%.json $(call code,scripts.plans.take_plan)
+	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $< $(request) \
+	  build/models/$(*F).tolerance.json $@ $(out))
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.expected) \
   | .venv/installed
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
+$(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plans.compare_plan) | .venv/installed
+	$(call step,$(python) -m scripts.plans.compare_plan $< build/plan/$(*F).expected.npy build/models/$(*F).json \
+	  build/models/$(*F).tolerance.json build/checks/$(*F).json $(out) $(if $(filter vit vit.%,$(*F)),$(head_onnx)),\
+	  onnxruntime-gpu numpy)
+$(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
+build/plan/vit.config.pbtxt: $(call config_of,vit) build/models/vit.json $(call code,scripts.plans.plan_config) \
+  | .venv/installed
+	$(call step,$(plan_config))
+$(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
+  $(call code,scripts.plans.plan_config) | .venv/installed
+	$(call step,$(plan_config))
+$(judged_by_rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
+  build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
+	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 
-$(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
-  build/models/$$(*F).tolerance.json build/checks/$$(*F).json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
-  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py scripts/convert/ties.py | .venv/installed
-	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,5,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
+# All of them together: checked offline, served once by a real Triton, published in one exchange
+build/checks/verdict.json: $(sources) $(published:%=build/checks/%.json) $(compared) $(models:%=build/models/%.json) \
+  $(call code,scripts.serve.verdict) $(serving)
+	$(call step,$(python) -m scripts.serve.verdict $(judging) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
+$(prebuilt).verdict.json: $(prebuilt).lock.json $(models:%=build/models/%.json) $(call code,scripts.publish.prebuilt) \
+  convertation/bpr/requirements.txt scripts/steps/venv.sh $(serving) $(prebuilt)
+	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) \
+	  build/prebuilt $(out),tritonclient onnx numpy)
+build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(heads)) $(call code,scripts.show.fidelity) \
+  $(call code,convertation.vit.ctvit) $(call code,convertation.head.mlp) requirements-inference.txt $(serving) \
+  .venv-inference/installed
+	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) --weights $(kind) \
+	  $(addprefix --image ,$(IMAGE)) $(patsubst %,--deployed %/bin/python3,.venv-triton .venv-inference) \
+	  $(fidelity_hops) $(out),torch tritonclient $(rounders))
 
-$(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
-  $(checking) | .venv/installed
-	$(call step,$(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
+# --- Build --------------------------------------------------------------------
 
-# The whole set, checked offline and served once by a real Triton
-published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
-published.as     := $(foreach model,$(varied),$(filter-out $(varied),$(call variant,$(model))))
-sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/convert/sample.py scripts/convert/ties.py \
-           docker/backends/onnxruntime/model.py
-
-build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
-  | .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
-
-# Every hop on eight volumes: how far it moves the answers, and what of it reaches a decision
-fidelity_models := vit $(heads)
-fidelity_fp16   := $(sort $(wildcard $(onnx_fp16)) $(filter $(onnx_fp16),$(sources)))
-fidelity_hops   := $(foreach model,$(fidelity_models),pytorch/$(model)=$(weights)/$($(model).checkpoint) onnx/$(model)=build/onnx/$(model).onnx) \
-  $(foreach file,$(fidelity_fp16),fp16/$(notdir $(file:.fp16.onnx=))=$(file)) \
-  $(foreach file,$(wildcard $(fidelity_models:%=build/plan/*/%.plan)),$(patsubst build/%.plan,%,$(file))=$(file)) \
-  $(addprefix served/,$(filter-out bpr_%,$(contents)))
-
-build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(subst =, ,$$(hop))))) $(fidelity_models:%=build/models/%.json) \
-  scripts/show/fidelity.py scripts/serve/served.py scripts/convert/probabilities.py scripts/convert/compare.py scripts/convert/answer.py scripts/convert/compare_vit.py scripts/convert/compare_bpr.py scripts/convert/judge.py \
-  scripts/convert/onnx_session.py scripts/convert/emulate_fp16.py convertation/fp16.py convertation/onnx_file.py $(verdict) $(network.vit) $(network.head) \
-  convertation/checkpoint.py requirements-triton.txt requirements-inference.txt | .venv/installed .venv-triton/installed .venv-inference/installed
-	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) $(if $(IMAGE),--image $(IMAGE)) \
-	  --weights $(kind) --deployed .venv-triton/bin/python3 --deployed .venv-inference/bin/python3 $(fidelity_hops) $(out),\
-	  torch onnxruntime-gpu tritonclient onnx onnx-ir ml_dtypes numpy)
-
-# An archive of finished models, checked offline and served once by a real Triton
-prebuilt := training/model_repository_running.zip
-judged   := $(prebuilt).verdict.json
-$(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish/prebuilt.py scripts/archives/unpack.py scripts/archives/progress.py \
-  scripts/steps/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh \
-  | $(prebuilt) .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
-
-.PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
-        logs down rollback test bench bench-gpu status graph provenance clean distclean help
-finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
-repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
-	$(if $(ask),$(ask_gpu),$(missed)$(publish))
-
-chosen     = $(if $(models),$(or $(strip $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))),\
-               $(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models)))))
-needs.onnx = $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
-onnx: $$(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
-	$(if $(call recent,$(needs.onnx)),@$(summary) $(needs.onnx),@echo "$(filter %.onnx,$(needs.onnx)): up to date")
-
-needs.trt = $(if $(chosen_plans),)$(if $(CHECK),$(judged_by_rtx),$(if $(DRY),$(foreach model,$(chosen_plans),build/models/$(call plain,$(model)).json),$(if $(gpu),$(call plans_for,$(gpu)))))
-trt: $$(needs.trt)  ## TensorRT plans by trtexec in Docker, compared with ONNX Runtime; one family: make trt MODEL=head; no GPU: CHECK=1
-	$(if $(CHECK),$(tell_what_cards_hold),$(if $(DRY),$(print_commands),$(if $(gpu),$(if $(call recent,$(needs.trt)),@$(summary) $(needs.trt),@echo "$(filter %.plan,$(needs.trt)): up to date"),$(ask_gpu))))
-
-trt-fleet: .venv/installed  ## Plans for many kinds of GPU, one Slurm job for each: make trt-fleet GPUS="a100 l4"
-	$(if $(DRY),$(error DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this),$(if $(dry),,+)@$(fleet))
-
-needs.weights = .venv/installed training/weights.zip.lock.json
-weights: training/weights.zip.lock.json | training/weights.zip  ## All of weights.zip in training/weights/; your own files stay
-	$(if $(call ready,training/weights.zip),$(if $(dry),,+)@$(unpack_all),$(fetch_first))
-# Then the steps of the checkpoints, which find the same bytes and record them: the archive may go, a newer one be noticed
-unpack_all  = $(python) -m scripts.archives.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*' && \
-              $(MAKE) --no-print-directory WEIGHTS=yandex $(checkpoints:$(weights)/%=training/weights/%)
-fetch_first = $(if $(dry),,+)@$(MAKE) --no-print-directory training/weights.zip weights
-
-needs.update = .venv/installed
-there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lock.json))),weights.zip)
-update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
-	@$(foreach name,$(there),$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
-
-needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared))
-verify: $$(needs.verify)  ## Check and serve the published repository once more
-	$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
-
-doctor:  ## What this machine has, lacks, and what to do about it
-	@$(system_python) -m scripts.plans.doctor $(PORTS)
-
-needs.verify-gpu = $(if $(gpu),$(onnx) $(published.checks) $(plans) $(compared) $(plan_configs) .venv-triton/installed)
-verify-gpu: $$(needs.verify-gpu)  ## On a machine with a GPU: plans and ONNX models in the real Triton image, their speed and memory
-	$(if $(gpu),@$(python) -m scripts.plans.verify_gpu $(published.as:%=--variant %) $(on_a_gpu) $(contents) build/verify-gpu.json,\
-	  @$(system_python) -m scripts.plans.doctor --gpu && $(subst @,,$(ask_gpu)))
-
-needs.fidelity = build/fidelity.json
-fidelity: build/fidelity.json  ## Every hop on eight volumes, from PyTorch to served: differences, codes, decisions
-	@$(system_python) -m scripts.show.fidelity_table $<
-
-needs.compare = .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
-compare: $$(needs.compare)  ## The published repository against another one: make compare WITH=/path [INPUT=folder of studies]
-	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) $(if $(IMAGE),--image $(IMAGE)) \
-	  $(REPOSITORY) $(call quote,$(WITH)) build/compare.json
-
-# Code of a finished archive runs in an environment of its own
-own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
-needs.serve = .venv/installed .venv-triton/installed
-serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
-	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
-	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
-
-needs.infer = .venv-inference/installed
-infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
-	$(if $(and $(INPUT),$(OUTPUT)),,$(error make infer INPUT=folder OUTPUT=folder: expected both))
-	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(call quote,$(TRITON))) $(if $(AGAIN),--again) \
-	  -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
-
-# Images: the published repository inside NVIDIA's Triton; and the stack that runs it
-ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
-judged_as      = --verdict $(if $(filter prebuilt,$(firstword $(ours))),$(judged),build/checks/verdict.json)
-
-image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
-	$(image.$(TARGET))
-image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag $(call quote,$(IMAGE)) $(judged_as)
-image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag $(call quote,$(IMAGE)) $(judged_as)
-
-push:  ## Push that image, after consent to its weights' licences
-	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
-
-up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
-	@$(system_python) -m scripts.deploy.stack up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
-	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE)
-
-reload:  ## Let the running Triton take what was published since
-	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)
-
-logs:  ## Its log, until Ctrl-C
-	@$(system_python) -m scripts.deploy.stack logs
-
-down:  ## Stop it
-	@$(system_python) -m scripts.deploy.stack down
-
+repository: $(finished)  ## Build whatever is stale, check it, serve it once, publish it
+	$(publish)
+onnx: $(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
+	$(call tell,$(needs.onnx))
+trt: $(needs.trt)  ## TensorRT plans by trtexec in Docker, compared; without a GPU: CHECK=1, or DRY=1
+	$(trt)
+trt-fleet: .venv/installed  ## Plans for many kinds of GPU, a Slurm job each: make trt-fleet GPUS="a100 l4"
+	@$(fleet)
+weights: $(needs.weights)  ## All of weights.zip in training/weights/; your own files stay
+	@$(python) -m scripts.archives.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*'
+update: .venv/installed  ## Ask Yandex.Disk for newer archives than the locked ones; ACCEPT=1 locks them
+	@$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(locked)
 rollback:  ## Put the previously published models back
 	@$(system_python) -m scripts.publish.publish $(REPOSITORY) --rollback
 
-needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
-test: $$(needs.test)  ## Format, lint, types and every test
-	@tests/run.sh
+# --- Look ---------------------------------------------------------------------
 
-needs.bench = .venv/installed .venv-triton/installed
-bench: $$(needs.bench)  ## Measure what the README promises
-	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
-
-needs.bench-gpu = .venv/installed
-bench-gpu: $$(needs.bench-gpu)  ## On a machine with a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
-	@$(python) -m scripts.bench.gpu build/bench-gpu.json
-
-explained = $(if $(dry),,+)@explained=$$($(MAKE) --no-print-directory EXPLAIN=1 WEIGHTS=$(WEIGHTS) PRECISION=$(PRECISION) repository) && \
-            printf '%s\n' "$$explained" | $(system_python)
-status:  ## What would run, and why; CHECK=1: fails if anything is stale; FILE=build/onnx/vit.onnx: all that it hangs on
-	$(explained) -m scripts.show.status $(if $(CHECK),--check) $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
-
+status:  ## What would run, and why; CHECK=1 fails if anything would; FILE=…: all that it hangs on
+	@$(system_python) -m scripts.show.status $(if $(CHECK),--check) $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
 graph:  ## Draw the pipeline and its state: build/graph.svg
-	$(explained) -m scripts.show.graph $(REPOSITORY) build/graph.svg
-
+	@$(system_python) -m scripts.show.graph $(REPOSITORY) build/graph.svg
 report:  ## All of this on one page to look at, print and keep: build/report.html
-	$(explained) -m scripts.show.report $(REPOSITORY) build/report.html
+	@$(system_python) -m scripts.show.report $(REPOSITORY) build/report.html
+provenance:  ## What each published file was made from, as JSON; CHECK=file.json: compare
+	@$(system_python) -m scripts.publish.provenance $(REPOSITORY) $(if $(CHECK),--check $(call quote,$(CHECK)))
+fidelity: build/fidelity.json  ## How far each hop moves the answers, PyTorch to served, on eight volumes
+	@$(system_python) -m scripts.show.fidelity_table $<
+compare: $(needs.compare)  ## The published repository against another: make compare WITH=/path [INPUT=folder]
+	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) \
+	  $(addprefix --image ,$(IMAGE)) $(REPOSITORY) $(call quote,$(WITH)) build/compare.json
+verify: $(needs.verify)  ## Check and serve the published repository once more
+	@$(python) -m scripts.serve.verdict $(judging) $(or $(on_a_gpu),$(addprefix --image ,$(IMAGE))) \
+	  --repository $(REPOSITORY) build/verify.json
+verify-gpu: $(needs.verify-gpu)  ## With a GPU: plans and ONNX models in the real Triton image, speed and memory
+	@$(python) -m scripts.plans.verify_gpu $(published.as:%=--variant %) $(on_a_gpu) $(contents) build/verify-gpu.json
+doctor:  ## What this machine has, lacks, and what to do about it
+	@$(system_python) -m scripts.plans.doctor $(PORTS)
 
-provenance:  ## What each published file was made from, as JSON; compare: make provenance CHECK=file.json
-	$(if $(CHECK),\
-	  @$(system_python) -m scripts.publish.provenance $(REPOSITORY) --check $(call quote,$(CHECK)),\
-	  $(explained) -m scripts.publish.provenance $(REPOSITORY))
+# --- Serve --------------------------------------------------------------------
 
+serve: .venv/installed .venv-triton/installed  ## Run Triton on the published repository until Ctrl-C
+	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
+	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
+up:  ## Triton in Docker Compose; ready images: FROM=prebuilt or IMAGE=…; DEVICE=cpu
+	@$(system_python) -m scripts.deploy.stack up --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE) \
+	  $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE))
+reload:  ## Let the running Triton take what was published since
+	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)
+logs:  ## Its log, until Ctrl-C
+	@$(system_python) -m scripts.deploy.stack logs
+down:  ## Stop it
+	@$(system_python) -m scripts.deploy.stack down
+
+# --- Infer --------------------------------------------------------------------
+
+infer: .venv-inference/installed  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
+	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(call quote,$(TRITON))) \
+	  $(if $(AGAIN),--again) -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
+
+# --- Share --------------------------------------------------------------------
+
+image:  ## The published repository as an image: make image IMAGE=registry.example/name:1 [TARGET=inference]
+	@$(system_python) -m scripts.deploy.$(if $(filter triton,$(TARGET)),image,inference_image) $(REPOSITORY) --base \
+	  $(if $(filter triton,$(TARGET)),$(TRITON_IMAGE),$(REGISTRY)$(BASE)) --tag $(call quote,$(IMAGE)) $(judged_as)
+push:  ## Push that image, after consent to its weights' licences
+	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
+
+# --- Carry on -----------------------------------------------------------------
+
+test: $(needs.test)  ## Format, lint, types and every test; one room: ONLY=infer
+	@tests/run.sh
+bench: .venv/installed .venv-triton/installed  ## Measure what the README promises
+	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
+bench-gpu: .venv/installed  ## With a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
+	@$(python) -m scripts.bench.gpu build/bench-gpu.json
 clean:  ## Free what can be made again; records, checkpoints and the repository stay
 	rm -rf build .make/out
-
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-inference .venv-rtx .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
+	rm -rf $(environments) .venv-prebuilt .venv-compare $(patsubst %,.make/%,seen made took tree run models lock cache-*)
+help:  ## Show this list; the knobs: KNOBS=1
+	@scripts/show/help.sh $(if $(KNOBS),knobs.mk $(values),Makefile)
 
-help:  ## Show this list
-	@scripts/show/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
-
-include scripts/steps/content.mk
+# Decided by content, never by time
+$(artifacts): FORCE
+.PRECIOUS: $(artifacts)
+.PHONY: FORCE bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \
+  push reload report repository rollback serve status test trt trt-fleet up update verify verify-gpu weights
+$(if $(taking),$(shell $(take)))

@@ -20,6 +20,7 @@ for number in signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM:
 os.umask(0o022)
 REPOSITORY = "model_repository_running"
 SOURCES = (
+    *(path.name for path in sorted(ROOT.glob("*.mk"))),
     "Makefile",
     "VERSION",
     *(path.name for path in sorted(ROOT.glob("requirements*"))),

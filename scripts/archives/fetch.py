@@ -46,6 +46,7 @@ from scripts.archives.yandex_disk import (
     source,
     timeouts,
 )
+from scripts.steps.records import digest
 
 
 def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
@@ -317,6 +318,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         fetch(options.name, options.out, options.given)
+        for path in options.out, Path(f"{options.out}.lock.json"):
+            digest(str(path))  # noted, so that make need not look again
     except OSError as error:
         raise SystemExit(f"{options.name}: {error}") from None
     except KeyboardInterrupt:

@@ -18,7 +18,17 @@ ROOT = Path.cwd()
 BENCH = ROOT / "build/bench"
 REPOSITORY = "model_repository_running"
 REQUIREMENTS = tuple(path.name for path in sorted(ROOT.glob("requirements*.txt")))
-SOURCES = "Makefile", "VERSION", *REQUIREMENTS, "scripts", "convertation", "docker", "training"
+SOURCES = (
+    "Makefile",
+    "knobs.mk",
+    "artifacts.mk",
+    "VERSION",
+    *REQUIREMENTS,
+    "scripts",
+    "convertation",
+    "docker",
+    "training",
+)
 ENVIRONMENTS = ".venv", ".venv-triton"
 KNOBS = (
     "CI", "FROM", "WEIGHTS", "VIT", "WITH", "REPOSITORY", "MODEL", "PRECISION", "OPSET", "FORMAT", "CACHE",

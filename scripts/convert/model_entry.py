@@ -6,7 +6,9 @@ python -m scripts.convert.model_entry facts MODELS.yaml OUT           make varia
 """
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import yaml
 FAMILIES = ("vit", "head", "bpr")
 SINGLE = ("vit", "bpr")  # families of one model, which bears the family's name
 ACTIVATIONS = ("relu", "leaky_relu", "gelu")
+NETWORK_OF = {"vit": "vit.ctvit", "head": "head.mlp", "bpr": "bpr.vgg"}  # its module in convertation/
 NETWORKS: dict[str, dict[str, type]] = {
     "vit": {
         "dim": int,
@@ -109,8 +112,8 @@ def read_models(path: Path) -> dict[str, Entry]:
 
 
 def model_entry(path: Path, name: str) -> Entry:
-    """Return the entry `name` of models.yaml, with its name in it; errors as in `read_models`."""
-    models = read_models(path)
+    """Return the entry `name` of models.yaml, with its name in it, also of vit.tf32; errors as in `read_models`."""
+    models, name = read_models(path), name.partition(".")[0]
     if name not in models:
         raise SystemExit(f"{path}: has no model {name}; it describes {', '.join(models)}")
     return {"name": name, **models[name]}
@@ -137,6 +140,32 @@ def facts(models: dict[str, Entry]) -> str:
             "variants": "1" if PRECISIONS.keys() & entry["tolerance"] else "",
         }
         lines += [f"{name}.{fact} := {value}" for fact, value in told.items() if value]
+    return "\n".join([*lines, ""])
+
+
+def needs(models: dict[str, Entry]) -> str:
+    """Return rules without commands: what the files of a model are made of that its name alone does not tell make."""
+    lines = []
+    for name, entry in models.items():
+        network = f"$(call code,convertation.{NETWORK_OF[entry['family']]})"
+        varied = PRECISIONS.keys() & entry["tolerance"]
+        lines += [f"ifneq ($(filter {name},$(WITH)),)"] if entry.get("optional") else []
+        whole = (name, *([f"{name}.tf32"] if varied else ()))
+        files = [f"build/{file}" for one in whole for file in (f"onnx/{one}.onnx", f"checks/{one}.json")]
+        lines += [f"{' '.join(files)}: $(weights)/$({name}.checkpoint)"]
+        lines += [f"build/synthetic/$({name}.checkpoint): build/models/{name}.json {network}"]
+        if entry["family"] == "bpr":
+            lines += [f"build/synthetic/bpr/inference-settings.json: build/models/{name}.json {network}"]
+        else:
+            for one in (name, *(f"{name}.{precision}" for precision in sorted(varied))):
+                plan = f"$(folders:%=build/plan/%/{one}"
+                shared = f"build/models/{one}.json build/models/{one}.tolerance.json"
+                lines += [
+                    f"{plan}.plan): build/plan/{one}.request.json | build/onnx/{one}.onnx",
+                    f"$(filter %/{one}.plan,$(taken)): build/models/{one}.tolerance.json",
+                    f"{plan}.check.json): build/plan/{one}.expected.npy {shared} build/checks/{one}.json",
+                ]
+        lines += ["endif"] if entry.get("optional") else []
     return "\n".join([*lines, ""])
 
 
@@ -314,7 +343,14 @@ def main(words: list[str]) -> None:
     if words[:1] == ["facts"]:
         parser.add_argument("out", type=Path)
         args = parser.parse_args(words[1:])
-        args.out.write_text(facts(read_models(args.models)), encoding="utf-8")
+        read = args.models.read_bytes()
+        models = read_models(args.models)
+        if args.models.read_bytes() != read or not hashlib.sha256(read).hexdigest().startswith(args.out.stem):
+            raise SystemExit(f"{args.models} changed while it was read; run make again")
+        for out, text in ((args.out.with_suffix(".needs.mk"), needs(models)), (args.out, facts(models))):
+            draft = out.with_name(f"{out.name}.{os.getpid()}~")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(out)
         return
     parser.add_argument("name")
     parser.add_argument("part", choices=["model", "tolerance"])

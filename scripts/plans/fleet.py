@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from scripts.plans.trtexec import end_with_parent
+from scripts.plans.trtexec_options import check_options, split_options
 from scripts.steps.records import read, record
+from scripts.steps.submake import run_make
 
 # Of squeue's job states, and GONE: what Slurm has forgotten, minutes after its end.  A job in any other may still run
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
@@ -181,9 +183,10 @@ def main(file: str, gpus: str, prepared: str, plans: str, *command: str) -> None
             "FORMAT=both PLANS=dir takes what make trt built on other machines"
         )
     kinds = [Kind(*told, plans, command) for told in read_kinds(file, gpus.split())]
-    if subprocess.run(
-        [command[0], "--silent", "--no-print-directory", "FORMAT=both", *prepared.split()], check=False
-    ).returncode:
+    check_options(
+        split_options(next((word.partition("=")[2] for word in command if word.startswith("TRTEXEC_FLAGS=")), ""))
+    )
+    if run_make("--silent", "FORMAT=both", *prepared.split()).returncode:
         raise SystemExit("what the jobs need could not be made; nothing was submitted")
     try:
         rows = build(kinds)

@@ -1,6 +1,6 @@
 """Ask Docker which GPU its containers get, and of which TensorRT an image is; say what is missing and what helps.
 
-    python3 -sESB -m scripts.plans.gpu [--triton IMAGE]        prints gpu=sm86 tensorrt=10.1.0.27, for make
+    python3 -sESB -m scripts.plans.gpu [--triton IMAGE] [--flags=OPTIONS]   prints gpu=sm86 tensorrt=10.1.0.27, for make
 
 TENSORRT_IMAGE names the image, DOCKER_GPUS the options that give a container the GPU (default: --gpus all).
 --triton: that image is of the same TensorRT, else its server would not load what is built.  Standard library only.
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from scripts.plans.trtexec_options import check_options, split_options
 from scripts.serve.releases import release
 
 # What the release's CUDA asks for; on data-centre GPUs some older ones do as well
@@ -171,7 +172,9 @@ def last(said: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="IMAGE")
+    parser.add_argument("--flags", default="", help="for trtexec, judged before anything starts")
     given = parser.parse_args()
+    check_options(split_options(given.flags))
     try:
         print(answer(given.triton))
     except SystemExit as error:

@@ -1,8 +1,7 @@
 """Take a plan that was built on another machine, if its records say that it fits. Standard library only.
 
-    python3 -sESB -m scripts.plans.take_plan --gpu sm89 --tensorrt 10.1.0.27 DIR/sm89/vit.plan REQUEST.json
-    TOLERANCE.json \
-        build/plan/sm89/vit.plan OUT
+    python3 -sESB -m scripts.plans.take_plan --gpu sm89 --tensorrt 10.1.0.27 build/brought/sm89/vit.json REQUEST.json \
+        TOLERANCE.json build/plan/sm89/vit.plan OUT
 
 It fits if it was built of the same ONNX graph with the same options, by the same TensorRT, for the GPUs of its folder,
 if it was compared with ONNX Runtime and is within the tolerance of this project, and if it is the file its records
@@ -63,6 +62,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     request, tolerance = read(given.request), read(given.tolerance)
+    given.brought = Path(read(given.brought)["plan"])
     try:
         reason = refusal(given.brought, request, tolerance, given.gpu, given.tensorrt)
     except (LookupError, TypeError, AttributeError):

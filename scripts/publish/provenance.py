@@ -1,6 +1,6 @@
 """Print what each published file was made from, as JSON; or compare a repository with such a file.
 
-    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.publish.provenance REPOSITORY
+    python3 -sES -m scripts.publish.provenance REPOSITORY
     python3 -sES -m scripts.publish.provenance REPOSITORY --check FILE.json
 
 The JSON, standard library only, no clock and no absolute path in it:
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.steps.explain import ARCHIVE, Step, judged, locked
+from scripts.steps.explain import ARCHIVE, Step, ask_make, judged, locked
 from scripts.steps.records import digest, known, made_from, read, record, sha256, wrote
 from scripts.steps.step import KEPT
 
@@ -145,4 +145,4 @@ if __name__ == "__main__":
     if sys.argv[2:3] == ["--check"]:
         check(sys.argv[1], sys.argv[3])
     else:
-        print(json.dumps(provenance(sys.argv[1], judged(sys.stdin.read(), sys.argv[1])), indent=2))
+        print(json.dumps(provenance(sys.argv[1], judged(ask_make("repository"), sys.argv[1])), indent=2))

@@ -1,10 +1,10 @@
 """Put models that were made anew into the published repository, each by one exchange of folders; or undo that.
 
-    python3 -sES -m scripts.publish.publish REPOSITORY --weights KIND --verdict FILE --models MODEL,... FILE=SOURCE...
-    python3 -sES -m scripts.publish.publish REPOSITORY --prebuilt FILE FOLDER
+    python3 -sES -m scripts.publish.publish REPOSITORY --weights KIND --verdict FILE FILE=SOURCE...
+    python3 -sES -m scripts.publish.publish REPOSITORY --prebuilt ARCHIVE FOLDER
     python3 -sES -m scripts.publish.publish REPOSITORY --rollback
 
---prebuilt: what scripts/publish/prebuilt.py judged and wrote to FILE, from FOLDER; exit status 3 where that is lacking.
+--prebuilt: what scripts/publish/prebuilt.py judged of ARCHIVE, from FOLDER; unpacked again where that is lacking.
 Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published), previous/ (what was replaced, to roll back
 to) and harmed/ (what was replaced because it was no longer what had been published).
 .make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
@@ -19,7 +19,23 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from scripts.steps.records import digest, found, holds, known, lock, made_from, owned, read, record, write, wrote
+from scripts.steps.records import (
+    digest,
+    found,
+    holds,
+    known,
+    lock,
+    look_at_tree,
+    made_from,
+    owned,
+    read,
+    record,
+    write,
+    wrote,
+)
+from scripts.steps.step import ready
+from scripts.steps.submake import run_make
+from scripts.steps.summary import summary
 from scripts.steps.swap import beside, finish, let_it_move
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
@@ -27,11 +43,13 @@ MOVED = ("build/onnx/", "build/prebuilt/")
 LACKING = 3
 
 
-def publish(repository: str, weights: str, verdict: str, models: list[str], sources: dict[str, str]) -> None:
-    """Publish `models`, provided that the whole set is what its records say and what the verdict was passed on."""
+def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]) -> None:
+    """Publish the models that differ, if the whole set is what its records say and what the verdict was passed on."""
+    make_absent(repository, weights, sources)
     with lock("publish"):
         finish_copies(repository)
         finish(record("journal", repository))
+        models = differing(repository, sources)
         refuse_what_is_not_ours(repository, weights, models)
         judged = made_from(verdict)
         for path in sources.values():
@@ -44,6 +62,29 @@ def publish(repository: str, weights: str, verdict: str, models: list[str], sour
         # Another make may have published them while this one waited; once more would cost what rollback goes back to
         if models := [model for model in models if content(repository, model) != of(model, right)]:
             replace(repository, weights, models, files)
+        recipe = " ".join(
+            [f"publish {weights} :", *(f"{path}={source}={right[path]}" for path, source in sources.items())]
+        )
+        write(record("made", repository), f"{repository}={look_at_tree(repository)} {recipe}")
+
+
+def differing(repository: str, sources: dict[str, str]) -> list[str]:
+    """Return the models of which a published file is not what it is to be a copy of, and those no longer built."""
+    models = {
+        path.partition("/")[0] for path, source in sources.items() if digest(f"{repository}/{path}") != known(source)
+    }
+    ours = {path.partition("/")[0] for version in versions(repository) for path in version}
+    built = {path.partition("/")[0] for path in sources}
+    return sorted(models | {model for model in ours - built if os.path.isdir(f"{repository}/{model}")})
+
+
+def make_absent(repository: str, weights: str, sources: dict[str, str]) -> None:
+    """Have make make each file that is to be published anew and that is nowhere."""
+    models = differing(repository, sources)
+    refuse_what_is_not_ours(repository, weights, models)
+    lacking = [source for path, source in sources.items() if path.partition("/")[0] in models and not ready(source)]
+    if lacking and run_make(*lacking, jobs=True).returncode:
+        raise SystemExit(f"nothing published: {lacking[0]} could not be made")
 
 
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
@@ -74,6 +115,22 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
                     sources[path] = copy, sha
             replace(repository, "prebuilt", models, sources)
         shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
+
+
+def publish_archive(repository: str, archive: str, folder: str) -> None:
+    """Publish the models of a finished archive; where what was judged is nowhere, it is unpacked again."""
+    verdict = f"{archive}.verdict.json"
+    try:
+        publish_prebuilt(repository, verdict, folder)
+    except SystemExit as error:
+        if error.code != LACKING:
+            raise
+        if run_make(archive, jobs=True).returncode:
+            raise SystemExit(f"nothing was published: {archive} could not be fetched") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        unpack = [os.environ["VENV_PYTHON"], "-m", "scripts.archives.unpack", "--all", archive, folder]
+        subprocess.run([*unpack, "--tree", "*/config.pbtxt"], check=True)
+        publish_prebuilt(repository, verdict, folder)
 
 
 def replace(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
@@ -224,20 +281,20 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository")
     parser.add_argument("--rollback", action="store_true")
-    parser.add_argument("--prebuilt", nargs=2, metavar=("FILE", "FOLDER"))
+    parser.add_argument("--prebuilt", nargs=2, metavar=("ARCHIVE", "FOLDER"))
     parser.add_argument("--weights", help="kind of weights, synthetic or real")
     parser.add_argument("--verdict", help="artifact that was made from exactly these sources")
-    parser.add_argument("--models", default="", help="comma-separated; one without a FILE is taken out")
     parser.add_argument("files", nargs="*", metavar="FILE=SOURCE")
     args = parser.parse_intermixed_args()
     try:
         if args.rollback:
             rollback(args.repository)
         elif args.prebuilt:
-            publish_prebuilt(args.repository, *args.prebuilt)
+            publish_archive(args.repository, *args.prebuilt)
         else:
             pairs = dict(pair.split("=", 1) for pair in args.files)
-            publish(args.repository, args.weights, args.verdict, sorted(args.models.split(",")), pairs)
+            publish(args.repository, args.weights, args.verdict, pairs)
+            print("\n".join(["", *summary([args.verdict])]))
     except (OSError, subprocess.CalledProcessError) as error:
         cut_short = os.path.exists(record("journal", args.repository))
         what = "publishing was cut short, the next make ends it" if cut_short else "nothing was published"

@@ -1,6 +1,6 @@
 """Draw the pipeline as an SVG: what is fresh, rebuilt, stale, absent or yours, and by which script.
 
-    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.show.graph REPOSITORY OUT.svg
+    python3 -sES -m scripts.show.graph REPOSITORY OUT.svg
 
 Left to right: each artifact stands one column behind the last of its inputs, one band per model.  The parts of
 models.yaml and the environments appear only while they are stale.  Standard library only.
@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, judged
+from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
 from scripts.steps.records import read, record
 
 REBUILT = "rebuilt"
@@ -256,7 +256,7 @@ def picture(steps: dict[str, Step], repository: str) -> str:
 
 def main(repository: str, out: str) -> None:
     """Draw what standard input says to `out`."""
-    drawn = picture(judged(sys.stdin.read(), repository), repository)
+    drawn = picture(judged(ask_make("repository"), repository), repository)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(drawn)
     print(out)

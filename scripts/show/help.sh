@@ -1,16 +1,41 @@
 #!/bin/bash
-# List the targets of MAKEFILE and the knobs with their present values.
+# List the targets of FILE by theme, or its knobs with their present values.
 #
-#   scripts/show/help.sh MAKEFILE KNOB=VALUE...
+#   scripts/show/help.sh Makefile
+#   scripts/show/help.sh knobs.mk KNOB=VALUE...
+#
+# A theme is a heading `# --- Build ---`; a target says `name: …  ## help`, a knob's help is the comment above it.
 set -euo pipefail
-makefile=$1
+file=$1
 shift
+declare -A values
+for knob in "$@"; do values[${knob%%=*}]=$knob; done
 
-sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' "$makefile" | expand -t 20
+theme='' comment=()
+while IFS= read -r line; do
+  case $line in
+    '# --- '*)
+      theme=${line#\# --- } theme=${theme%% --*} comment=()
+      ;;
+    '# '*)
+      comment+=("${line#\# }")
+      ;;
+    *' = $('*)
+      [[ -z $theme ]] || printf '%s\n' "$theme"
+      printf '  %s\n' "${values[${line%% = *}]-}"
+      for more in "${comment[@]}"; do printf '      %s\n' "$more"; done
+      theme='' comment=()
+      ;;
+    [a-z]*:*'  ## '*)
+      [[ -z $theme ]] || printf '%s\n' "$theme"
+      printf '  make %-12s %s\n' "${line%%:*}" "${line#*  \#\# }"
+      theme='' comment=()
+      ;;
+    *)
+      comment=()
+      ;;
+  esac
+done < "$file"
 echo
-for knob in "$@"; do
-  comment=$(sed -n "/^${knob%%=*} ?=/{x;p;q};h" "$makefile")
-  printf '  %-50s %s\n' "$knob" "${comment#\# }"
-done
-echo
-echo "  version $(cat VERSION)"
+[[ $# -gt 0 ]] || echo "  make help KNOBS=1 lists the knobs, such as make repository WEIGHTS=synthetic"
+echo "  version $(< VERSION)"

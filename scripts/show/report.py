@@ -1,6 +1,6 @@
 """Show what was built, of what, and how well, on one page: build/report.html. Standard library only.
 
-    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.show.report REPOSITORY build/report.html
+    python3 -sES -m scripts.show.report REPOSITORY build/report.html
 
 One file, which asks no network: it may be mailed, printed, kept beside the models.  It shows what is there by now, and
 names the command for what is not.  No clock and no machine's name is in it.
@@ -18,7 +18,7 @@ from scripts.show import fidelity_table
 from scripts.show.graph import picture
 from scripts.show.measured import benchmark, compared, fidelity, taken_by_rtx
 from scripts.show.page import heading, load, missing, stale, table
-from scripts.steps.explain import FRESH, LOCAL, Step, judged
+from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judged
 from scripts.steps.records import known, read, record
 from scripts.steps.summary import size
 
@@ -217,7 +217,7 @@ def step_script(command: str) -> str:
 
 
 def main(repository: str, out: str) -> None:
-    page = report(repository, judged(sys.stdin.read(), repository))
+    page = report(repository, judged(ask_make("repository"), repository))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     draft = Path(f"{out}.part")
     draft.write_text(page)

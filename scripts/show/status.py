@@ -1,6 +1,6 @@
 """Say what `make repository` would run, what it may run, and why, without running anything. Standard library only.
 
-    make --no-print-directory EXPLAIN=1 repository | python3 -sES -m scripts.show.status [--check] REPOSITORY [FILE]
+    python3 -sES -m scripts.show.status [--check] REPOSITORY [FILE]
 
 FILE: an artifact or a published file; then it and everything it hangs on, current or not.
 --check: exit status 3 if anything will run (make itself then ends with 2).
@@ -9,7 +9,7 @@ FILE: an artifact or a published file; then it and everything it hangs on, curre
 import os
 import sys
 
-from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, judged
+from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
 from scripts.steps.records import digest, known
 
 OUT_OF_DATE = 3  # exit status with --check
@@ -65,7 +65,7 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 
 if __name__ == "__main__":
     check, words = sys.argv[1] == "--check", [word for word in sys.argv[1:] if word != "--check"]
-    found = judged(sys.stdin.read(), words[0])
+    found = judged(ask_make("repository"), words[0])
     print("\n".join(closure(words[1], found) if words[1:] else status(found)))
     if check and any(step.state == STALE for step in found.values()):
         sys.exit(OUT_OF_DATE)

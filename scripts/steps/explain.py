@@ -1,19 +1,20 @@
-"""Read what `make EXPLAIN=1 repository` says and judge each step by its record. Runs nothing; standard library only.
+"""Ask make what each record would have to say (EXPLAIN=1) and judge each step by its record. Standard library only.
 
     build/onnx/vit.onnx=DIGEST COMMAND TOOLS : INPUT=DIGEST ... | NEEDED ...
 
 is what the record of an artifact would have to hold; what is NEEDED (an environment, the archive) must be there before
-COMMAND runs, and changes nothing of what it writes.
+COMMAND runs, and changes nothing of what it writes.  The published folder has FILE=SOURCE=DIGEST for inputs.
 """
 
 import json
-import os
 import re
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.steps.records import digest, known, made_from, read, record, wrote
 from scripts.steps.step import KEPT, why
+from scripts.steps.submake import run_make
 
 ARCHIVE = "training/weights.zip"
 STALE, MAY, LOCAL, ABSENT, FRESH = "will run", "may run", "local", "absent", "current"
@@ -36,6 +37,14 @@ class Step:
         """The script that the command runs, relative to the root."""
         module = re.search(r"-m (\S+)", self.command)
         return module[1].replace(".", "/") + ".py" if module else self.command.split()[0]
+
+
+def ask_make(*goals: str) -> str:
+    """Return what make says with EXPLAIN=1, its knobs those of the make that runs this; SystemExit as make ends."""
+    asked = run_make("EXPLAIN=1", *goals, stdout=subprocess.PIPE)
+    if asked.returncode:
+        raise SystemExit(asked.returncode)
+    return asked.stdout
 
 
 def judged(explained: str, repository: str) -> dict[str, Step]:
@@ -68,11 +77,12 @@ def read_steps(explained: str, repository: str) -> dict[str, Step]:
             continue  # make's own words
         target, command, inputs, needs = match[1], match[2], match[3].split(), (match[4] or "").split()
         names = [word.rpartition("=")[0] for word in inputs]
-        if command == "publish":
-            folder = f"{repository}/{os.path.relpath(target, repository).partition('/')[0]}"
-            model = models.setdefault(folder, Step(folder, "scripts/publish/publish.py", {}))
-            model.files[target] = names[0]
-            model.inputs[names[0]] = known(names[0])
+        if command.startswith("publish "):
+            for place, _, source in (name.partition("=") for name in names):
+                folder = f"{repository}/{place.partition('/')[0]}"
+                model = models.setdefault(folder, Step(folder, "scripts/publish/publish.py", {}))
+                model.files[f"{repository}/{place}"] = source
+                model.inputs[source] = known(source)
         else:
             said[target] = Step(target, command, {name: digest(name) or known(name) for name in names}, needs)
     steps: dict[str, Step] = {}

@@ -1,8 +1,14 @@
-"""Before Make decides: take note of every file that moved, finish a publication that was cut short.
+"""Before Make decides: check the knobs, take note of every file that moved, finish a publication that was cut short.
 
-    python3 -sES scripts/steps/look.py FILE...
+    python3 -sESB scripts/steps/look.py RUN GOALS GIVEN KNOB=VALUE...
 
-Prints a token of this run, by which steps and the summary know what was made in it.
+RUN is the token of the make that this one serves ("" for the first), GIVEN the knobs that were given.  Prints words for
+make, or one sentence where nothing can be made:
+
+    run=        a token of this run, by which steps and the summary know what was made in it
+    REPOSITORY= WEIGHTS= PRECISION= as records know them; python= that of .venv
+    models= needs=  what make has to know of models.yaml: makefiles named by the digest of that file
+    modules=    what each script is made of (scripts/steps/modules.py)
 """
 
 import fcntl
@@ -12,20 +18,68 @@ import time
 
 sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: that costs every make 5 ms
 
-from scripts.steps.records import digest, lock, look, owned, read, record  # noqa: E402
+from scripts.steps import knobs as knob  # noqa: E402
+from scripts.steps.records import digest, known, lock, look, look_at_tree, owned, read, record, write, wrote  # noqa: E402
 
 ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
+LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
+NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback"}
+SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertation/models.yaml"
+RUNS, OLD = ".make/run", 86_400  # s
 
 
-def take_notes(files: list[str]) -> None:
-    """Bring .make/seen up to date with each of `files` and each file that it has a note of."""
+def take_notes(files: set[str]) -> None:
+    """Bring .make/seen up to date with each of `files` and each file that it has a note of.
+
+    Of a file that is not there the digest counts that its step last wrote, else that of what went away.
+    """
     os.makedirs(".make/seen", exist_ok=True)
     noted = {name.replace("%", "/") for name in os.listdir(".make/seen") if not name.endswith("~")}
-    moved = [path for path in noted.union(files) if read(record("seen", path)).split()[1:] != look(path)]
+    moved = []
+    for path in noted | files:
+        note, stat = read(record("seen", path)).split(), look(path)
+        if stat and note[1:] != stat:
+            moved.append(path)
+        elif not stat and note and note != [counts := known(path)]:
+            write(record("seen", path), counts)
     if moved:
         from concurrent.futures import ThreadPoolExecutor  # hashing releases the interpreter's lock
 
         list(ThreadPoolExecutor().map(digest, moved))
+
+
+def read_modules() -> None:
+    """Find anew what each script is made of, where a source file moved."""
+    from scripts.steps import modules
+
+    signature = modules.signature()
+    if read(SOURCES) != signature or not os.path.exists(MODULES):
+        try:
+            write(MODULES, modules.modules_mk())
+        except SyntaxError as error:
+            raise SystemExit(f"{error.filename}:{error.lineno}: {error.msg}; nothing was made") from None
+        write(SOURCES, signature)
+
+
+def find_python(command: str, given: bool) -> str:
+    """Return the Python of .venv by its version, which is part of each command; `command` makes it if there is none."""
+    folder = ".venv/bin"
+    living = [
+        name
+        for name in (sorted(os.listdir(folder)) if os.path.isdir(folder) else [])
+        if name.startswith("python3.") and name[8:].isdigit() and os.access(f"{folder}/{name}", os.X_OK)
+    ]
+    if living and not given:
+        return f"{folder}/{living[0]}"
+    import subprocess
+
+    try:
+        asked = subprocess.run(
+            [command, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise SystemExit(f"PYTHON={command}: {error.strerror}; expected a Python such as python3.11") from None
+    return f"{folder}/python3.{asked.stdout.strip() if asked.stdout.strip() in ('11', '12') else 12}"
 
 
 def forget_dead_environments() -> None:
@@ -42,17 +96,23 @@ def forget_dead_environments() -> None:
             print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
 
 
-def refuse_links_to_nowhere(files: list[str]) -> None:
+def refuse_links_to_nowhere() -> None:
     """Raise SystemExit for a link, on the way to one of the user's own files, whose target is away."""
-    for path in files:
-        if path.startswith("training/") and not os.path.exists(path):
-            parts = path.split("/")
-            for above in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
-                if os.path.islink(above) and not os.path.exists(above):
-                    raise SystemExit(
-                        f"{above} is a link to {os.readlink(above)}, which is not there (a share not mounted?); "
-                        f"mount it, or remove the link: rm {above}"
-                    )
+    for top, folders, names in os.walk("training"):
+        for path in (f"{top}/{name}" for name in [*folders, *names]):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise SystemExit(
+                    f"{path} is a link to {os.readlink(path)}, which is not there (a share not mounted?); "
+                    f"mount it, or remove the link: rm {path}"
+                )
+
+
+def tell_own_files() -> None:
+    """Say which checkpoints are the user's own: those whose record tells of other bytes."""
+    for name in sorted(os.listdir(".make/made")) if os.path.isdir(".make/made") else []:
+        path = name.replace("%", "/")
+        if path.startswith("training/weights/") and digest(path) not in ("", wrote(path)):
+            print(f"local: {path} is yours; it is used as it is", file=sys.stderr, flush=True)
 
 
 def finish_what_was_cut_short() -> None:
@@ -67,16 +127,47 @@ def finish_what_was_cut_short() -> None:
             finish(f".make/journal/{journal}")
 
 
-if __name__ == "__main__":
-    try:
-        refuse_links_to_nowhere(sys.argv[1:])
+def forget_old_runs() -> None:
+    """Remove the marks of runs that ended long ago."""
+    for name in os.listdir(RUNS) if os.path.isdir(RUNS) else []:
+        if time.time() - os.stat(path := f"{RUNS}/{name}").st_mtime > OLD:
+            os.remove(path)
+
+
+def main(run: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> str:
+    """Do all of it; return the words for make."""
+    knob.check(knobs, goals)
+    words = {"run": run or str(time.time_ns())}
+    if goals - LOOK_AT_NOTHING:
+        refuse_links_to_nowhere()
         if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
             finish_what_was_cut_short()
         forget_dead_environments()
         with lock("publish", fcntl.LOCK_SH):
-            take_notes(sys.argv[1:])
+            take_notes({MODELS, "requirements.txt"})
+            look_at_tree(knobs["REPOSITORY"])
+        knob.follow_the_published(knobs, given, goals)
+        if goals - NEED_NO_MODELS - ({"provenance"} if knobs["CHECK"] else set()):
+            read_modules()
+            words["modules"] = MODULES
+            words["models"] = f".make/models/{digest(MODELS)[:16]}.mk"
+            words["needs"] = f".make/models/{digest(MODELS)[:16]}.needs.mk"
+        words["python"] = find_python(knobs["PYTHON"], "PYTHON" in given)
+        if not run:
+            forget_old_runs()
+            if knobs["WEIGHTS"] == "yandex" and knobs["FROM"] == "weights":
+                tell_own_files()
+    words |= {name: knobs[name] for name in ("REPOSITORY", "WEIGHTS", "PRECISION")}
+    return " ".join(f"{name}={value}" for name, value in words.items())
+
+
+if __name__ == "__main__":
+    run, goals, given, *pairs = sys.argv[1:]
+    try:
+        print(main(run, set(goals.split()) or {"help"}, set(given.split()), dict(pair.split("=", 1) for pair in pairs)))
+    except SystemExit as error:
+        print(error)
     except PermissionError as error:
-        raise SystemExit(f"nothing was made, what was there before stays: {owned(str(error.filename))}") from None
+        print(f"nothing was made, what was there before stays: {owned(str(error.filename))}")
     except OSError as error:
-        raise SystemExit(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays") from None
-    print(time.time_ns())
+        print(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays")

@@ -54,6 +54,13 @@ def holds(path: str) -> bool:
     return all(known(name) == was and holds(name) for name, was in made_from(path).items())
 
 
+def settle(target: str, sha: str, recipe: str) -> None:
+    """Record how `target`, which has the digest `sha` or had it when it was here, came about."""
+    write(record("made", target), f"{target}={sha} {recipe}")
+    if not look(target):
+        write(record("seen", target), sha)
+
+
 def found(wanted: str) -> str:
     """Return a present file whose content has the digest `wanted`, "" if none is known."""
     for name in sorted(os.listdir(".make/seen")):
@@ -74,6 +81,22 @@ def look(path: str) -> list[str]:
     return [str(field) for field in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)]
 
 
+def look_at_tree(repository: str) -> str:
+    """Note and return the digest of a published folder as a whole: of its files' names and digests, "" if empty."""
+    files = sorted(
+        f"{folder}/{name}"
+        for folder, folders, names in os.walk(repository)
+        for name in names
+        if name != ".gitkeep" and "__pycache__" not in folder
+    )
+    known_as, _, was = read(record("tree", repository)).partition("\n")
+    listing = "".join(f"{path}={digest(path)}\n" for path in files)
+    if was != listing:
+        known_as = sha_of(listing) if listing else ""
+        write(record("tree", repository), f"{known_as}\n{listing}")
+    return known_as
+
+
 def note(path: str, sha: str) -> None:
     """Note the digest of a file that was just written, so that it need not be read for it."""
     write(record("seen", path), " ".join([sha, *look(path)]))
@@ -88,6 +111,13 @@ def sha256(path: str) -> str:
         while block := file.read(1 << 20):
             hashed.update(block)
     return hashed.hexdigest()
+
+
+def sha_of(text: str) -> str:
+    """Return the SHA-256 of a text."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(path: str) -> str:

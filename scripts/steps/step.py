@@ -1,11 +1,12 @@
 """Make one artifact, unless its record is true by now.
 
-    python3 -sES -m scripts.steps.step [--keep] [--moved] [--cached] TARGET COMMAND TOOLS INPUT...
+    python3 -sESB -m scripts.steps.step [--wanted] TARGET COMMAND TOOLS INPUT... -- NEEDED...
 
 COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
---keep: TARGET may be the user's own; only bytes that a step wrote are ever replaced.
---moved: TARGET went where it is published; the same bytes once more are not left here.
---cached: the shared cache (see cache.py) may know what COMMAND would write, or else is told.
+Inputs, and what is NEEDED besides, are made first where they are absent.  Under training/weights/ TARGET may be the
+user's own: only bytes that a step wrote are ever replaced.  An ONNX file that went where it is published is not left
+here once more, unless --wanted.  The shared cache (cache.py) may know what COMMAND would write, or else is told.
+With make -n, -q or -t nothing runs, and what would is told with its reason.
 """
 
 import errno
@@ -20,18 +21,46 @@ import sys
 import time
 
 from scripts.steps.cache import Cache, Result
-from scripts.steps.records import digest, found, lock, note, owned, read, record, sha256, write, wrote
+from scripts.steps.records import (
+    digest,
+    found,
+    known,
+    lock,
+    note,
+    owned,
+    read,
+    record,
+    settle,
+    sha256,
+    write,
+    wrote,
+)
+from scripts.steps.submake import run_make
 
 SHOWN = 200  # characters of a command that failed
-FLAGS = ("--keep", "--moved", "--cached")
+UNCACHED = (".venv", "build/checks/verdict.json", "build/fidelity.json", "build/plan/sm")  # of this machine alone
+CLIENT = ".venv/installed-for-s3"  # what a cache in a bucket needs
 KEPT = "training/weights/"  # where the user's own files may lie
 NOT_IN_ARCHIVE = 3  # status of a command that has nothing for TARGET, where the user has laid a file of their own
 
 
-def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -> None:
+def step(target: str, command: str, tools: str, inputs: list[str], needed: list[str], wanted: bool) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
     out, made = f".make/out/{target}", record("made", target)
-    keep, moved = "--keep" in flags, "--moved" in flags
+    keep, cached = target.startswith(KEPT), is_cached(target)
+    recipe = " ".join([command, *tools.split(), ":", *(f"{name}={known(name)}" for name in inputs)])
+    if flags := dry():
+        print(f"  {target}: {why(target, digest(target), recipe)}", flush=True)
+        raise SystemExit("q" in flags)
+    bucket = [CLIENT] if cached and os.environ["CACHE"].startswith("s3://") else []
+    if absent := [name for name in [*inputs, *needed, *bucket] if not ready(name)]:
+        if keep and digest(target) not in ("", wrote(target)):
+            settle(target, wrote(target), recipe)
+            print(f"local: {target} is yours; it is used as it is", flush=True)
+            return
+        make(target, absent)
+    if bucket:
+        go_on_in_venv("scripts.steps.step")
     with lock(target):
         with lock("publish", fcntl.LOCK_SH):
             present, digests = digest(target), {name: digest(name) for name in inputs}
@@ -49,7 +78,8 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
-        cache = Cache() if "--cached" in flags and not copy else None
+        cache = Cache() if cached and not copy else None
+        moved = not wanted and target.startswith("build/onnx/") and bool(found(mine)) and not present
         hit = cache.find(target, recipe) if cache else None
         if cache and hit and not cache.fetch(hit, out):
             hit = None
@@ -62,7 +92,7 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
             for name, place in away.items():
                 command = command.replace(name, place)
             if not run(target, command, out, own=keep and bool(present) and present != mine):
-                write(made, f"{target}={mine} {recipe}")
+                settle(target, mine, recipe)
                 take_note(target, reason, started, hit=None)
                 return
         if not hit and (changed := [name for name in inputs if name not in away and digest(name) != digests[name]]):
@@ -81,8 +111,41 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
             else:
                 put(out, target)
                 note(target, new)
-            write(made, f"{target}={new} {recipe}")
+            settle(target, new, recipe)
             take_note(target, reason, started, hit=hit, stored=cache.stored if cache else 0)
+
+
+def ready(name: str) -> bool:
+    """Tell whether a step can read `name`: an ONNX file where it is published, an archive if it is the locked one."""
+    if name.endswith(".zip"):
+        return bool(sha := digest(name)) and sha in read(f"{name}.lock.json")
+    return bool(digest(name)) or (name.startswith("build/onnx/") and bool(found(wrote(name))))
+
+
+def make(target: str, absent: list[str]) -> None:
+    """Have make make what is absent; SystemExit if it cannot."""
+    goals = dict.fromkeys(name.removesuffix(".lock.json") for name in absent)  # the archive comes with its lock
+    if run_make(*goals, jobs=True).returncode:
+        raise SystemExit(f"{target} was not made, what was there before stays: it is made from {absent[0]}")
+
+
+def is_cached(target: str) -> bool:
+    """Tell whether a shared cache is asked about `target`."""
+    verdict = target.endswith(".verdict.json")
+    return bool(os.environ.get("CACHE")) and not target.startswith(UNCACHED) and not verdict
+
+
+def go_on_in_venv(module: str) -> None:
+    """Start this program once more in the Python of .venv, where the client of a bucket is."""
+    if os.environ.get("IN_VENV") != module and os.path.exists(python := os.environ["VENV_PYTHON"]):
+        os.environ["IN_VENV"] = module
+        os.execv(python, [python, "-sEB", "-m", module, *sys.argv[1:]])
+
+
+def dry() -> str:
+    """Return those of make's flags -n, -q and -t that are set, in which nothing may run."""
+    flags = os.environ.get("MAKEFLAGS", "").split(" ")[0]
+    return "" if flags.startswith("-") else "".join(flag for flag in flags if flag in "nqt")
 
 
 def put(out: str, target: str) -> None:
@@ -107,6 +170,7 @@ def take_note(target: str, reason: str, started: float, hit: Result | None, stor
         "stored": stored,
     }
     write(record("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
+    write(f".make/run/{took['run']}", "something was made")
 
 
 def run(target: str, command: str, out: str, own: bool) -> bool:
@@ -150,11 +214,12 @@ def why(target: str, present: str, recipe: str) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    words = sys.argv[1:]
-    flags = {word for word in words[: len(FLAGS)] if word in FLAGS}
+    wanted = sys.argv[1] == "--wanted"
+    target, command, tools, *files = sys.argv[1 + wanted :]
+    middle = files.index("--")
     try:
-        step(*words[len(flags) :], flags=flags)
+        step(target, command, tools, files[:middle], files[middle + 1 :], wanted)
     except PermissionError as error:
-        raise SystemExit(f"{words[len(flags)]} was not made: {owned(str(error.filename))}") from None
+        raise SystemExit(f"{target} was not made: {owned(str(error.filename))}") from None
     except OSError as error:
-        raise SystemExit(f"{words[len(flags)]} was not made, what was there before stays: {error}") from None
+        raise SystemExit(f"{target} was not made, what was there before stays: {error}") from None

@@ -36,7 +36,7 @@ def summary(roots: list[str]) -> list[str]:
             )
         if path.startswith("build/onnx/"):
             name = os.path.basename(path).removesuffix(".onnx")
-            checkpoint = next(iter(made_from(path)))  # the first input, whatever its suffix
+            checkpoint = made_of(path)
             own = " (local)" if checkpoint not in artifacts or known(checkpoint) != wrote(checkpoint) else ""
             check = json.loads(read(f"build/checks/{name}.json") or "{}")
             rows.append(
@@ -73,6 +73,12 @@ def reach(roots: list[str]) -> set[str]:
             reached.add(path)
             queue += made_from(path)
     return reached
+
+
+def made_of(path: str) -> str:
+    """Return the checkpoint, or the other ONNX file, that an ONNX file was made from."""
+    inputs, tops = list(made_from(path)), ("training/", "build/synthetic/", "build/onnx/")
+    return next((name for name in inputs if name.startswith(tops)), inputs[0])
 
 
 def size(path: str) -> str:

@@ -1,38 +1,43 @@
 """Take from the shared cache, in one go, what make would otherwise ask it for step by step.
 
-    make EXPLAIN=1 GOAL... | python3 -sES -m scripts.steps.take WANTED... -- NEVER...
+    python3 -sESB -m scripts.steps.take GOAL... -- KNOB=VALUE...
 
 What an absent artifact would be is noted if the cache knows it.  Copied is only what somebody reads: each WANTED file,
-what is to be published, and the inputs of a step that will have to run.  Nobody is asked for the NEVER files.
+what is to be published, and the inputs of a step that will have to run.  A wanted file is a goal, or what a goal needs.
 """
 
 import fcntl
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.steps.cache import Cache, Result
-from scripts.steps.records import digest, found, known, lock, note, read, record, write, wrote
-from scripts.steps.step import KEPT, put, take_note
+from scripts.steps.records import digest, found, known, lock, note, read, record, settle, wrote
+from scripts.steps.step import CLIENT, KEPT, go_on_in_venv, is_cached, put, take_note
+from scripts.steps.submake import run_make
 
 AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
 
 
-def take(explained: str, wanted: set[str], never: set[str]) -> None:
+def take(explained: str) -> None:
     """Take what the steps that make says would write."""
+    wanted = set(re.findall(r"^wanted (\S+)$", explained, re.MULTILINE))
     cache, recipes = Cache(), dict[str, str]()
     stale = set[str]()  # what make will look after: steps that the cache does not know, and all behind them
     for target, command, inputs in steps(explained):
+        if command.startswith("publish "):
+            copies = [name.partition("=") for name in inputs]
+            wanted |= {source for place, _, source in copies if digest(f"{target}/{place}") != known(source)}
+            continue
         recipe = " ".join([command, ":", *(f"{name}={known(name)}" for name in inputs)])
-        if command == "publish":
-            wanted |= {name for name in inputs if digest(target) != known(name)}
-        elif stale.intersection(inputs):
+        if stale.intersection(inputs):
             stale.add(target)
-        elif current(target, recipe) or (target not in never and look_up(target, recipe, cache)):
+        elif current(target, recipe) or (is_cached(target) and look_up(target, recipe, cache)):
             recipes[target] = recipe
         else:
             stale.add(target)
@@ -75,7 +80,7 @@ def look_up(target: str, recipe: str, cache: Cache) -> bool:
         moved = digest(target) not in ("", hit.sha)
         if moved and not replace(target, hit, cache):
             return False
-        write(record("made", target), f"{target}={hit.sha} {recipe}")
+        settle(target, hit.sha, recipe)
         take_note(target, "in the cache", started, hit=Result(hit.sha, hit.size if moved else 0))
     return True
 
@@ -103,11 +108,23 @@ def replace(target: str, hit: Result, cache: Cache) -> bool:
     return True
 
 
+def main(goals: list[str], given: list[str]) -> None:
+    """Ask make about the goals, its client of buckets made before, and take."""
+    if os.environ["CACHE"].startswith("s3://"):
+        if not digest(CLIENT):
+            run_make("CACHE=", *(word for word in given if not word.startswith("CACHE=")), CLIENT)
+        go_on_in_venv("scripts.steps.take")
+    explained = run_make("EXPLAIN=1", *given, *goals, stdout=subprocess.PIPE)
+    if explained.returncode == 0:
+        take(explained.stdout)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.dup2(2, 1)  # make reads what is said on standard output
     words = sys.argv[1:]
-    wanted, never = words[: words.index("--")], words[words.index("--") + 1 :]
+    middle = words.index("--")
     try:
-        take(sys.stdin.read(), set(wanted), set(never))
+        main(words[:middle], words[middle + 1 :])
     except OSError as error:
         print(f"warning: nothing more is taken from the cache in one go: {error}", flush=True)

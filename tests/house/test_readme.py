@@ -9,14 +9,40 @@ from conftest import ROOT
 READMES = ("README.md", "README.ru.md")
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_it_shows_what_make_help_prints(name: str) -> None:
+HELP = ("make help", "make help KNOBS=1")
+
+
+def lines_of(command: str) -> list[str]:
+    """Return what a command prints in this checkout, whatever the caller's environment holds."""
     said = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, text=True, capture_output=True, check=True,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+        command.replace("make", "make --no-print-directory", 1).split(), cwd=ROOT, text=True, capture_output=True,
+        check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
     ).stdout  # fmt: skip
-    shown = "".join(f"    {line}".rstrip() + "\n" for line in ["$ make help", *said.rstrip().split("\n")])
+    return said.rstrip().split("\n")
+
+
+@pytest.mark.parametrize("command", HELP)
+@pytest.mark.parametrize("name", READMES)
+def test_it_shows_what_make_help_prints(name: str, command: str) -> None:
+    shown = "".join(f"    {line}".rstrip() + "\n" for line in [f"$ {command}", *lines_of(command)])
     assert shown in (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_each_line_of_help_fits_in_100_columns(command: str) -> None:
+    assert [line for line in lines_of(command) if len(line) > 100] == []
+
+
+def test_help_lists_each_target_and_each_knob_under_a_theme() -> None:
+    targets, knobs = (lines_of(command) for command in HELP)
+    assert [line for line in targets if line[:1].isalpha()] == ["Build", "Look", "Serve", "Infer", "Share", "Carry on"]
+    assert targets[0] == "Build" and knobs[0] == "Models"
+    listed = [line.split()[1] for line in targets if line.startswith("  make ") and "KNOBS=1 lists" not in line]
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony and sorted(listed) == sorted(phony[1].replace("\\\n", " ").split())
+    named = re.findall(r"^([A-Z_]+) = .*\$\(CT_", (ROOT / "knobs.mk").read_text(), re.MULTILINE)
+    shown = [match[1] for line in knobs if (match := re.match(r"  ([A-Z_]+)=", line))]
+    assert shown == named and len(named) > 30
 
 
 @pytest.mark.parametrize("twins", [READMES, ("docs/guide.md", "docs/guide.ru.md")])

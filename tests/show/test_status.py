@@ -48,7 +48,7 @@ CHANGES = {
     "an export script": append("convertation/head/torch2onnx.py"),
     "the YAML, a remark": append("convertation/models.yaml"),
     "the YAML, one model": lambda project: project.edit("convertation/models.yaml", "gelu", "leaky_relu"),
-    "a knob": lambda project: project.edit("Makefile", "OPSET ?= 20", "OPSET ?= 19"),
+    "a knob": lambda project: project.edit("knobs.mk", "$(CT_OPSET),20", "$(CT_OPSET),19"),
     "a config": append("convertation/bpr/config.pbtxt"),
     "an intermediate altered": append("build/checks/binary.json"),
     "a check altered, its script changed": together(

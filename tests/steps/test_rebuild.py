@@ -51,6 +51,8 @@ def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_pat
     clone.mkdir(parents=True)
     for name in (
         "Makefile",
+        "knobs.mk",
+        "artifacts.mk",
         "VERSION",
         *(path.name for path in stand_ins.path.glob("requirements*")),
         "scripts",
@@ -85,7 +87,7 @@ ENTRY = {"build/models/binary.json", "build/synthetic/CT-RATE/model_binary.pth"}
         pytest.param("convertation/models.yaml", "gelu", "leaky_relu", ENTRY | BINARY, id="one model's entry"),
         pytest.param("requirements.txt", "requests==", "requests==1.", set(), id="a pin that shapes nothing"),
         pytest.param("requirements.txt", "runtime-gpu==", "runtime-gpu==1.", CHECKS, id="the comparison's pin"),
-        pytest.param("Makefile", "OPSET ?= 20", "OPSET ?= 19", ONNX | CHECKS | {VERDICT}, id="a knob"),
+        pytest.param("knobs.mk", "$(CT_OPSET),20", "$(CT_OPSET),19", ONNX | CHECKS | {VERDICT}, id="a knob"),
         pytest.param("convertation/head/binary.pbtxt", "size: 8", "size: 4", {VERDICT}, id="a config.pbtxt"),
     ],
 )
@@ -249,7 +251,7 @@ def test_models_yaml_is_not_read_for_ever(stand_ins: Project) -> None:
 
 def test_two_at_once_run_each_step_once(stand_ins: Project) -> None:
     stand_ins.append("convertation/models.yaml", "# a remark\n")
-    stand_ins.edit("Makefile", "OPSET ?= 20", "OPSET ?= 19")
+    stand_ins.edit("knobs.mk", "$(CT_OPSET),20", "$(CT_OPSET),19")
     runs = [stand_ins.start("repository", "-j2", SLOW="0.3") for _ in range(2)]
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said

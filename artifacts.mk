@@ -1,0 +1,132 @@
+# What there is: the models, the files of each, what is published; the Makefile's rules are about these lists
+
+models   := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
+optional := $(foreach model,$(all_models),$(if $($(model).optional),$(model)))
+heads    := $(foreach model,$(models),$(if $(filter head,$($(model).family)),$(model)))
+chosen   := $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))
+weights  := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights)
+kind     := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
+bpreg    := $(sort $(wildcard convertation/bpr/bpreg/*.py))
+
+# vit, vit.tf32 or vit.fp16, as PRECISION says
+varied   := $(foreach model,$(models),$(if $($(model).variants),$(model)))
+variant   = $1$(if $(filter $1,$(varied)),$(filter-out .fp32,.$(PRECISION)))
+variants := $(models) $(varied:%=%.tf32) $(varied:%=%.fp16)
+
+checkpoints := $(foreach model,$(models),$(weights)/$($(model).checkpoint)) $(weights)/bpr/inference-settings.json
+entries     := $(variants:%=build/models/%.json) $(variants:%=build/models/%.tolerance.json)
+onnx        := $(models:%=build/onnx/%.onnx)
+onnx_tf32   := $(varied:%=build/onnx/%.tf32.onnx)
+onnx_fp16   := $(varied:%=build/onnx/%.fp16.onnx)
+checks      := $(models:%=build/checks/%.json)
+checks_tf32 := $(varied:%=build/checks/%.tf32.json)
+checks_fp16 := $(varied:%=build/checks/%.fp16.json)
+archives    := training/weights.zip training/model_repository_running.zip
+prebuilt    := training/model_repository_running.zip
+
+# Plans: of each model for each GPU, which a folder is named after (build/plan/sm86).  Docker tells the GPU, once in a make
+planned  := $(foreach model,$(filter vit $(heads),$(models)),$(call variant,$(model)))
+plannable = $(filter $(chosen) $(varied:%=%.$(PRECISION)),$(planned))
+gpu      := $(CT_GPU)
+tensorrt := $(CT_TENSORRT)
+ifneq ($(filter verify-gpu,$(MAKECMDGOALS)),)
+override FORMAT := both
+endif
+with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
+asking := $(if $(CHECK)$(EXPLAIN)$(gpu)$(findstring n,$(firstword -$(MAKEFLAGS))),,$(filter trt verify-gpu \
+            $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS)))
+ifneq ($(asking),)
+answer := $(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); $(if $(filter verify-gpu,$(asking)), \
+            $(system_python) -m scripts.plans.doctor --gpu >&2 &&) $(system_python) -m scripts.plans.gpu \
+            $(if $(filter trt,$(asking)),,--triton $(TRITON_IMAGE)) --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>&-))
+gpu      := $(patsubst gpu=%,%,$(filter gpu=%,$(answer)))
+tensorrt := $(patsubst tensorrt=%,%,$(filter tensorrt=%,$(answer)))
+$(if $(gpu)$(DRY),,$(error no plan was made; what is lacking stands above))
+endif
+export CT_GPU := $(gpu)
+export CT_TENSORRT := $(tensorrt)
+
+# Plans of other machines: taken=sm89/vit, or there=sm89/vit where a fleet built it into build/plan
+brought  := $(if $(and $(PLANS),$(gpu)),$(shell $(system_python) -m scripts.plans.bring $(PLANS) || echo failed))
+$(if $(filter failed,$(brought)),$(error PLANS=$(PLANS): nothing was taken))
+fitting   = $(foreach plan,$(patsubst $1=%,%,$(filter $1=%,$(brought))),$(if $(filter $(notdir $(plan)),$(planned)),$(plan)))
+folders  := $(if $(and $(gpu),$(with_plans)),$(sort $(gpu) $(patsubst %/,%,$(dir $(call fitting,taken) $(call fitting,there)))))
+plans    := $(foreach folder,$(folders),$(planned:%=build/plan/$(folder)/%.plan))
+taken    := $(patsubst %,build/plan/%.plan,$(call fitting,taken))
+built    := $(filter-out $(taken),$(plans))
+compared := $(sort $(if $(folders),$(planned:%=build/plan/$(gpu)/%.check.json)) $(built:.plan=.check.json))
+requests := $(planned:%=build/plan/%.request.json)
+expected := $(planned:%=build/plan/%.expected.npy)
+configs  := $(if $(folders),$(filter vit $(heads),$(models)))
+judged_by_rtx := $(plannable:%=build/checks/%.rtx.json)
+head_onnx     := $(foreach head,$(heads),build/onnx/$(head).onnx)
+
+# Each file of the published repository, and the file it is a copy of
+config    = $(if $(filter-out fp32,$(PRECISION)),config.tf32,config)
+config_of = convertation/$(if $(filter vit,$1),vit/$(config),head/$1).pbtxt
+bpr_pins := $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt)
+contents := \
+  $(foreach model,$(if $(filter plan,$(FORMAT)),,$(filter vit $(heads),$(models))), \
+    $(model)_onnx/config.pbtxt=$(call config_of,$(model)) \
+    $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
+  $(foreach model,$(if $(filter onnx,$(FORMAT)),,$(configs)), \
+    $(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
+    $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
+  bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
+  bpr_model/1/requirements.txt=$(or $(bpr_pins),convertation/bpr/requirements.txt) \
+  $(foreach file,$(bpreg),$(file:convertation/bpr/%=bpr_model/1/%)=$(file)) \
+  bpr_model/1/weights/model.onnx=build/onnx/bpr.onnx \
+  bpr_model/1/weights/inference-settings.json=$(weights)/bpr/inference-settings.json
+sources   := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
+published := $(foreach model,$(models),$(call variant,$(model)))
+
+environments := .venv .venv-triton .venv-inference .venv-rtx
+artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
+  $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) $(compared) \
+  $(judged_by_rtx) $(configs:%=build/plan/%.config.pbtxt) build/checks/verdict.json build/fidelity.json \
+  $(prebuilt).verdict.json
+
+# What cannot be meant, told before an hour of work
+$(if $(models),$(if $(or $(filter compare,$(MAKECMDGOALS)),$(filter-out $(WITH),$(WITH))),,\
+  $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))))
+$(if $(models),$(if $(chosen),,$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models)))))
+misled := $(strip $(if $(filter repository,$(MAKECMDGOALS)),$(foreach head,$(heads),$(if \
+            $(filter $(VIT),$(or $($(head).trained_on),$(VIT))),,$(head)))))
+$(if $(misled),$(error $(firstword $(misled)) was trained on the $($(firstword $(misled)).trained_on) ViT \
+  (convertation/models.yaml) and is never paired with VIT=$(VIT); train a head on it and say so there, \
+  or make onnx MODEL=vit VIT=$(VIT)))
+
+# --- What rules and targets share ---
+model     = $(patsubst %.tf32,%,$(basename $(@F)))
+exporting = --opset $(OPSET) --weights $(kind) $(checkpoint) $< $(out)
+exporters = torch onnx onnxscript onnx-ir ml_dtypes numpy
+rounders  = onnxruntime-gpu onnx onnx-ir ml_dtypes numpy
+checkpoint = $(weights)/$($(model).checkpoint)
+deployed := requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
+serving  := docker/backends/onnxruntime/model.py requirements-triton.txt | .venv/installed .venv-triton/installed
+precision = $(if $(filter %.tf32 %.fp16,$*),--precision=$(PRECISION))
+flags     = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
+request   = build/plan/$(*F).request.json
+plan_config = $(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient
+published.as := $(filter %.tf32 %.fp16,$(published))
+judging   = --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %)
+on_a_gpu  = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}.check.json)
+
+fidelity_hops := $(foreach model,vit $(heads),pytorch/$(model)=$(weights)/$($(model).checkpoint) \
+    onnx/$(model)=build/onnx/$(model).onnx) \
+  $(foreach file,$(sort $(wildcard $(onnx_fp16)) $(filter $(onnx_fp16),$(sources))),fp16/vit=$(file)) \
+  $(foreach file,$(wildcard $(patsubst %,build/plan/*/%.plan,vit $(heads))),$(patsubst build/%.plan,%,$(file))=$(file)) \
+  $(addprefix served/,$(filter-out bpr_%,$(contents)))
+fidelity_files := $(sort $(foreach hop,$(fidelity_hops),$(lastword $(subst =, ,$(hop)))))
+
+needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
+finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
+needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
+needs.trt := $(if $(CHECK),$(judged_by_rtx),$(if $(DRY),$(plannable:%=build/models/%.json),\
+  $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
+needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
+needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
+needs.verify := .venv/installed .venv-triton/installed $(published:%=build/checks/%.json) $(compared)
+needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compared) $(configs:%=build/plan/%.config.pbtxt) \
+  .venv-triton/installed
+needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests

@@ -1,0 +1,43 @@
+"""Find plans of other machines: python3 -sESB -m scripts.plans.bring FOLDER...    prints taken=sm89/vit ... for make
+
+A folder is like build/plan of another machine, sm89/vit.plan in it with its two records.  For each plan
+build/brought/sm89/vit.json tells where it lies and the digests of the three files, so that make sees when one changes.
+there=sm89/vit: it lies in this project's own build/plan, where a fleet built it.  Standard library only.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from scripts.steps.records import digest, read, write
+
+
+def bring(folders: list[str]) -> list[str]:
+    """Return the words for make; SystemExit where two folders have the same plan."""
+    words, places = list[str](), dict[str, str]()
+    for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
+        for plan in sorted(map(str, Path(folder).glob("*/*.plan"))):
+            name = plan[len(folder) + 1 :].removesuffix(".plan")
+            if folder == os.path.realpath("build/plan"):
+                words.append(f"there={name}")
+                continue
+            if name in places:
+                raise SystemExit(
+                    f"PLANS: {places[name]} {plan}: expected one {name}.plan; leave out all of these folders but one"
+                )
+            places[name] = plan
+            words.append(f"taken={name}")
+    for name, plan in places.items():
+        files = {"plan": plan, "record": str(Path(plan).with_suffix(".json"))}
+        files["check"] = str(Path(plan).with_suffix(".check.json"))
+        told = files | {f"{kind}_sha256": digest(file) for kind, file in files.items()}
+        text = json.dumps(told, indent=1) + "\n"
+        if read(out := f"build/brought/{name}.json") != text:
+            write(out, text)
+            digest(out)
+    return words
+
+
+if __name__ == "__main__":
+    print(" ".join(bring(sys.argv[1:])))

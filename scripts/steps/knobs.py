@@ -1,0 +1,173 @@
+"""What each knob of knobs.mk may be. Standard library only; part of every make (scripts/steps/look.py).
+
+`check` raises SystemExit with one sentence: the knob, its value, what was expected, where that helps what to type.
+"""
+
+import glob
+import os
+
+from scripts.steps.records import read, record
+
+ONE_OF = {
+    "FROM": ("weights", "prebuilt"),
+    "WEIGHTS": ("yandex", "synthetic"),
+    "VIT": ("LiPro", "Base", "VocabFine"),
+    "PRECISION": ("fp32", "tf32", "fp16"),
+    "FORMAT": ("onnx", "plan", "both"),
+    "TARGET": ("triton", "inference"),
+    "DEVICE": ("gpu", "cpu"),
+    "CACHE_MODE": ("write", "read"),
+    "DRY": ("", "1"),
+    "AGAIN": ("", "1"),
+    "KNOBS": ("", "1"),
+}
+ONE_WORD = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "TRITON", "ADDRESS", "PYTHON", "OPSET", "FILE")
+BARE = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "ADDRESS", "PORTS", "PYTHON", "PLANS", "OPSET", "REPOSITORY")
+SPECIAL = "'\"`&;|<>*?[]{}!~^\\%$#()"
+SOURCES = (".ci", ".git", ".github", "convertation", "docker", "docs", "scripts", "tests", "training")
+# Targets that speak of what is published, and so take its kind of weights and its precision
+OF_THE_PUBLISHED = {"verify", "status", "graph", "provenance", "fidelity", "report", "image"}
+NOT_OF_PREBUILT = {"verify", "status", "graph", "report"}
+
+
+def check(knobs: dict[str, str], goals: set[str]) -> None:
+    """Raise SystemExit for the first value that cannot be meant; REPOSITORY becomes one spelling of its folder."""
+    for path in " ", "%":
+        if path in os.getcwd():
+            raise SystemExit(
+                f'this checkout lies in "{os.getcwd()}": make cannot work in a path with a space or %; '
+                "move it to one without"
+            )
+    for name, value in knobs.items():
+        if "\n" in value:
+            raise SystemExit(f"{name}: expected one line, it has more")
+    for name, allowed in ONE_OF.items():
+        if knobs[name] not in allowed:
+            raise SystemExit(f"{name}={knobs[name]}: expected one of {' '.join(allowed).strip()}")
+    for name in ONE_WORD:
+        if len(knobs[name].split()) > 1:
+            raise SystemExit(f"{name}={knobs[name]}: expected one word")
+    knobs["REPOSITORY"] = home(knobs["REPOSITORY"])
+    for name in BARE:
+        if found := special(knobs[name]):
+            raise SystemExit(
+                f"{name}={knobs[name]}: expected no character that shells or make take for their own: {found}"
+            )
+    if len(knobs["CACHE"].split()) > 1:
+        raise SystemExit(f"CACHE={knobs['CACHE']}: expected a folder, its name without spaces, or s3://bucket/prefix")
+    if "compare" in goals and len(knobs["WITH"].split()) != 1:
+        raise SystemExit(
+            f"make compare WITH={knobs['WITH']}: expected the folder of another repository, its name without spaces"
+        )
+    if "infer" in goals and not (knobs["INPUT"] and knobs["OUTPUT"]):
+        raise SystemExit("make infer INPUT=folder OUTPUT=folder: expected both")
+    if "trt-fleet" in goals and knobs["DRY"]:
+        raise SystemExit("DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this")
+    check_together(knobs, goals)
+    knobs["REPOSITORY"] = one_spelling(knobs["REPOSITORY"])
+
+
+def check_together(knobs: dict[str, str], goals: set[str]) -> None:
+    """Raise SystemExit for values that cannot be meant together."""
+    prebuilt = knobs["FROM"] == "prebuilt"
+    if knobs["REPOSITORY_ZIP"] and not prebuilt:
+        raise SystemExit("REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out")
+    if knobs["WEIGHTS_ZIP"] and knobs["WEIGHTS"] == "synthetic":
+        raise SystemExit("WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out")
+    if prebuilt and knobs["FORMAT"] != "onnx":
+        raise SystemExit(
+            f"FORMAT={knobs['FORMAT']} builds plans of our own ONNX files, FROM=prebuilt has none; "
+            "leave one of them out"
+        )
+    if prebuilt and knobs["PRECISION"] != "fp32":
+        raise SystemExit(
+            f"PRECISION={knobs['PRECISION']} is for models built here, not for FROM=prebuilt; leave one of them out"
+        )
+    for folder in knobs["PLANS"].split():
+        if not glob.glob(f"{glob.escape(folder)}/*/*.plan"):
+            raise SystemExit(
+                f"PLANS={folder}: no plan there; expected a folder like build/plan of another machine, "
+                "with sm86/vit.plan or so in it"
+            )
+    if (knobs["PLANS"] or knobs["TRTEXEC_FLAGS"]) and "repository" in goals and knobs["FORMAT"] == "onnx":
+        raise SystemExit("PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both")
+
+
+def home(path: str) -> str:
+    """Return a path with ~ for the home folder written out, as a shell does where make's words do not reach it."""
+    return f"{os.environ.get('HOME', '~')}/{path[2:]}" if path.startswith("~/") else path
+
+
+def special(value: str) -> str:
+    """Return the characters of `value` that a shell or make would not take as they are."""
+    return " ".join(sorted({letter for letter in value if letter in SPECIAL}, key=SPECIAL.index))
+
+
+def one_spelling(repository: str) -> str:
+    """Return the folder as records know it: links resolved, relative below this checkout; SystemExit if none can be."""
+    if len(repository.split()) != 1:
+        raise SystemExit(f"REPOSITORY={repository}: expected one folder, its name without spaces")
+    here, path = os.getcwd(), os.path.realpath(repository)
+    if " " in path or special(path):
+        raise SystemExit(
+            f"REPOSITORY={path}: expected a folder without characters that shells or make take for their own"
+        )
+    path = path[len(here) + 1 :] if path.startswith(f"{here}/") else path
+    top = path.split("/")[0]
+    if top in SOURCES or f"{here}/".startswith(f"{path.rstrip('/')}/"):
+        raise SystemExit(
+            f"REPOSITORY={path}: expected a folder apart from the sources, such as model_repository_running"
+        )
+    if top in ("build", ".make") or top.startswith(".venv"):
+        raise SystemExit(
+            f"REPOSITORY={path}: expected a folder for published models alone, such as model_repository_running"
+        )
+    return path
+
+
+def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]) -> None:
+    """Let WEIGHTS and PRECISION be those of what is published where the target speaks of that, unless they are given.
+
+    SystemExit where it is a finished archive's, of which nothing was built here, or another kind would be replaced.
+    """
+    repository = knobs["REPOSITORY"]
+    kind = read(record("published", repository)).partition("\n")[0].strip()
+    if kind == "prebuilt" and (goals & NOT_OF_PREBUILT or ("provenance" in goals and not knobs["CHECK"])):
+        raise SystemExit(
+            f"{repository} holds the models of a finished archive, of which nothing was built here; "
+            "make repository FROM=prebuilt checks it"
+        )
+    if goals & OF_THE_PUBLISHED:
+        if "WEIGHTS" not in given and kind == "synthetic":
+            knobs["WEIGHTS"] = kind
+        if "PRECISION" not in given:
+            knobs["PRECISION"] = published_precision(repository) or knobs["PRECISION"]
+    if "weights" in goals:
+        knobs["WEIGHTS"] = "yandex"
+    publishes = "prebuilt" if knobs["FROM"] == "prebuilt" else "real" if knobs["WEIGHTS"] == "yandex" else "synthetic"
+    if "repository" in goals and kind != publishes and holds_models(repository):
+        other = f"is made from {kind} weights and these are {publishes}" if kind else "was not made by this build"
+        raise SystemExit(
+            f"{repository} {other}; move it away (mv {repository} {repository}.old) or publish elsewhere "
+            "(make repository REPOSITORY=dir)"
+        )
+
+
+def published_precision(repository: str) -> str:
+    """Return tf32 or fp16 if the published ViT is that; with plans alone, the verdict's record tells."""
+    sha = read(record("seen", f"{repository}/vit_onnx/1/model.onnx")).split(" ")[0]
+    judged = read(record("made", "build/checks/verdict.json"))
+    for precision in "tf32", "fp16":
+        wrote = read(record("made", f"build/onnx/vit.{precision}.onnx")).split(" ")[0].rpartition("=")[2]
+        if (sha and sha == wrote) if os.path.isdir(f"{repository}/vit_onnx") else f"/vit.{precision}." in judged:
+            return precision
+    return ""
+
+
+def holds_models(repository: str) -> bool:
+    """Tell whether there is a model in the folder, ours or not."""
+    there = os.listdir(repository) if os.path.isdir(repository) else []
+    return any(
+        os.path.exists(f"{repository}/{name}/config.pbtxt") or name.endswith(("_onnx", "_trt")) or name == "bpr_model"
+        for name in there
+    )

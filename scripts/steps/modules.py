@@ -1,0 +1,100 @@
+"""Find the files of this project that each script is made of, by reading its imports. Standard library only.
+
+.make/modules.mk has a variable for each: scripts.convert.compare is that file and all that it imports from scripts/ and
+convertation/, with the data files that it opens beside itself.  The network of a family (convertation/vit and so on) is
+followed from within that family alone: which one a script reads is its rule's to say.
+"""
+
+import ast
+import os
+from collections.abc import Iterator
+
+FAMILIES = ("vit", "head", "bpr")
+OUT = ".make/modules.mk"
+
+
+def signature() -> str:
+    """Return a text that differs whenever a source file came, went or was written, without reading any."""
+    words = []
+    for top in "scripts", "convertation":
+        for folder, folders, names in os.walk(top):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            for name in names:
+                if name.endswith((".py", ".yaml")):
+                    stat = os.stat(path := f"{folder}/{name}")
+                    words.append(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
+    return " ".join(sorted(words))
+
+
+def modules_mk() -> str:
+    """Return the text of .make/modules.mk: a line for each module, in the order of names."""
+    files = {
+        path
+        for top in ("scripts", "convertation")
+        for folder, _, names in os.walk(top)
+        for name in names
+        if name.endswith(".py") and os.path.exists(path := f"{folder}/{name}")
+    }
+    near = {path: sorted(read_imports(path, files)) for path in sorted(files)}
+    lines = []
+    for path in sorted(files):
+        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        lines.append(f"{name} := {' '.join(reach(path, near))}")
+    return "\n".join([*lines, ""])
+
+
+def reach(path: str, near: dict[str, list[str]]) -> list[str]:
+    """Return `path`, then every file that it leads to, in the order of names."""
+    reached, queue = {path}, [path]
+    while queue:
+        here = queue.pop()
+        for name in near.get(here, []):
+            if name not in reached and (not family(name) or family(name) == family(here)):
+                reached.add(name)
+                queue.append(name)
+    return [path, *sorted(reached - {path})]
+
+
+def family(path: str) -> str:
+    """Return vit, head or bpr for a file of that family's folder, "" for any other."""
+    words = path.split("/")
+    return words[1] if words[0] == "convertation" and words[1] in FAMILIES else ""
+
+
+def read_imports(path: str, files: set[str]) -> Iterator[str]:
+    """Yield the project's files that the module at `path` imports anywhere, and the data beside it that it names."""
+    with open(path, encoding="utf-8") as source:
+        tree = ast.parse(source.read(), path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body.clear()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from files_of(alias.name, files)
+        elif isinstance(node, ast.ImportFrom):
+            above = path.split("/")[: -node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from files_of(module, files)
+            for alias in node.names:
+                yield from files_of(f"{module}.{alias.name}", files)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".with_name"):
+            name = node.args[0]
+            text = name.value if isinstance(name, ast.Constant) else ""
+            if isinstance(text, str) and os.path.isfile(beside := f"{os.path.dirname(path)}/{text}"):
+                yield beside
+
+
+def files_of(name: str, files: set[str]) -> Iterator[str]:
+    """Yield the files that importing `name` runs: the module, and packages above it that hold more than words."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        for path in ("/".join(parts[:end]) + ".py", "/".join(parts[:end]) + "/__init__.py"):
+            if path in files and not (path.endswith("__init__.py") and only_says(path)):
+                yield path
+
+
+def only_says(path: str) -> bool:
+    """Tell whether a package is a docstring alone, which changes nothing that a step writes."""
+    with open(path, encoding="utf-8") as source:
+        return len(ast.parse(source.read()).body) <= 1
