@@ -15,7 +15,8 @@ include $(call told,needs)
 # Environments: ours, Triton's own, one that runs published networks without PyTorch, NVIDIA's TensorRT for RTX
 .venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
-.venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt scripts/steps/venv.sh
+.venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt \
+  scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
 .venv-inference/installed .venv-rtx/installed: .venv-%/installed: requirements-%.txt requirements-%.lock \
   scripts/steps/venv.sh
@@ -38,9 +39,9 @@ $(archives): FORCE | .venv/installed
 	$(fetch)
 $(archives:=.lock.json): %.lock.json: FORCE | % ;
 
-# Checkpoints: members of weights.zip where you have put none of your own; or seeded ones of full size, WEIGHTS=synthetic
-$(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json $(call code,scripts.archives.unpack) \
-  | training/weights.zip .venv/installed
+# Checkpoints: members of weights.zip where you have put none of your own; WEIGHTS=synthetic: seeded ones of full size
+$(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json \
+  $(call code,scripts.archives.unpack) | training/weights.zip .venv/installed
 	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
 $(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize) | .venv/installed
 	$(call step,$(python) -m scripts.convert.synthesize $(filter %.json,$^) $(out),torch numpy)
@@ -113,7 +114,8 @@ $(prebuilt).verdict.json: $(prebuilt).lock.json $(models:%=build/models/%.json) 
   convertation/bpr/requirements.txt scripts/steps/venv.sh $(serving) $(prebuilt)
 	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) \
 	  build/prebuilt $(out),tritonclient onnx numpy)
-build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(heads)) $(call code,scripts.show.fidelity) \
+build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(heads)) \
+  $(call code,scripts.show.fidelity) \
   $(call code,convertation.vit.ctvit) $(call code,convertation.head.mlp) requirements-inference.txt $(serving) \
   .venv-inference/installed
 	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) --weights $(kind) \
@@ -139,7 +141,7 @@ rollback:  ## Put the previously published models back
 
 # --- Look ---------------------------------------------------------------------
 
-status:  ## What would run, and why; CHECK=1 fails if anything would; FILE=…: all that it hangs on
+status:  ## What would run, and why; CHECK=1: fail if any would; FILE=…: all it is made of
 	@$(system_python) -m scripts.show.status $(if $(CHECK),--check) $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
 graph:  ## Draw the pipeline and its state: build/graph.svg
 	@$(system_python) -m scripts.show.graph $(REPOSITORY) build/graph.svg
@@ -183,7 +185,7 @@ infer: .venv-inference/installed  ## What the networks find in each CT study: ma
 
 # --- Share --------------------------------------------------------------------
 
-image:  ## The published repository as an image: make image IMAGE=registry.example/name:1 [TARGET=inference]
+image:  ## The published repository as an image: make image IMAGE=name:1 [TARGET=inference]
 	@$(system_python) -m scripts.deploy.$(if $(filter triton,$(TARGET)),image,inference_image) $(REPOSITORY) --base \
 	  $(if $(filter triton,$(TARGET)),$(TRITON_IMAGE),$(REGISTRY)$(BASE)) --tag $(call quote,$(IMAGE)) $(judged_as)
 push:  ## Push that image, after consent to its weights' licences
@@ -206,7 +208,8 @@ help:  ## Show this list; the knobs: KNOBS=1
 
 # Decided by content, never by time
 $(artifacts): FORCE
+.PHONY: FORCE
 .PRECIOUS: $(artifacts)
-.PHONY: FORCE bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \
+.PHONY: bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \
   push reload report repository rollback serve status test trt trt-fleet up update verify verify-gpu weights
 $(if $(taking),$(shell $(take)))

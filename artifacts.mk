@@ -24,7 +24,7 @@ checks_fp16 := $(varied:%=build/checks/%.fp16.json)
 archives    := training/weights.zip training/model_repository_running.zip
 prebuilt    := training/model_repository_running.zip
 
-# Plans: of each model for each GPU, which a folder is named after (build/plan/sm86).  Docker tells the GPU, once in a make
+# Plans: of each model for each GPU, which a folder is named after (build/plan/sm86).  Docker tells which GPU is here
 planned  := $(foreach model,$(filter vit $(heads),$(models)),$(call variant,$(model)))
 plannable = $(filter $(chosen) $(varied:%=%.$(PRECISION)),$(planned))
 gpu      := $(CT_GPU)
@@ -33,12 +33,13 @@ ifneq ($(filter verify-gpu,$(MAKECMDGOALS)),)
 override FORMAT := both
 endif
 with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
-asking := $(if $(CHECK)$(EXPLAIN)$(gpu)$(findstring n,$(firstword -$(MAKEFLAGS))),,$(filter trt verify-gpu \
+asking := $(if $(CHECK)$(EXPLAIN)$(gpu)$(dry),,$(filter trt verify-gpu \
             $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS)))
 ifneq ($(asking),)
-answer := $(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); $(if $(filter verify-gpu,$(asking)), \
-            $(system_python) -m scripts.plans.doctor --gpu >&2 &&) $(system_python) -m scripts.plans.gpu \
-            $(if $(filter trt,$(asking)),,--triton $(TRITON_IMAGE)) --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>&-))
+answer := $(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); \
+            $(if $(filter verify-gpu,$(asking)),$(system_python) -m scripts.plans.doctor --gpu >&2 &&) \
+            $(system_python) -m scripts.plans.gpu $(if $(filter trt,$(asking)),,--triton $(TRITON_IMAGE)) \
+            --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>/dev/null))
 gpu      := $(patsubst gpu=%,%,$(filter gpu=%,$(answer)))
 tensorrt := $(patsubst tensorrt=%,%,$(filter tensorrt=%,$(answer)))
 $(if $(gpu)$(DRY),,$(error no plan was made; what is lacking stands above))
@@ -49,8 +50,10 @@ export CT_TENSORRT := $(tensorrt)
 # Plans of other machines: taken=sm89/vit, or there=sm89/vit where a fleet built it into build/plan
 brought  := $(if $(and $(PLANS),$(gpu)),$(shell $(system_python) -m scripts.plans.bring $(PLANS) || echo failed))
 $(if $(filter failed,$(brought)),$(error PLANS=$(PLANS): nothing was taken))
-fitting   = $(foreach plan,$(patsubst $1=%,%,$(filter $1=%,$(brought))),$(if $(filter $(notdir $(plan)),$(planned)),$(plan)))
-folders  := $(if $(and $(gpu),$(with_plans)),$(sort $(gpu) $(patsubst %/,%,$(dir $(call fitting,taken) $(call fitting,there)))))
+fitting   = $(foreach plan,$(patsubst $1=%,%,$(filter $1=%,$(brought))), \
+              $(if $(filter $(notdir $(plan)),$(planned)),$(plan)))
+folders  := $(if $(and $(gpu),$(with_plans)), \
+              $(sort $(gpu) $(patsubst %/,%,$(dir $(call fitting,taken) $(call fitting,there)))))
 plans    := $(foreach folder,$(folders),$(planned:%=build/plan/$(folder)/%.plan))
 taken    := $(patsubst %,build/plan/%.plan,$(call fitting,taken))
 built    := $(filter-out $(taken),$(plans))
@@ -82,7 +85,8 @@ published := $(foreach model,$(models),$(call variant,$(model)))
 
 environments := .venv .venv-triton .venv-inference .venv-rtx
 artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
-  $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) $(compared) \
+  $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) \
+  $(compared) \
   $(judged_by_rtx) $(configs:%=build/plan/%.config.pbtxt) build/checks/verdict.json build/fidelity.json \
   $(prebuilt).verdict.json
 
@@ -115,18 +119,20 @@ on_a_gpu  = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(g
 fidelity_hops := $(foreach model,vit $(heads),pytorch/$(model)=$(weights)/$($(model).checkpoint) \
     onnx/$(model)=build/onnx/$(model).onnx) \
   $(foreach file,$(sort $(wildcard $(onnx_fp16)) $(filter $(onnx_fp16),$(sources))),fp16/vit=$(file)) \
-  $(foreach file,$(wildcard $(patsubst %,build/plan/*/%.plan,vit $(heads))),$(patsubst build/%.plan,%,$(file))=$(file)) \
+  $(foreach file,$(wildcard $(patsubst %,build/plan/*/%.plan,vit $(heads))), \
+    $(patsubst build/%.plan,%,$(file))=$(file)) \
   $(addprefix served/,$(filter-out bpr_%,$(contents)))
 fidelity_files := $(sort $(foreach hop,$(fidelity_hops),$(lastword $(subst =, ,$(hop)))))
 
 needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
 finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
-needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx build/checks/$(call variant,$(model)).json)
+needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx \
+                build/checks/$(call variant,$(model)).json)
 needs.trt := $(if $(CHECK),$(judged_by_rtx),$(if $(DRY),$(plannable:%=build/models/%.json),\
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
 needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
 needs.verify := .venv/installed .venv-triton/installed $(published:%=build/checks/%.json) $(compared)
-needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compared) $(configs:%=build/plan/%.config.pbtxt) \
-  .venv-triton/installed
+needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compared) \
+  $(configs:%=build/plan/%.config.pbtxt) .venv-triton/installed
 needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests

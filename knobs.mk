@@ -1,5 +1,5 @@
-# Every knob, by theme: its meaning and its default.  make repository WEIGHTS=synthetic, or export CT_WEIGHTS=synthetic: in
-# the environment the prefix CT_ keeps them apart from others' variables.  What each may be: scripts/steps/knobs.py
+# Every knob, by theme: its meaning and its default.  make repository WEIGHTS=synthetic, or export CT_WEIGHTS=synthetic:
+# in the environment CT_ keeps them apart from others' variables.  What each may be: scripts/steps/knobs.py
 
 # --- Models -------------------------------------------------------------------
 
@@ -40,9 +40,9 @@ PLANS = $(CT_PLANS)
 TRTEXEC_FLAGS = $(CT_TRTEXEC_FLAGS)
 # 1: `make trt` prints its commands, to paste, and runs none
 DRY = $(CT_DRY)
-# 1: `make trt` asks NVIDIA's parser and builder, no GPU; `make status` fails if anything is stale; a file: see provenance
+# 1: `make trt` asks NVIDIA's parser, no GPU; `make status` fails if stale; a file: provenance
 CHECK = $(CT_CHECK)
-# Kinds of GPU that `make trt-fleet` builds plans for, such as "a100 l4": scripts/plans/fleet.yaml
+# Kinds of GPU for `make trt-fleet`, such as "a100 l4": names in scripts/plans/fleet.yaml
 GPUS = $(CT_GPUS)
 
 # --- Serve and share ----------------------------------------------------------

@@ -1,9 +1,9 @@
 """Build TensorRT plans for many kinds of GPU: one Slurm job for each, which runs the same `make trt` in this checkout.
 
-    python -m scripts.plans.fleet scripts/plans/fleet.yaml 'a100 l4' PREPARED 'build/plan/{gpu}/vit.plan ...' make trt
-    MODEL=vit ...
+    python -m scripts.plans.fleet scripts/plans/fleet.yaml 'a100 l4' 'vit binary' 'binary multilabel' make trt MODEL=vit ...
 
-PREPARED: files that need no GPU, made first, here.  A job leaves build/plan/fleet/a100.json, which tells what GPU that
+Words: the kinds, the models that plans are made of, the heads, the command of a job.  What needs no GPU is made first,
+here.  A job leaves build/plan/fleet/a100.json, which tells what GPU that
 kind is: from then on Make says without a job whether its plans are true.  Exit status 1 if a kind failed.
 """
 
@@ -174,8 +174,15 @@ def build(kinds: list[Kind]) -> list[tuple[str, ...]]:
     return [kind.row(*ends.get(kind, ("", ""))) for kind in kinds]
 
 
-def main(file: str, gpus: str, prepared: str, plans: str, *command: str) -> None:
+def main(file: str, gpus: str, models: str, heads: str, *command: str) -> None:
     end_with_parent()
+    files = "build/plan/{0}.request.json build/plan/{0}.expected.npy build/models/{0}.tolerance.json"
+    prepared = [name for model in models.split() for name in files.format(model).split()]
+    if "vit" in models:  # which is compared by what the heads make of it
+        prepared += [f"build/plan/{head}.request.json" for head in heads.split()]
+    plans = " ".join(
+        f"build/plan/{{gpu}}/{model}.plan build/plan/{{gpu}}/{model}.check.json" for model in models.split()
+    )
     if not shutil.which("sbatch"):
         raise SystemExit(
             "sbatch: not found; make trt-fleet submits jobs to Slurm: run it where sbatch works, on a login node\n"
@@ -186,7 +193,7 @@ def main(file: str, gpus: str, prepared: str, plans: str, *command: str) -> None
     check_options(
         split_options(next((word.partition("=")[2] for word in command if word.startswith("TRTEXEC_FLAGS=")), ""))
     )
-    if run_make("--silent", "FORMAT=both", *prepared.split()).returncode:
+    if run_make("--silent", "FORMAT=both", *dict.fromkeys(prepared)).returncode:
         raise SystemExit("what the jobs need could not be made; nothing was submitted")
     try:
         rows = build(kinds)

@@ -1,6 +1,6 @@
 # Rebuild on content, never on time: `step` decides, by comparing two texts; included by the Makefile before its rules
 #
-#   .make/seen/X   the digest that counts for X (of what it was, once it is gone); then, if it is there, size, mtime, …
+#   .make/seen/X   the digest that counts for X (of what it was, once it is gone); if it is there, also size, mtime, …
 #   .make/made/X   "X=its digest command versions : INPUT=digest …": how X was made     (in these names X has % for /)
 #
 # scripts/steps/look.py brings .make/seen up to date before make decides.  Where the texts differ, scripts/steps/step.py
@@ -12,8 +12,14 @@ comma  := ,
 knobs  := $(patsubst $$(CT_%),%,$(filter $$(CT_%),$(subst $(comma), ,$(file <knobs.mk))))
 given  := $(foreach knob,$(knobs),$(if $(filter command,$(origin $(knob)))$(CT_$(knob)),$(knob)))
 values := $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))
-nested := $(MAKE_RUN)
-looked := $(shell $(system_python) scripts/steps/look.py '$(nested)' '$(MAKECMDGOALS)' '$(given)' $(values))
+define newline
+
+
+endef
+$(foreach knob,$(knobs),$(if $(findstring $(newline),$($(knob))),$(error $(knob): expected one line, it has more)))
+dry     = $(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS))))
+nested := $(if $(MAKE_RESTARTS),$(MAKE_NESTED),$(MAKE_RUN))
+looked := $(shell $(system_python) scripts/steps/look.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' $(values))
 $(if $(filter run=%,$(looked)),,$(error $(or $(looked),$(system_python) cannot run scripts/steps/look.py)))
 told    = $(patsubst $1=%,%,$(filter $1=%,$(looked)))
 
@@ -32,7 +38,7 @@ step   = $(if $(EXPLAIN),$(info $(now) | $|)$(if $(wanted),$(info wanted $@)),$(
 run    = +@$(system_python) -m scripts.steps.step $(if $(wanted),--wanted) $@ $(call quote,$1) \
            $(call quote,$(call pins,$2)) $(filter-out FORCE,$^) -- $|
 
-# The files that a script is made of, found by its imports (scripts/steps/modules.py): $(call code,scripts.serve.verdict)
+# The files that a script is made of, found by its imports (scripts/steps/modules.py): $(call code,scripts.show.graph)
 include $(call told,modules) $(call told,models)
 code = $(if $(call told,modules),$(or $($1),$(error $(subst .,/,$1).py is missing)))
 python := $(call told,python)
@@ -46,6 +52,7 @@ override PRECISION  := $(call told,PRECISION)
 # What steps read of make
 export PYTHONDONTWRITEBYTECODE := 1
 export MAKE_RUN       := $(call told,run)
+export MAKE_NESTED    := $(nested)
 export MAKE_COMMAND   := $(MAKE)
 export VENV_PYTHON    := $(python)
 export CT_WEIGHTS     := $(WEIGHTS)
@@ -67,7 +74,8 @@ tree      = $(firstword $(file <.make/tree/$(subst /,%,$(REPOSITORY))))
 to_be     = $(strip $(REPOSITORY)=$(tree) publish $(kind) : $(copies))
 publisher = $(system_python) -m scripts.publish.publish $(REPOSITORY)
 publish   = $(if $(EXPLAIN),$(info $(to_be)),$(if $(filter prebuilt,$(FROM)),+@$(publisher) --prebuilt $(prebuilt) \
-              build/prebuilt,$(if $(call same,$(to_be),$(call made,$(REPOSITORY))),$(call tell,build/checks/verdict.json),\
+              build/prebuilt,$(if $(call same,$(to_be),$(call made,$(REPOSITORY))), \
+              $(call tell,build/checks/verdict.json),\
               +@$(publisher) --weights $(kind) --verdict build/checks/verdict.json $(contents))))
 up_to_date = $(if $(filter repository,$@),$(REPOSITORY) is up to date: $(words $(contents)) files$(comma) nothing \
                rebuilt,$(filter %.onnx %.plan,$1): up to date)
@@ -75,7 +83,7 @@ tell      = @$(if $(file <.make/run/$(MAKE_RUN)),$(system_python) -m scripts.ste
 
 # With a shared cache, first all that it knows of the goals, so that a step whose result is known lacks no input
 taken_for = $(filter $(artifacts) repository,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
-taking    = $(and $(CACHE),$(models),$(taken_for),$(if $(EXPLAIN)$(nested)$(findstring n,$(firstword -$(MAKEFLAGS))),,yes))
+taking    = $(and $(CACHE),$(models),$(taken_for),$(if $(EXPLAIN)$(nested)$(dry),,yes))
 take      = export CACHE=$(call quote,$(CACHE)) CACHE_MODE=$(CACHE_MODE) MAKE_COMMAND=$(MAKE) VENV_PYTHON=$(python) \
               MAKE_RUN=$(MAKE_RUN); $(system_python) -m scripts.steps.take $(taken_for) -- \
               $(foreach knob,$(given),$(call quote,$(knob)=$($(knob))))
@@ -89,10 +97,8 @@ trt       = $(if $(CHECK),@$(python) -m scripts.plans.card_memory scripts/plans/
               config_of,$(patsubst %.tf32,%,$(patsubst %.fp16,%,$(model))))),$(if $(DRY),@$(if $(gpu),,echo '# no GPU \
               could be asked (make doctor): sm86 stands for its compute capability';) $(foreach \
               model,$(plannable),$(call print_plan,$(model))),$(call tell,$(needs.trt))))
-fleet     = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(call quote,$(GPUS)) $(call quote,$(plannable:%=\
-              build/plan/%.request.json) $(plannable:%=build/plan/%.expected.npy) $(plannable:%=build/models/%.tolerance.json) \
-              $(if $(filter vit%,$(plannable)),$(heads:%=build/plan/%.request.json))) $(call quote,$(foreach \
-              plan,$(plannable:%=build/plan/{gpu}/%),$(plan).plan $(plan).check.json)) $(MAKE) trt \
+fleet     = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(call quote,$(GPUS)) \
+              $(call quote,$(plannable)) $(call quote,$(heads)) $(MAKE) trt \
               $(foreach knob,$(filter-out GPUS,$(given)),$(call quote,$(knob)=$($(knob))))
 published_kind = $(firstword $(file <.make/published/$(subst /,%,$(REPOSITORY))))
 own_triton  = $(if $(filter prebuilt,$(published_kind)),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))

@@ -1,9 +1,9 @@
 """Before Make decides: check the knobs, take note of every file that moved, finish a publication that was cut short.
 
-    python3 -sESB scripts/steps/look.py RUN GOALS GIVEN KNOB=VALUE...
+    python3 -sESB scripts/steps/look.py RUN NESTED GOALS GIVEN KNOB=VALUE...
 
-RUN is the token of the make that this one serves ("" for the first), GIVEN the knobs that were given.  Prints words for
-make, or one sentence where nothing can be made:
+RUN is this run's token if it has one, NESTED that of the make that this one serves, GIVEN the knobs that were given.
+Prints words for make, or one sentence where nothing can be made:
 
     run=        a token of this run, by which steps and the summary know what was made in it
     REPOSITORY= WEIGHTS= PRECISION= as records know them; python= that of .venv
@@ -134,7 +134,7 @@ def forget_old_runs() -> None:
             os.remove(path)
 
 
-def main(run: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> str:
+def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> str:
     """Do all of it; return the words for make."""
     knob.check(knobs, goals)
     words = {"run": run or str(time.time_ns())}
@@ -153,7 +153,7 @@ def main(run: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> s
             words["models"] = f".make/models/{digest(MODELS)[:16]}.mk"
             words["needs"] = f".make/models/{digest(MODELS)[:16]}.needs.mk"
         words["python"] = find_python(knobs["PYTHON"], "PYTHON" in given)
-        if not run:
+        if not nested:
             forget_old_runs()
             if knobs["WEIGHTS"] == "yandex" and knobs["FROM"] == "weights":
                 tell_own_files()
@@ -162,9 +162,17 @@ def main(run: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> s
 
 
 if __name__ == "__main__":
-    run, goals, given, *pairs = sys.argv[1:]
+    run, nested, goals, given, *pairs = sys.argv[1:]
     try:
-        print(main(run, set(goals.split()) or {"help"}, set(given.split()), dict(pair.split("=", 1) for pair in pairs)))
+        print(
+            main(
+                run,
+                nested,
+                set(goals.split()) or {"help"},
+                set(given.split()),
+                dict(pair.split("=", 1) for pair in pairs),
+            )
+        )
     except SystemExit as error:
         print(error)
     except PermissionError as error:

@@ -170,7 +170,10 @@ def take_note(target: str, reason: str, started: float, hit: Result | None, stor
         "stored": stored,
     }
     write(record("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
-    write(f".make/run/{took['run']}", "something was made")
+    if took["run"]:
+        os.makedirs(".make/run", exist_ok=True)
+        with open(f".make/run/{took['run']}", "a") as mark:  # by which make knows that something was made
+            mark.write(f"{target}\n")
 
 
 def run(target: str, command: str, out: str, own: bool) -> bool:
