@@ -135,7 +135,7 @@ trt-fleet: .venv/installed  ## Plans for many kinds of GPU, a Slurm job each: ma
 weights: $(needs.weights)  ## All of weights.zip in training/weights/; your own files stay
 	@$(python) -m scripts.archives.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*'
 update: .venv/installed  ## Ask Yandex.Disk for newer archives than the locked ones; ACCEPT=1 locks them
-	@$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(locked)
+	@$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(locked) || [[ $$? == 1 ]]
 rollback:  ## Put the previously published models back
 	@$(system_python) -m scripts.publish.publish $(REPOSITORY) --rollback
 
@@ -164,7 +164,7 @@ doctor:  ## What this machine has, lacks, and what to do about it
 
 # --- Serve --------------------------------------------------------------------
 
-serve: .venv/installed .venv-triton/installed  ## Run Triton on the published repository until Ctrl-C
+serve: $(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
 up:  ## Triton in Docker Compose; ready images: FROM=prebuilt or IMAGE=…; DEVICE=cpu
@@ -179,7 +179,7 @@ down:  ## Stop it
 
 # --- Infer --------------------------------------------------------------------
 
-infer: .venv-inference/installed  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
+infer: $(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
 	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(call quote,$(TRITON))) \
 	  $(if $(AGAIN),--again) -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
 
@@ -195,7 +195,7 @@ push:  ## Push that image, after consent to its weights' licences
 
 test: $(needs.test)  ## Format, lint, types and every test; one room: ONLY=infer
 	@tests/run.sh
-bench: .venv/installed .venv-triton/installed  ## Measure what the README promises
+bench: $(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
 bench-gpu: .venv/installed  ## With a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
 	@$(python) -m scripts.bench.gpu build/bench-gpu.json

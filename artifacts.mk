@@ -91,7 +91,7 @@ artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/insta
   $(prebuilt).verdict.json
 
 # What cannot be meant, told before an hour of work
-$(if $(models),$(if $(or $(filter compare,$(MAKECMDGOALS)),$(filter-out $(WITH),$(WITH))),,\
+$(if $(models),$(if $(filter compare,$(MAKECMDGOALS)),,\
   $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))))
 $(if $(models),$(if $(chosen),,$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models)))))
 misled := $(strip $(if $(filter repository,$(MAKECMDGOALS)),$(foreach head,$(heads),$(if \
@@ -128,7 +128,7 @@ needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
 finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
 needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx \
                 build/checks/$(call variant,$(model)).json)
-needs.trt := $(if $(CHECK),$(judged_by_rtx),$(if $(DRY),$(plannable:%=build/models/%.json),\
+needs.trt := $(if $(CHECK),.venv/installed $(judged_by_rtx),$(if $(DRY),$(plannable:%=build/models/%.json),\
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
 needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
@@ -136,3 +136,9 @@ needs.verify := .venv/installed .venv-triton/installed $(published:%=build/check
 needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compared) \
   $(configs:%=build/plan/%.config.pbtxt) .venv-triton/installed
 needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
+needs.serve := .venv/installed .venv-triton/installed
+needs.bench := $(needs.serve)
+needs.infer := .venv-inference/installed
+needs.update := .venv/installed
+needs.trt-fleet := .venv/installed
+needs.bench-gpu := .venv/installed

@@ -1,8 +1,8 @@
 """Tell whether an archive on Yandex.Disk is still the locked one; nothing is downloaded.
 
-    python -m scripts.archives.update [--accept] NAME
+    python -m scripts.archives.update [--accept] NAME...
 
-Exit status: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot be told.
+Exit status, of several the largest: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot be told.
 """
 
 import argparse
@@ -56,17 +56,20 @@ def beside(origin: Source, lock: Archive | None, there: Archive) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accept", action="store_true", help="record what is there now")
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("names", nargs="+", metavar="NAME")
     options = parser.parse_args()
-    try:
-        status = update(options.name, options.accept)
-    except SystemExit as trouble:
-        print(trouble, file=sys.stderr)
-        status = UNKNOWN
-    except Exception:  # Python would exit with 1, and that means: changed
-        traceback.print_exc()
-        status = UNKNOWN
-    sys.exit(status)
+    worst = CURRENT
+    for name in options.names:
+        try:
+            status = update(name, options.accept)
+        except SystemExit as trouble:
+            print(trouble, file=sys.stderr)
+            status = UNKNOWN
+        except Exception:  # Python would exit with 1, and that means: changed
+            traceback.print_exc()
+            status = UNKNOWN
+        worst = max(worst, status)
+    sys.exit(worst)
 
 
 if __name__ == "__main__":

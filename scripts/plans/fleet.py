@@ -1,6 +1,6 @@
 """Build TensorRT plans for many kinds of GPU: one Slurm job for each, which runs the same `make trt` in this checkout.
 
-    python -m scripts.plans.fleet scripts/plans/fleet.yaml 'a100 l4' 'vit binary' 'binary multilabel' make trt MODEL=vit ...
+    python -m scripts.plans.fleet fleet.yaml 'a100 l4' 'vit binary' 'binary multilabel' make trt MODEL=vit ...
 
 Words: the kinds, the models that plans are made of, the heads, the command of a job.  What needs no GPU is made first,
 here.  A job leaves build/plan/fleet/a100.json, which tells what GPU that

@@ -48,12 +48,25 @@ def take_notes(files: set[str]) -> None:
         list(ThreadPoolExecutor().map(digest, moved))
 
 
+def sign_sources() -> str:
+    """Return a text that differs whenever a source file came, went or was written, without reading any."""
+    words = []
+    for top in "scripts", "convertation":
+        for folder, folders, names in os.walk(top):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            for name in names:
+                if name.endswith((".py", ".yaml")):
+                    stat = os.stat(path := f"{folder}/{name}")
+                    words.append(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
+    return " ".join(sorted(words))
+
+
 def read_modules() -> None:
     """Find anew what each script is made of, where a source file moved."""
-    from scripts.steps import modules
-
-    signature = modules.signature()
+    signature = sign_sources()
     if read(SOURCES) != signature or not os.path.exists(MODULES):
+        from scripts.steps import modules  # which reads Python, and is slow
+
         try:
             write(MODULES, modules.modules_mk())
         except SyntaxError as error:

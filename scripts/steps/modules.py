@@ -10,20 +10,6 @@ import os
 from collections.abc import Iterator
 
 FAMILIES = ("vit", "head", "bpr")
-OUT = ".make/modules.mk"
-
-
-def signature() -> str:
-    """Return a text that differs whenever a source file came, went or was written, without reading any."""
-    words = []
-    for top in "scripts", "convertation":
-        for folder, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if name != "__pycache__"]
-            for name in names:
-                if name.endswith((".py", ".yaml")):
-                    stat = os.stat(path := f"{folder}/{name}")
-                    words.append(f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
-    return " ".join(sorted(words))
 
 
 def modules_mk() -> str:
