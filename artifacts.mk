@@ -1,9 +1,10 @@
 # What there is: the models, the files of each, what is published; the Makefile's rules are about these lists
 
 models   := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
-optional := $(foreach model,$(all_models),$(if $($(model).optional),$(model)))
+optional := $(strip $(foreach model,$(all_models),$(if $($(model).optional),$(model))))
 heads    := $(foreach model,$(models),$(if $(filter head,$($(model).family)),$(model)))
-chosen   := $(foreach model,$(models),$(if $(filter $(or $(MODEL),%),$(model) $($(model).family)),$(model)))
+family    = $(filter $(or $(MODEL),%),$1 $($1.family))
+chosen   := $(strip $(foreach model,$(models),$(if $(call family,$(model)),$(model))))
 weights  := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights)
 kind     := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
 bpreg    := $(sort $(wildcard convertation/bpr/bpreg/*.py))

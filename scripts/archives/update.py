@@ -2,7 +2,8 @@
 
     python -m scripts.archives.update [--accept] NAME...
 
-Exit status, of several the largest: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot be told.
+Exit status, of several the largest: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot
+be told.
 """
 
 import argparse

@@ -6,6 +6,8 @@
 # scripts/steps/look.py brings .make/seen up to date before make decides.  Where the texts differ, scripts/steps/step.py
 # makes X: absent inputs, files of the user's own, locks, dry runs, the cache and the reasons are its business.
 
+$(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is \
+  needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
 system_python := $(firstword $(wildcard /usr/bin/python3) python3) -sESB
 quote   = '$(subst ','\'',$(strip $1))'
 comma  := ,
@@ -19,20 +21,22 @@ endef
 $(foreach knob,$(knobs),$(if $(findstring $(newline),$($(knob))),$(error $(knob): expected one line, it has more)))
 dry     = $(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS))))
 nested := $(if $(MAKE_RESTARTS),$(MAKE_NESTED),$(MAKE_RUN))
-looked := $(shell $(system_python) scripts/steps/look.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' $(values))
+looked := $(shell $(system_python) scripts/steps/look.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' \
+            $(values))
 $(if $(filter run=%,$(looked)),,$(error $(or $(looked),$(system_python) cannot run scripts/steps/look.py)))
 told    = $(patsubst $1=%,%,$(filter $1=%,$(looked)))
 
 seen   = $(file <.make/seen/$(subst /,%,$1))
 made   = $(file <.make/made/$(subst /,%,$1))
 known  = $(firstword $(call seen,$1))
-self   = $(if $(filter training/weights/%,$@),$(patsubst $@=%,%,$(firstword $(call made,$@))),$(call known,$@))
+wrote  = $(patsubst $@=%,%,$(firstword $(call made,$@)))
+self   = $(if $(filter training/weights/%,$@),$(wrote),$(call known,$@))
 now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(filter-out FORCE,$^),$(in)=$(call known,$(in))))
 pins   = $(foreach tool,$1,$(or $(filter $(tool)==%,$(pinned)),$(error $@: $(tool) is not in requirements.txt)))
 pinned := $(file <requirements.txt)
 same   = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
 wanted = $(filter $@,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
-true   = $(and $(call same,$(now),$(call made,$@)),$(if $(wanted),$(word 2,$(call seen,$@)),vouched for))
+true   = $(and $(call same,$(now),$(call made,$@)),$(or $(word 2,$(call seen,$@)),$(if $(wanted),,$(wrote))))
 out    = .make/out/$@
 step   = $(if $(EXPLAIN),$(info $(now) | $|)$(if $(wanted),$(info wanted $@)),$(if $(true),,$(run)))
 run    = +@$(system_python) -m scripts.steps.step $(if $(wanted),--wanted) $@ $(call quote,$1) \

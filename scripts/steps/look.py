@@ -160,6 +160,8 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
             take_notes({MODELS, "requirements.txt"})
             look_at_tree(knobs["REPOSITORY"])
         knob.follow_the_published(knobs, given, goals)
+        if not os.path.exists(MODELS):
+            raise SystemExit(f"{MODELS} is missing: it describes every model; git checkout {MODELS}")
         if goals - NEED_NO_MODELS - ({"provenance"} if knobs["CHECK"] else set()):
             read_modules()
             words["modules"] = MODULES

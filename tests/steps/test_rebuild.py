@@ -234,21 +234,6 @@ def test_fifty_kills_do_no_harm(stand_ins: Project) -> None:
     assert stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# mark 49\n")
 
 
-def test_a_line_end_that_make_left_on_a_text_is_no_change_of_models_yaml(stand_ins: Project) -> None:
-    """GNU Make 4.3 cuts a text's last line end or, by chance, does not: make then read models.yaml without end."""
-    stand_ins.append(".make/models.yaml", "\n")  # read with its line end cut, that is the text where none was cut
-    kept = (stand_ins.path / ".make/models.yaml").read_bytes()
-    assert "up to date" in stand_ins.make("repository")
-    assert (stand_ins.path / ".make/models.yaml").read_bytes() == kept
-
-
-def test_models_yaml_is_not_read_for_ever(stand_ins: Project) -> None:
-    stand_ins.append("convertation/models.yaml", "# a remark\n")
-    said = stand_ins.fail("repository", MAKE_RESTARTS="3")  # what GNU Make tells itself when it starts anew
-    assert "convertation/models.yaml: its text was another each of the three times" in said
-    stand_ins.make("repository")
-
-
 def test_two_at_once_run_each_step_once(stand_ins: Project) -> None:
     stand_ins.append("convertation/models.yaml", "# a remark\n")
     stand_ins.edit("knobs.mk", "$(CT_OPSET),20", "$(CT_OPSET),19")
