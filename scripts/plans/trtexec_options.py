@@ -4,11 +4,12 @@ Prints a sentence and ends with exit status 1 where an option is unknown, double
 release, or makes a plan that cannot be served. Source: samples/common/sampleOptions.cpp of TensorRT, release/10.1.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from scripts.serve.releases import release
+from scripts.serve.releases import names, read_table, release
 
 TENSORRT = "10.1"  # whose trtexec has these options; another release's own trtexec judges
 
@@ -93,7 +94,8 @@ def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), na
 
     `given`: options that are passed besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
     """
-    tensorrt = release(name or "").tensorrt
+    asked = name or os.environ.get("NGC_RELEASE", "")
+    tensorrt = release(asked).tensorrt if not asked or asked in names(read_table()) else ""  # unknown: it judges itself
     seen = {word.partition("=")[0] for word in given}
     for word in more:
         name, equals, value = word.partition("=")
