@@ -98,10 +98,10 @@ $(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plan
 $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
 build/plan/vit.config.pbtxt: $(call config_of,vit) build/models/vit.json $(call code,scripts.plans.plan_config) \
   | .venv/installed
-	$(call step,$(plan_config))
+	$(call step,$(plan_config),onnx tritonclient)
 $(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
   $(call code,scripts.plans.plan_config) | .venv/installed
-	$(call step,$(plan_config))
+	$(call step,$(plan_config),onnx tritonclient)
 $(judged_by_rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))

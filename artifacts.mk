@@ -112,7 +112,7 @@ serving  := docker/backends/onnxruntime/model.py requirements-triton.txt | .venv
 precision = $(if $(filter %.tf32 %.fp16,$*),--precision=$(PRECISION))
 flags     = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 request   = build/plan/$(*F).request.json
-plan_config = $(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient
+plan_config = $(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders)
 published.as := $(filter %.tf32 %.fp16,$(published))
 judging   = --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %)
 on_a_gpu  = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}.check.json)
