@@ -96,13 +96,13 @@ $(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plan
 	  build/models/$(*F).tolerance.json build/checks/$(*F).json $(out) $(if $(filter vit vit.%,$(*F)),$(head_onnx)),\
 	  onnxruntime-gpu numpy)
 $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
-build/plan/vit.config.pbtxt: $(call config_of,vit) build/models/vit.json $(call code,scripts.plans.plan_config) \
+build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt build/models/vit.json $(call code,scripts.plans.plan_config) \
   | .venv/installed
 	$(call step,$(plan_config),onnx tritonclient)
 $(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
   $(call code,scripts.plans.plan_config) | .venv/installed
 	$(call step,$(plan_config),onnx tritonclient)
-$(judged_by_rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
+$(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 
@@ -186,8 +186,7 @@ infer: $(needs.infer)  ## What the networks find in each CT study: make infer IN
 # --- Share --------------------------------------------------------------------
 
 image:  ## The published repository as an image: make image IMAGE=name:1 [TARGET=inference]
-	@$(system_python) -m scripts.deploy.$(if $(filter triton,$(TARGET)),image,inference_image) $(REPOSITORY) --base \
-	  $(if $(filter triton,$(TARGET)),$(TRITON_IMAGE),$(REGISTRY)$(BASE)) --tag $(call quote,$(IMAGE)) $(judged_as)
+	@$(system_python) -m $(image.$(TARGET)) $(REPOSITORY) --tag $(call quote,$(IMAGE)) $(judged_as)
 push:  ## Push that image, after consent to its weights' licences
 	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
 
@@ -208,8 +207,8 @@ help:  ## Show this list; the knobs: KNOBS=1
 
 # Decided by content, never by time
 $(artifacts): FORCE
-.PHONY: FORCE
 .PRECIOUS: $(artifacts)
 .PHONY: bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \
   push reload report repository rollback serve status test trt trt-fleet up update verify verify-gpu weights
+.PHONY: FORCE
 $(if $(taking),$(shell $(take)))

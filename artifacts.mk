@@ -28,6 +28,8 @@ prebuilt    := training/model_repository_running.zip
 # Plans: of each model for each GPU, which a folder is named after (build/plan/sm86).  Docker tells which GPU is here
 planned  := $(foreach model,$(filter vit $(heads),$(models)),$(call variant,$(model)))
 plannable = $(filter $(chosen) $(varied:%=%.$(PRECISION)),$(planned))
+$(if $(and $(models),$(filter trt trt-fleet,$(MAKECMDGOALS))),$(if $(strip $(plannable)),,\
+  $(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned))))
 gpu      := $(CT_GPU)
 tensorrt := $(CT_TENSORRT)
 ifneq ($(filter verify-gpu,$(MAKECMDGOALS)),)
@@ -62,7 +64,7 @@ compared := $(sort $(if $(folders),$(planned:%=build/plan/$(gpu)/%.check.json)) 
 requests := $(planned:%=build/plan/%.request.json)
 expected := $(planned:%=build/plan/%.expected.npy)
 configs  := $(if $(folders),$(filter vit $(heads),$(models)))
-judged_by_rtx := $(plannable:%=build/checks/%.rtx.json)
+rtx      := $(patsubst %,build/checks/%.rtx.json,$(filter-out bpr,$(variants)))
 head_onnx     := $(foreach head,$(heads),build/onnx/$(head).onnx)
 
 # Each file of the published repository, and the file it is a copy of
@@ -88,7 +90,7 @@ environments := .venv .venv-triton .venv-inference .venv-rtx
 artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
   $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) \
   $(compared) \
-  $(judged_by_rtx) $(configs:%=build/plan/%.config.pbtxt) build/checks/verdict.json build/fidelity.json \
+  $(rtx) $(configs:%=build/plan/%.config.pbtxt) build/checks/verdict.json build/fidelity.json \
   $(prebuilt).verdict.json
 
 # What cannot be meant, told before an hour of work
@@ -129,7 +131,7 @@ needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
 finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
 needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx \
                 build/checks/$(call variant,$(model)).json)
-needs.trt := $(if $(CHECK),.venv/installed $(judged_by_rtx),$(if $(DRY),$(plannable:%=build/models/%.json),\
+needs.trt := $(if $(CHECK),.venv/installed $(plannable:%=build/checks/%.rtx.json),$(if $(DRY),$(plannable:%=build/models/%.json),\
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
 needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)

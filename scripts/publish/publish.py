@@ -60,6 +60,10 @@ def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]
         files = {path: (source, known(source)) for path, source in sources.items()}
         right = {path: sha for path, (_, sha) in files.items()}
         # Another make may have published them while this one waited; once more would cost what rollback goes back to
+        missed = sorted(name.removesuffix("_trt") for name in {path.partition("/")[0] for path in sources})
+        missed = [f"{name}_onnx" for name in missed if f"{name}_trt/config.pbtxt" in sources]
+        if missed and f"{missed[0]}/config.pbtxt" not in sources:
+            print(f"the existing client asks for {' '.join(missed)} and will not find them; FORMAT=both keeps them")
         if models := [model for model in models if content(repository, model) != of(model, right)]:
             replace(repository, weights, models, files)
         recipe = " ".join(

@@ -107,5 +107,7 @@ fleet     = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(cal
 published_kind = $(firstword $(file <.make/published/$(subst /,%,$(REPOSITORY))))
 own_triton  = $(if $(filter prebuilt,$(published_kind)),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
 judged_as   = --verdict $(if $(filter prebuilt,$(published_kind)),$(prebuilt).verdict.json,build/checks/verdict.json)
+image.triton    = scripts.deploy.image --base $(TRITON_IMAGE)
+image.inference = scripts.deploy.inference_image --base $(REGISTRY)$(BASE)
 ready_image = $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
 locked      = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lock.json))),weights.zip)

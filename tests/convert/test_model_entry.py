@@ -1,5 +1,6 @@
 """One model's part of models.yaml: what is written, and each mistake by its file, model, key and expectation."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -269,18 +270,28 @@ def draw(random: Random) -> str:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_make_and_python_see_the_same_models(seed: int, tmp_path: Path) -> None:
-    path, out = tmp_path / "models.yaml", tmp_path / "facts.mk"
+    path = tmp_path / "models.yaml"
     path.write_bytes(draw(Random(seed)).encode())
+    out = tmp_path / f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.mk"
     expected = yaml.load(path.read_bytes(), yaml.SafeLoader)
     main(["facts", str(path), str(out)])
     told = ("family", "checkpoint", "trained_on", "optional")
     probe = "$(foreach model,$(all_models),$(info $(model)" + "".join(f"|$($(model).{fact})" for fact in told) + "))"
-    (tmp_path / "Makefile").write_text(f"VIT := {{VIT}}\ninclude facts.mk\n{probe}\nall: ;@:\n")
+    (tmp_path / "Makefile").write_text(f"VIT := {{VIT}}\ninclude {out.name}\n{probe}\nall: ;@:\n")
     run = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [
         "|".join([name, *(str(entry.get(fact) or "").replace("True", "1") for fact in told)])
         for name, entry in expected.items()
     ]
+
+
+def test_facts_of_another_text_are_not_written(tmp_path: Path) -> None:
+    """Make names them by the digest of what it saw; meanwhile the file may have changed."""
+    path = tmp_path / "models.yaml"
+    path.write_text(draw(Random(1)))
+    with pytest.raises(SystemExit, match="changed while it was read; run make again"):
+        main(["facts", str(path), str(tmp_path / "0123456789abcdef.mk")])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
@@ -318,7 +329,7 @@ def test_the_makefile_builds_the_same_models_however_models_yaml_is_written(stan
 
 
 def test_help_and_doctor_need_no_models_yaml(stand_ins: Project) -> None:
-    (stand_ins.path / ".make/models.yaml").unlink()
+    shutil.rmtree(stand_ins.path / ".make/models")
     shutil.rmtree(stand_ins.path / ".venv")
     assert "make repository" in stand_ins.make("help")
     assert not (stand_ins.path / ".venv").exists()
