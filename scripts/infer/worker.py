@@ -36,13 +36,14 @@ def work(repository: Path, triton: str | None) -> None:
     try:
         from scripts.infer.models import Triton, UnreachableError  # seconds, and not without a word
 
-        models, name = (Triton(triton, repository), f"triton {triton}") if triton else local(repository)
+        key = os.environ.get("TRITON_KEY", "")
+        models, name = (Triton(triton, repository, key), f"triton {triton}") if triton else local(repository)
     except SystemExit as error:
         return answer({"fatal": str(error)})
     except Exception as error:
         return answer({"fatal": say("internal", what=place(error))})
     with models:
-        answer({"weights": models.weights, "models": name})
+        answer({"weights": models.weights, "models": name, "handover": models.handover})
         for line in sys.stdin:
             question = json.loads(line)
             try:
