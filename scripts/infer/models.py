@@ -37,6 +37,7 @@ SERVED = {"vit": "vit_onnx", "binary": "binary_onnx", "multilabel": "multilabel_
 BATCH, BATCH_GPU = 8, 32  # slices that the body-part network scores at a time
 PATIENCE = 600  # s for one answer of Triton
 RETURN = 120  # s for a Triton that went away
+GONE = "UNAVAILABLE", "NOT_FOUND"  # the server; one of its models
 # Among the options that config.pbtxt has for ONNX Runtime on a GPU
 TF32 = re.compile(r'key\s*:\s*"use_tf32"\s*,?\s*value\s*:\s*"(\w+)"')
 # What bpr_model says where it can see no part of a body: Local's `ValueError` and `not len(slices)`
@@ -170,7 +171,7 @@ class Triton(Models):
             except TooLargeError as error:
                 raise StudyError("network", what=f"{SERVED[model]}: {error}") from None
             except self.error as error:
-                if "UNAVAILABLE" not in str(error.status()):
+                if not any(word in str(error.status()) for word in GONE):
                     raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from error
                 if last:
                     raise UnreachableError(f"TRITON={self.address}: the server no longer answers") from None

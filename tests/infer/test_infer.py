@@ -453,12 +453,9 @@ class ClientStandIn:
 
 
 def triton_of(client: ClientStandIn) -> models.Triton:
-    from tritonclient import grpc  # type: ignore[import-untyped]
-    from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
-
     triton = models.Triton.__new__(models.Triton)
-    triton.client, triton.loaded, triton.error = client, [], TritonStandInError
-    triton.grpc, triton.dtype = grpc, np_to_triton_dtype
+    triton.client = triton.way = client
+    triton.loaded, triton.error, triton.headers, triton.returns = [], TritonStandInError, {}, 0
     return triton
 
 
