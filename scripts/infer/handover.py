@@ -10,7 +10,6 @@ and one copy 0.5, raw HTTP no faster; through shared memory 0.1.
 import mmap
 import os
 import secrets
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +199,8 @@ def output(response: Any) -> Array:
 
 
 def flat(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+    whole: Any = np.ascontiguousarray(array)
+    return memoryview(whole).cast("B")
 
 
 def varint(number: int) -> bytes:

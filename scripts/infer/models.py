@@ -167,7 +167,8 @@ class Triton(Models):
         returns = self.returns
         for last in (False, True):
             try:
-                return self.way.infer(SERVED[model], inputs, PATIENCE)
+                answer: Array = self.way.infer(SERVED[model], inputs, PATIENCE)
+                return answer
             except TooLargeError as error:
                 raise StudyError("network", what=f"{SERVED[model]}: {error}") from None
             except self.error as error:

@@ -236,6 +236,10 @@ WORDS = {
         "{done} of {total} studies, {failed} failed, {left} s left",
         "исследований: {done} из {total}, с ошибкой {failed}, осталось {left} с",
     ),
+    "handover": (
+        "{triton}: volumes are handed over through {way}",
+        "{triton}: объёмы передаются так: {way}",
+    ),
     "summary": (
         "{total} studies: {good} succeeded, {failed} failed, {skipped} were in the output before; see {out}",
         "исследований: {total}; успешно {good}, с ошибкой {failed}, уже были в результатах {skipped}; см. {out}",

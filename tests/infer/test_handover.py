@@ -171,9 +171,7 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
     for region in (name, "someone-elses"):
         (SHM / f"{region}.test").write_bytes(bytes(4096))
         try:
-            client.register_system_shared_memory(
-                region, f"/{region}.test", 4096, headers={KEY_HEADER: server.key}
-            )
+            client.register_system_shared_memory(region, f"/{region}.test", 4096, headers={KEY_HEADER: server.key})
         finally:
             (SHM / f"{region}.test").unlink()
 
@@ -212,7 +210,7 @@ def test_two_gibibytes_are_refused_before_they_are_copied(server: Server) -> Non
 
 def test_the_servers_own_words_reach_the_caller(server: Server) -> None:
     way = Messages(server.grpc)
-    with pytest.raises(InferenceServerException, match="unexpected inference input 'less'|expected 2 inputs"):
+    with pytest.raises(InferenceServerException, match=r"expected 2 inputs|unexpected inference input"):
         way.infer("digest", {"less": np.zeros(4, np.float32)}, 60)
     way.close()
 
