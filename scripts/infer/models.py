@@ -139,7 +139,7 @@ class Triton(Models):
         try:
             for name in SERVED.values():
                 self.load(name)
-            metadata = self.client.get_model_metadata("vit_onnx", "1", client_timeout=PATIENCE)
+            shapes = {name: self.input_shape(served) for name, served in SERVED.items()}
         except self.error as error:
             self.close()
             raise SystemExit(
@@ -148,12 +148,17 @@ class Triton(Models):
         self.way = cheapest(self.client, address, key or local_key(address))
         self.handover = self.way.name
         try:
-            self.shape = expected_shape(metadata.inputs[0].shape, f"vit_onnx at {address}")
+            self.shape = expected_shape(shapes["vit"], f"vit_onnx at {address}")
+            self.sizes = {name: shapes[name][-1] for name in ("binary", "multilabel")}
             self.heads = self.ask_heads()
             self.weights = self.kind(repository)
         except (SystemExit, UnreachableError) as error:
             self.close()
             raise SystemExit(str(error)) from None
+
+    def input_shape(self, name: str) -> list[int]:
+        metadata = self.client.get_model_metadata(name, "1", client_timeout=PATIENCE)
+        return [int(size) for size in metadata.inputs[0].shape]
 
     def load(self, name: str) -> None:
         if not self.client.is_model_ready(name, "1", client_timeout=PATIENCE):  # else someone else's, and stays loaded
@@ -182,7 +187,7 @@ class Triton(Models):
     def wait(self, returns: int) -> None:
         """Returns once the server, started anew or without a model that another client unloaded, can be asked again.
 
-        UnreachableError: it does not come back, or not with the models that it had.
+        UnreachableError: it does not come back.
         """
         with self.lock:  # of two threads one waits for both
             if self.returns > returns:
@@ -200,35 +205,25 @@ class Triton(Models):
                         ) from None
                 time.sleep(0.2)
             self.returns += 1
-        if any(not np.allclose(self.heads[name], there, atol=1e-3) for name, there in self.ask_heads().items()):
-            raise UnreachableError(REPLACED)
 
     def read(self, tensor: NDArray[np.float32]) -> Result:
-        """As Models does it, and of one server: what was asked before it went away is asked again."""
+        """As Models does it, of one server and one set of models. UnreachableError: its heads were replaced."""
         while True:
             returns = self.returns
             answer = super().read(tensor)
-            if self.returns == returns:
+            for name, said in self.ask_heads().items():
+                if name in self.heads and not np.allclose(self.heads[name], said, atol=1e-3):
+                    raise UnreachableError(REPLACED)
+            if self.returns == returns:  # else it went away in between
                 return answer
 
     def ask_heads(self) -> dict[str, Array]:
-        """What both heads say of one made embedding; nothing where they cannot be asked so."""
+        """What both heads say of one made embedding; nothing of one that cannot be asked so."""
         found = {}
-        for name in ("binary", "multilabel"):
-            metadata = self.client.get_model_metadata(SERVED[name], "1", client_timeout=PATIENCE)
-            size = int(metadata.inputs[0].shape[-1])
+        for name, size in self.sizes.items():
             with suppress(StudyError):
                 found[name] = self.ask(name, input=probe(size))
         return found
-
-    def body_part(self, volume: Volume) -> str:
-        hu, spacing = volume.for_body_part()
-        try:
-            return str(self.ask("bpr", input=hu[None], metadata=spacing[None])[0].decode())
-        except StudyError as error:
-            if REFUSED.search(str(error.__cause__)):
-                return "NONE"
-            raise
 
     def kind(self, repository: Path) -> str:
         try:

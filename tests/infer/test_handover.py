@@ -1,7 +1,10 @@
 """How volumes get to a real Triton: the same bits whichever way, nothing left behind, and what is said of it."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,10 @@ class TritonPythonModel:
         {answer}
 """
 DIGEST = """\
-time.sleep(float(array(request, "input")[0]))
+seconds = float(array(request, "input")[0])
+        if seconds:
+            open(os.path.abspath(__file__ + "/../../../../busy"), "w").close()
+            time.sleep(seconds)
         digest = hashlib.sha256(array(request, "input").tobytes() + array(request, "more").tobytes()).hexdigest()
         return np.array([digest.encode()], dtype=object)
 """
@@ -194,6 +200,7 @@ def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
     way.close()
     assert len(regions(client, server)) == 1
 
+    (server.log.parent / "busy").unlink()
     other = cheapest(client, server.grpc, server.key)
     assert other.infer("digest", arrays(1 << 20), 60).shape == (1,)  # it goes on serving
     other.close()
@@ -218,3 +225,38 @@ def test_the_servers_own_words_reach_the_caller(server: Server) -> None:
 def test_a_process_is_known_by_its_start() -> None:
     assert started(os.getpid()).isdecimal()
     assert started(0) == ""
+
+
+GOES_AWAY = """
+import os, sys
+import numpy as np
+from tritonclient import grpc
+from scripts.infer.handover import cheapest
+address, key = sys.argv[1:]
+way = cheapest(grpc.InferenceServerClient(address), address, key)
+slow = np.zeros(1 << 20, np.float32)
+slow[0] = 3
+print(way.name, flush=True)
+way.infer("digest", {"input": slow, "more": np.zeros(1, np.int16)}, 60)
+"""
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
+    server: Server, client: grpc.InferenceServerClient, keyed: bool
+) -> None:
+    """Killed while the server works for it."""
+    key = server.key if keyed else ""
+    command = [sys.executable, "-c", GOES_AWAY, server.grpc, key]
+    gone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert gone.stdout and gone.stdout.readline() == ("shared memory\n" if keyed else "gRPC\n")
+    busy = server.log.parent / "busy"
+    while not busy.exists():
+        assert gone.poll() is None
+    busy.unlink()
+    gone.kill()
+    gone.wait()
+
+    with closing(cheapest(client, server.grpc, server.key)) as way:
+        assert regions(client, server) == []  # what it had mapped is free
+        assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
