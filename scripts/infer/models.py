@@ -225,6 +225,15 @@ class Triton(Models):
                 found[name] = self.ask(name, input=probe(size))
         return found
 
+    def body_part(self, volume: Volume) -> str:
+        hu, spacing = volume.for_body_part()
+        try:
+            return str(self.ask("bpr", input=hu[None], metadata=spacing[None])[0].decode())
+        except StudyError as error:
+            if REFUSED.search(str(error.__cause__)):
+                return "NONE"
+            raise
+
     def kind(self, repository: Path) -> str:
         try:
             heads = {name: session(repository / ONNX[name]) for name in ("binary", "multilabel")}
