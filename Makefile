@@ -390,7 +390,7 @@ needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .v
 test: $$(needs.test)  ## Format, lint, types and every test
 	@tests/run.sh
 
-needs.bench = .venv/installed .venv-triton/installed
+needs.bench = .venv/installed .venv-triton/installed .venv-inference/installed
 bench: $$(needs.bench)  ## Measure what the README promises
 	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
 
