@@ -748,4 +748,8 @@ def test_verify_gpu_measures_a_model_at_one_sample_and_at_the_most(both: Project
     told = json.loads((both.path / "out.json").read_text())
     assert told["on"]["gpu"] == "NVIDIA Stand-in RTX 3090"
     assert list(told["measured"]["binary_trt"]) == ["1", "8"]
-    assert all(row["latency_ms"] > 0 for row in told["measured"]["binary_trt"].values())
+    for row in told["measured"]["binary_trt"].values():
+        assert row["way"] == "shared memory"
+        assert list(row["load"]) == ["1", "2", "4"]
+        assert all(0 < one["p50_ms"] <= one["p95_ms"] and one["per_s"] > 0 for one in row["load"].values())
+    assert told["slower"] == {}  # its ONNX model was not among them
