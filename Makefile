@@ -68,7 +68,7 @@ TRITON ?=
 # 1: it reads also the studies that are in OUTPUT already
 AGAIN ?=
 
-# Consent: 1 (`make update` locks new archives), unserved (FROM=prebuilt publishes what cannot be served here), licences (`make push`)
+# Consent: 1 (`make update` locks new archives), unserved (FROM=prebuilt publishes what cannot be served here), slower (a plan than its ONNX model), licences (`make push`)
 ACCEPT ?=
 # An earlier build/bench.json: `make bench` then says what moved
 COMPARE ?=
@@ -116,7 +116,7 @@ bpr_pins := $(or $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt),co
 # Each file of the published repository, and the file it is a copy of
 contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(planned)), \
-    $(model)_onnx/config.pbtxt=$(call config_of,$(model)) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
+    $(model)_onnx/config.pbtxt=$(if $(warm_configs),build/plan/$(model)_onnx.config.pbtxt,$(call config_of,$(model))) $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
   $(foreach model,$(if $(gpu),$(if $(filter onnx,$(FORMAT)),,$(planned))),$(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
     $(foreach folder,$(folders),$(model)_trt/1/$(folder).plan=build/plan/$(folder)/$(call variant,$(model)).plan)) \
   bpr_model/config.pbtxt=convertation/bpr/config.pbtxt bpr_model/1/model.py=convertation/bpr/model.py \
@@ -256,6 +256,10 @@ $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expect
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
   $(checking) | .venv/installed
 	$(call step,$(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders),onnx tritonclient)
+
+# Beside plans an ONNX model runs on a GPU, where the first request takes long: it is asked once before it is READY
+$(warm_configs): build/plan/%_onnx.config.pbtxt: $$(call config_of,$$*) scripts/plans/plan_config.py $(checking) | .venv/installed
+	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
 
 # The whole set, checked offline and served once by a real Triton
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)

@@ -39,6 +39,7 @@ taken    := $(foreach plan,$(plans),$(if $(brought.$(patsubst build/plan/%.plan,
 built    := $(filter-out $(taken),$(plans))
 compared := $(sort $(variants:%=build/plan/$(gpu)/%.check.json) $(built:.plan=.check.json))
 plan_configs := $(planned:%=build/plan/%.config.pbtxt)
+warm_configs := $(if $(filter onnx,$(FORMAT)),,$(planned:%=build/plan/%_onnx.config.pbtxt))
 endif
 head_onnx := $(foreach head,$(heads),build/onnx/$(call variant,$(head)).onnx)
 precision = $(if $(filter %.tf32 %.fp16,$1),--precision=$(PRECISION))
