@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -260,3 +261,21 @@ def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
     with closing(cheapest(client, server.grpc, server.key)) as way:
         assert regions(client, server) == []  # what it had mapped is free
         assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
+
+
+@pytest.mark.parametrize("page", ["docs/serving.md", "docs/serving.ru.md"])
+def test_the_lines_for_a_client_of_ones_own_work(server: Server, client: grpc.InferenceServerClient, page: str) -> None:
+    text = (ROOT / page).read_text()
+    first, second = text[text.index("    import mmap, os") :].split("\n\n")[:2]
+    volume = arrays(1 << 20)["input"]
+    names: dict[str, Any] = {"np": np, "grpc": grpc, "client": client, "key": server.key, "volume": volume}
+    for lines in (first.replace("4 * 240 * 480 * 480 * 4", "1 << 23"), second):
+        exec(dedent(lines), names)
+
+    more = grpc.InferInput("more", [2], "INT16")
+    more.set_data_from_numpy(np.zeros(2, np.int16))
+    answer = client.infer("echo", [names["tensor"], more]).as_numpy("output")
+
+    np.testing.assert_array_equal(answer.view(np.int32), volume.view(np.int32))
+    assert not (SHM / "adapter").exists()
+    client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
