@@ -20,8 +20,10 @@ import onnx
 import pytest
 import trtexec_stand_in
 from conftest import ROOT, Project
+from google.protobuf import text_format
 from gpu_stand_in import KNOBS, TENSORRT_IMAGE, TRITON_IMAGE, docker_gpus, import_image, remove_image
 from triton_models import ENTRY, linear
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from scripts.plans import compare_plan, doctor, expected, gpu, plan, plan_config, plan_request, take_plan, trtexec
 from scripts.serve.check_repository import STAND_IN_PLAN
@@ -529,6 +531,27 @@ def test_the_config_names_a_plan_for_each_compute_capability() -> None:
     assert "use_tf32" not in text and "cudnn" not in text  # what ONNX Runtime is told; a plan has its precision inside
     with pytest.raises(SystemExit, match="max_batch_size is 8; expected 1 to 4"):
         plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"])
+
+
+def test_with_a_gpu_each_model_is_asked_once_before_it_is_ready() -> None:
+    entry = {"name": "binary", "batch": [1, 4, 8]}
+    text = plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86"])
+    ours = text_format.Parse(text, ModelConfig()).model_warmup
+    for path in sorted(ROOT.glob("convertation/*/*.pbtxt")):
+        before = text_format.Parse(path.read_text(), ModelConfig())
+        assert not before.model_warmup  # what the verdict on a CPU serves
+        if path.parent.name != "bpr":  # which asks itself
+            after = text_format.Parse(plan_config.warm_config(path), ModelConfig())
+            (sample,) = after.model_warmup
+            assert (sample.batch_size, sample.count) == (1, 0)
+            assert {name: list(tensor.dims) for name, tensor in sample.inputs.items()} == {
+                tensor.name: list(tensor.dims) for tensor in after.input
+            }
+            assert all(tensor.zero_data for tensor in sample.inputs.values())
+            del after.model_warmup[:]
+            assert after == before
+            if path.name == "binary.pbtxt":
+                assert list(ours) == [sample]
 
 
 REQUEST = {"onnx_graph_sha256": "a" * 64, "precision": "fp32", "options": ["--verbose"]}
