@@ -157,7 +157,7 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
         skipped, start = len(statuses), time.monotonic()
         output.write()
         if about.get("handover") and todo:
-            print(say("handover", way=about["handover"], triton=triton), file=sys.stderr, flush=True)
+            print(say(about["handover"], triton=triton), file=sys.stderr, flush=True)
         found = worker.rows([(path, path == top) for path, _ in todo])
         for done, ((_, key), row) in enumerate(zip(todo, found, strict=True), 1):
             output.add(key | row)

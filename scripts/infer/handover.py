@@ -50,9 +50,8 @@ class TooLargeError(Exception):
 class Messages:
     """Over gRPC: a request's bytes are joined once, where tritonclient and protobuf copy an array three times."""
 
-    name = "gRPC"
-
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, name: str = "messages") -> None:
+        self.name = name
         self.channel = grpc.insecure_channel(address, options=OPTIONS)
         self.send = self.channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -91,10 +90,8 @@ class Region:
 class Shared(Messages):
     """Through /dev/shm: an array is copied once, into memory that the server has mapped. A region for each model."""
 
-    name = "shared memory"
-
     def __init__(self, address: str, client: Any, key: str) -> None:
-        super().__init__(address)
+        super().__init__(address, "shared_memory")
         self.client, self.headers = client, {KEY_HEADER: key} if key else {}
         self.regions: dict[str, Region] = {}
         self.locks: dict[str, Lock] = {}
@@ -172,14 +169,17 @@ class Shared(Messages):
 
 
 def cheapest(client: Any, address: str, key: str) -> Messages:
-    """Shared memory where the server can map a region of ours: one host, one /dev/shm, and the key where it asks."""
+    """Shared memory where the server can map a region of ours: one host, one /dev/shm, and the key where it asks.
+
+    Its name is the key of what is said of it: shared_memory, messages, or locked if the key is what lacks.
+    """
     shared = Shared(address, client, key)
     try:
         shared.region("", mmap.PAGESIZE)
         shared.forget("")
-    except (OSError, InferenceServerException):
+    except (OSError, InferenceServerException) as error:
         shared.close()
-        return Messages(address)
+        return Messages(address, "locked" if "restricted" in str(error) else "messages")
     return shared
 
 

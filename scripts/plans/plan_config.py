@@ -58,9 +58,8 @@ def warm_config(onnx: Path) -> str:
     warm = type(config)()
     warm_up(config)
     warm.model_warmup.extend(config.model_warmup)
-    return f"{onnx.read_text()}# Written by scripts/plans/plan_config.py, for a server with a GPU\n" + (
-        text_format.MessageToString(warm)
-    )
+    added: str = text_format.MessageToString(warm)
+    return f"{onnx.read_text()}# Written by scripts/plans/plan_config.py, for a server with a GPU\n{added}"
 
 
 if __name__ == "__main__" and sys.argv[1] == "--warm":

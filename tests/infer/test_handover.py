@@ -112,7 +112,7 @@ def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
     way = cheapest(client, server.grpc, server.key)
     way.infer("digest", arrays(1 << 20), 60)
 
-    assert way.name == "shared memory"
+    assert way.name == "shared_memory"
     assert len(regions(client, server)) == 1
     assert not [path for path in set(SHM.iterdir()) - before if path.name.startswith("chest-")]  # a kill leaves nothing
     way.close()
@@ -123,7 +123,7 @@ def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
 def test_without_the_key_it_is_grpc(server: Server, client: grpc.InferenceServerClient, key: str) -> None:
     way = cheapest(client, server.grpc, key)
 
-    assert type(way) is Messages and way.name == "gRPC"
+    assert type(way) is Messages and way.name == "locked"
     way.infer("digest", arrays(1 << 20), 60)
     way.close()
     assert regions(client, server) == []
@@ -137,7 +137,7 @@ def test_a_server_elsewhere_gets_messages(
 
     way = cheapest(client, server.grpc, server.key)
 
-    assert way.name == "gRPC"
+    assert way.name == "messages"
     way.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +250,7 @@ def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
     key = server.key if keyed else ""
     command = [sys.executable, "-c", GOES_AWAY, server.grpc, key]
     gone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert gone.stdout and gone.stdout.readline() == ("shared memory\n" if keyed else "gRPC\n")
+    assert gone.stdout and gone.stdout.readline() == ("shared_memory\n" if keyed else "locked\n")
     busy = server.log.parent / "busy"
     while not busy.exists():
         assert gone.poll() is None

@@ -153,7 +153,7 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
         with pytest.raises(SystemExit, match="This protocol is restricted"):
             Triton(server.grpc, built.path / REPOSITORY)
         with Triton(server.grpc, built.path / REPOSITORY, server.key) as triton:
-            assert triton.handover == "shared memory"
+            assert triton.handover == "shared_memory"
         with Triton(server.grpc, built.path / REPOSITORY, server.key) as triton:
             triton.read(np.zeros((20, 40, 40), np.float32))
             assert triton.client.get_system_shared_memory_status(headers={KEY_HEADER: server.key}).regions == {}
