@@ -9,6 +9,7 @@ and one copy 0.5, raw HTTP no faster; through shared memory 0.1.
 
 import mmap
 import os
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 200),  # else up to two minutes pass before a server that is back is seen
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+PREFIX = "chest"
+NAMESPACE = re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))  # in another one process ids mean others
 UNANSWERED = "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE"  # of a request that may be in work all the same
 RAW_CONTENTS = 7  # the field raw_input_contents of ModelInferRequest, in KServe's grpc_service.proto
 BYTES_FIELD = 2  # protobuf's wire type of what has a length before it
@@ -88,7 +91,10 @@ class Region:
 
 
 class Shared(Messages):
-    """Through /dev/shm: an array is copied once, into memory that the server has mapped. A region for each model."""
+    """Through /dev/shm: an array is copied once, into memory that the server has mapped. A region for each model.
+
+    Triton 2.47 dies of a region that is unmapped while a request of it waits: so none is that may have one.
+    """
 
     def __init__(self, address: str, client: Any, key: str) -> None:
         super().__init__(address, "shared_memory")
@@ -113,10 +119,12 @@ class Shared(Messages):
                     tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
                     tensor.parameters["shared_memory_offset"].int64_param = start
                     start += array.nbytes
-                region.asked = True
+                region.asked, dead = True, self.left_behind(model)
                 try:
                     answer = self.ask(request.SerializeToString(), timeout)
                     region.asked = False
+                    for name in dead:  # their requests, if any lay there still, were before this one
+                        self.unmap(name)
                     return answer
                 except InferenceServerException as error:
                     region.asked = any(word in str(error.status()) for word in UNANSWERED)
@@ -131,12 +139,11 @@ class Shared(Messages):
         region = self.regions.get(model)
         if region is None or len(region.memory) < size:
             self.forget(model)
-            self.sweep()
-            region = self.regions[model] = self.registered(size)
+            region = self.regions[model] = self.registered(model, size)
         return region
 
-    def registered(self, size: int) -> Region:
-        name = f"chest-{os.getpid()}-{started(os.getpid())}-{secrets.token_hex(8)}"
+    def registered(self, model: str, size: int) -> Region:
+        name = f"{PREFIX}.{NAMESPACE}.{os.getpid()}.{started(os.getpid())}.{model}.{secrets.token_hex(8)}"
         file = os.open(SHM / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(file, 0, size)  # a full /dev/shm is an error here and not a SIGBUS later
@@ -147,20 +154,22 @@ class Shared(Messages):
             (SHM / name).unlink(missing_ok=True)
         return Region(name, memory)
 
-    def sweep(self) -> None:
-        """Unmaps in the server what clients left there that were killed."""
+    def left_behind(self, model: str) -> list[str]:
+        """The regions of a model's requests that clients left mapped in the server when they were killed."""
         with suppress(InferenceServerException):
             there = self.client.get_system_shared_memory_status(headers=self.headers, client_timeout=30).regions
-            for name in there:
-                words = name.split("-")
-                if words[0] == "chest" and len(words) == 4 and started(words[1]) != words[2]:
-                    self.client.unregister_system_shared_memory(name, headers=self.headers, client_timeout=30)
+            named = [(name, name.split(".")) for name in there if name.startswith(f"{PREFIX}.{NAMESPACE}.")]
+            return [name for name, words in named if words[4] == model and started(words[2]) != words[3]]
+        return []
+
+    def unmap(self, name: str) -> None:
+        with suppress(InferenceServerException):
+            self.client.unregister_system_shared_memory(name, headers=self.headers, client_timeout=30)
 
     def forget(self, model: str) -> None:
         region = self.regions.pop(model, None)
-        if region and not region.asked:  # else a later run sweeps it
-            with suppress(InferenceServerException):
-                self.client.unregister_system_shared_memory(region.name, headers=self.headers, client_timeout=30)
+        if region and not region.asked:  # else a later run does it
+            self.unmap(region.name)
 
     def close(self) -> None:
         for model in list(self.regions):

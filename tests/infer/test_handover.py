@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from scripts.infer import handover
-from scripts.infer.handover import KEY_HEADER, LARGEST, Messages, Shared, TooLargeError, cheapest, started
+from scripts.infer.handover import KEY_HEADER, LARGEST, NAMESPACE, Messages, Shared, TooLargeError, cheapest, started
 from scripts.serve.triton_server import SHM, Server, triton_server
 
 CONFIG = """\
@@ -173,18 +175,25 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
     pid = os.fork()
     if not pid:
         os._exit(0)
-    name = f"chest-{pid}-{started(pid)}-0123456789abcdef"
+    start = started(pid)
     os.waitpid(pid, 0)
-    for region in (name, "someone-elses"):
+    kept = [
+        "someone-elses",
+        f"chest.{NAMESPACE}.{pid}.{start}.echo.1",  # another model's: it may wait there
+        f"chest.1.{pid}.{start}.digest.1",  # in another container process ids mean others
+        f"chest.{NAMESPACE}.{os.getpid()}.{started(os.getpid())}.digest.1",  # alive
+    ]
+    for region in (*kept, f"chest.{NAMESPACE}.{pid}.{start}.digest.1"):
         (SHM / f"{region}.test").write_bytes(bytes(4096))
         try:
             client.register_system_shared_memory(region, f"/{region}.test", 4096, headers={KEY_HEADER: server.key})
         finally:
             (SHM / f"{region}.test").unlink()
 
-    way = cheapest(client, server.grpc, server.key)
-    assert regions(client, server) == ["someone-elses"]
-    way.close()
+    with closing(cheapest(client, server.grpc, server.key)) as way:
+        assert len(regions(client, server)) == 5
+        way.infer("digest", arrays(1 << 20), 60)
+    assert regions(client, server) == sorted(kept)
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
 
 
@@ -259,8 +268,37 @@ def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
     gone.wait()
 
     with closing(cheapest(client, server.grpc, server.key)) as way:
-        assert regions(client, server) == []  # what it had mapped is free
         assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
+    assert regions(client, server) == []  # what it had mapped is free
+
+
+def test_a_client_killed_while_its_request_waits_does_not_take_the_server_with_it(
+    server: Server, client: grpc.InferenceServerClient
+) -> None:
+    """Were its memory unmapped at once, the server would die when it comes to that request."""
+    slow = arrays(1 << 20)
+    slow["input"][0] = 8  # s; the request behind it waits
+    first = threading.Thread(target=Messages(server.grpc).infer, args=("digest", slow, 60))
+    first.start()
+    busy = server.log.parent / "busy"
+    while not busy.exists():
+        assert first.is_alive()
+    busy.unlink()
+    command = [sys.executable, "-c", GOES_AWAY, server.grpc, server.key]
+    gone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert gone.stdout and gone.stdout.readline() == "shared_memory\n"
+    while not any(".digest." in name for name in regions(client, server)):
+        assert gone.poll() is None
+    time.sleep(0.5)  # for its request to be sent; where it is not yet, none waits
+    gone.kill()
+    gone.wait()
+
+    with closing(cheapest(client, server.grpc, server.key)) as way:
+        assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
+    first.join()
+    busy.unlink(missing_ok=True)
+    assert server.process.poll() is None
+    assert regions(client, server) == []
 
 
 @pytest.mark.parametrize("page", ["docs/serving.md", "docs/serving.ru.md"])
