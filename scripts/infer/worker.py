@@ -118,9 +118,12 @@ def prepare(path: Path, models: Any, *, flat: bool) -> Prepared:
     """Reads and preprocesses a study; its trouble is told in its row."""
     from scripts.infer.study import Reading, tensor
 
-    start, reading, found, trouble = time.monotonic(), Reading(), None, None
+    start, reading, found = time.monotonic(), Reading(), None
+    trouble: BaseException | None = None
     try:
         found = tensor(path, models, reading, flat=flat)
+    except (StudyError, MemoryError) as error:
+        trouble = error.with_traceback(None)  # which would keep the voxels in memory
     except Exception as error:
         trouble = error
     return Prepared(reading, found, trouble, time.monotonic() - start)
