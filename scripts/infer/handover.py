@@ -29,7 +29,8 @@ Array = NDArray[Any]
 KEY_HEADER = "triton-grpc-protocol-chest-key"
 SHM = Path("/dev/shm")
 SMALL = 1 << 20  # bytes; less goes in a message, whatever way there is
-LARGEST = (1 << 31) - (1 << 20)  # bytes of a message; protobuf and gRPC count in int32
+# Bytes at once; gRPC and protobuf count in int32, and so does Triton 2.47 over HTTP and of shared memory
+LARGEST = (1 << 31) - (1 << 20)
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", (1 << 31) - 1),
     ("grpc.max_receive_message_length", (1 << 31) - 1),
@@ -47,7 +48,7 @@ BYTES_FIELD = 2  # protobuf's wire type of what has a length before it
 
 
 class TooLargeError(Exception):
-    """More than a message of gRPC may hold."""
+    """More than Triton takes at once."""
 
 
 class Messages:
@@ -64,8 +65,7 @@ class Messages:
 
     def infer(self, model: str, inputs: dict[str, Array], timeout: float) -> Array:
         """The tensor `output`. InferenceServerException: the server's own words; TooLargeError."""
-        if (size := sum(array.nbytes for array in inputs.values())) > LARGEST:
-            raise TooLargeError(f"{size >> 20} MiB, a message of gRPC holds {LARGEST >> 20}")
+        size_of(inputs)
         parts: list[Any] = [described(model, inputs).SerializeToString()]
         for array in inputs.values():
             parts += [varint(RAW_CONTENTS << 3 | BYTES_FIELD) + varint(array.nbytes), flat(array)]
@@ -103,8 +103,7 @@ class Shared(Messages):
         self.locks: dict[str, Lock] = {}
 
     def infer(self, model: str, inputs: dict[str, Array], timeout: float) -> Array:
-        size = sum(array.nbytes for array in inputs.values())
-        if size < SMALL:
+        if (size := size_of(inputs)) < SMALL:
             return super().infer(model, inputs, timeout)
         with self.locks.setdefault(model, Lock()):
             for attempt in range(2):
@@ -190,6 +189,13 @@ def cheapest(client: Any, address: str, key: str) -> Messages:
         shared.close()
         return Messages(address, "locked" if "restricted" in str(error) else "messages")
     return shared
+
+
+def size_of(inputs: dict[str, Array]) -> int:
+    """Bytes; TooLargeError."""
+    if (size := sum(array.nbytes for array in inputs.values())) > LARGEST:
+        raise TooLargeError(f"{size >> 20} MiB, Triton takes {LARGEST >> 20} at once")
+    return size
 
 
 def described(model: str, inputs: dict[str, Array]) -> Any:

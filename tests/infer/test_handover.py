@@ -217,12 +217,16 @@ def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
 
 
-def test_two_gibibytes_are_refused_before_they_are_copied(server: Server) -> None:
-    way = Messages(server.grpc)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_two_gibibytes_are_refused_before_they_are_copied(
+    server: Server, client: grpc.InferenceServerClient, keyed: bool
+) -> None:
     most = np.broadcast_to(np.float32(0), LARGEST // 4 + 1)  # 2 GiB that take no memory
-    with pytest.raises(TooLargeError, match="2047 MiB, a message of gRPC holds 2047"):
+    with (
+        closing(cheapest(client, server.grpc, server.key if keyed else "")) as way,
+        pytest.raises(TooLargeError, match="2047 MiB, Triton takes 2047 at once"),
+    ):
         way.infer("digest", {"input": most, "more": np.zeros(1, np.int16)}, 60)
-    way.close()
 
 
 def test_the_servers_own_words_reach_the_caller(server: Server) -> None:
