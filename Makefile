@@ -102,6 +102,12 @@ build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt build/models/vit.json
 $(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
   $(call code,scripts.plans.plan_config) | .venv/installed
 	$(call step,$(plan_config),onnx tritonclient)
+# Beside plans an ONNX model runs on a GPU, where the first request takes long: it is asked once before it is READY
+$(filter %/vit_onnx.config.pbtxt,$(warm)): $(call config_of,vit) $(call code,scripts.plans.plan_config) | .venv/installed
+	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
+$(filter-out %/vit_onnx.config.pbtxt,$(warm)): build/plan/%_onnx.config.pbtxt: convertation/head/%.pbtxt \
+  $(call code,scripts.plans.plan_config) | .venv/installed
+	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
 $(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))

@@ -64,6 +64,7 @@ compared := $(sort $(if $(folders),$(planned:%=build/plan/$(gpu)/%.check.json)) 
 requests := $(planned:%=build/plan/%.request.json)
 expected := $(planned:%=build/plan/%.expected.npy)
 configs  := $(if $(folders),$(filter vit $(heads),$(models)))
+warm     := $(if $(filter-out onnx,$(FORMAT)),$(configs:%=build/plan/%_onnx.config.pbtxt))
 rtx      := $(patsubst %,build/checks/%.rtx.json,$(filter-out bpr,$(variants)))
 head_onnx     := $(foreach head,$(heads),build/onnx/$(head).onnx)
 
@@ -73,7 +74,7 @@ config_of = convertation/$(if $(filter vit,$1),vit/$(config),head/$1).pbtxt
 bpr_pins := $(wildcard convertation/bpr/requirements-$(NGC_RELEASE).txt)
 contents := \
   $(foreach model,$(if $(filter plan,$(FORMAT)),,$(filter vit $(heads),$(models))), \
-    $(model)_onnx/config.pbtxt=$(call config_of,$(model)) \
+    $(model)_onnx/config.pbtxt=$(if $(warm),build/plan/$(model)_onnx.config.pbtxt,$(call config_of,$(model))) \
     $(model)_onnx/1/model.onnx=build/onnx/$(call variant,$(model)).onnx) \
   $(foreach model,$(if $(filter onnx,$(FORMAT)),,$(configs)), \
     $(model)_trt/config.pbtxt=build/plan/$(model).config.pbtxt \
@@ -90,7 +91,7 @@ environments := .venv .venv-triton .venv-inference .venv-rtx
 artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
   $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) \
   $(compared) \
-  $(rtx) $(configs:%=build/plan/%.config.pbtxt) build/checks/verdict.json build/fidelity.json \
+  $(rtx) $(configs:%=build/plan/%.config.pbtxt) $(warm) build/checks/verdict.json build/fidelity.json \
   $(prebuilt).verdict.json
 
 # What cannot be meant, told before an hour of work
@@ -140,7 +141,7 @@ needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compar
   $(configs:%=build/plan/%.config.pbtxt) .venv-triton/installed
 needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
 needs.serve := .venv/installed .venv-triton/installed
-needs.bench := $(needs.serve)
+needs.bench := $(needs.serve) .venv-inference/installed
 needs.infer := .venv-inference/installed
 needs.update := .venv/installed
 needs.trt-fleet := .venv/installed

@@ -20,7 +20,8 @@ EXPOSE 8000 8001 8002
 # The server alone: in explicit mode the client loads the models it asks
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
   CMD curl --fail --silent --noproxy '*' http://127.0.0.1:8000/v2/health/ready
-CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+# The pool of pinned memory holds two batches of four volumes, from which they are copied to the GPU
+CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--pinned-memory-pool-byte-size=1769472000"]
 
 FROM server
 ADD vit.tar /

@@ -28,7 +28,9 @@ COMMANDS = {
 
 def docker_gpus(*more: str) -> str:
     """Return the value of DOCKER_GPUS; `more` are further docker options, such as --env=STAND_IN=fail."""
-    folders = {"/usr", str(Path(sys.base_prefix).resolve()), str(ROOT)}
+    # An environment may be a link to that of another checkout
+    environments = {str((ROOT / name).resolve()) for name in (".venv", ".venv-triton")}
+    folders = {"/usr", str(Path(sys.base_prefix).resolve()), str(ROOT), *environments}
     return " ".join([*(f"--volume={folder}:{folder}:ro" for folder in sorted(folders)), *more])
 
 

@@ -39,6 +39,9 @@ class TritonPythonModel:
         self.side = self.session.get_inputs()[0].shape[-1]
         on_gpu = self.session.get_providers()[0] == "CUDAExecutionProvider"
         self.batch = BATCH_GPU if on_gpu else BATCH
+        if on_gpu:  # the first run of a GPU takes long; it is not READY before
+            size = (self.batch, *self.session.get_inputs()[0].shape[1:])
+            self.session.run(["output"], {"input": np.zeros(size, np.float32)})
         if on_gpu or len(providers) == 1:
             pb_utils.Logger.log_info(f"{args['model_name']} runs on the {'GPU' if on_gpu else 'CPU'}")
         else:

@@ -12,6 +12,7 @@ medians; times are compared within one run only, for no two machines are alike. 
     heads    runs of the heads
     fp16     the ViT rounded to fp16; on a GPU, where there is one, against fp32
     bpr      one series through bpr_model
+    infer    make infer: seconds by stage, studies per minute, memory; a volume handed to a Triton
     cache    a shared folder cache, cold and warm
     fetch    1 GiB from a server on this machine
     unpack   against unzip
@@ -29,6 +30,7 @@ from pathlib import Path
 from scripts.bench import cache as bench_cache
 from scripts.bench import compare as bench_compare
 from scripts.bench import fetch as bench_fetch
+from scripts.bench import infer as bench_infer
 from scripts.bench import models as bench_models
 from scripts.bench import pipeline as bench_pipeline
 from scripts.bench.measure import BENCH, Row, Tree, others
@@ -42,6 +44,7 @@ GROUPS: Mapping[str, Group] = {
     "heads": bench_models.heads,
     "fp16": bench_models.fp16,
     "bpr": bench_models.bpr,
+    "infer": bench_infer.infer,
     "cache": bench_cache.cache,
     "fetch": bench_fetch.fetch,
     "unpack": bench_fetch.unpack,

@@ -34,6 +34,7 @@ def reload(repository: str) -> None:
         if labels.get("chest.requirements") != hashlib.sha256(requirements(repository)).hexdigest():
             raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
         # The ViT first: it needs the most memory, and where it does not load the heads stay those that belong to it
+        networks: list[float] = []  # when each of them was begun to be loaded
         here = sorted(models_in(repository), key=lambda name: (not name.startswith("vit_"), name))
         for model in [*here, *sorted(ready(identity) - set(here))]:
             files = content(repository, model)
@@ -50,7 +51,21 @@ def reload(repository: str) -> None:
                     raise SystemExit(f"{model}: loaded, and yet not READY; make logs")
                 took[model] = files
                 print(f"{model}: READY, taken in {time.monotonic() - started:.1f} s", flush=True)
+                if not model.startswith("bpr_"):  # whose answers go to no other model
+                    networks.append(started)
             write(SERVING, json.dumps({"container": identity, "models": took}))
+    if len(networks) > 1:
+        print(two_sets(time.monotonic() - networks[0]), flush=True)
+
+
+def two_sets(seconds: float) -> str:
+    """Return what a client saw during the last `seconds`: Triton exchanges one model after another, not a set."""
+    now = time.time()
+    start, end = (time.strftime("%H:%M:%S", time.localtime(moment)) for moment in (now - seconds, now))
+    return (
+        f"every request was answered meanwhile; but from {start} to {end} ({seconds:.1f} s) a new ViT and an old head\n"
+        "may have answered one study: ask again for what was asked then"
+    )
 
 
 def ready(identity: str) -> set[str]:

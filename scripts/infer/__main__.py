@@ -9,6 +9,7 @@ Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 nothing cou
 
 import argparse
 import json
+import os
 import select
 import signal
 import subprocess
@@ -39,6 +40,7 @@ class Worker:
     def start(self) -> dict[str, Any]:
         """What it says of its models; SystemExit where it has none."""
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.heard = b""
         about = self.hear()
         if about is None:
             raise SystemExit(f"the models could not be opened: the process {self.end()}; is there memory enough?")
@@ -47,37 +49,64 @@ class Worker:
     def hear(self, limit: float | None = None) -> dict[str, Any] | None:
         """Its next answer, None if it died instead or after `limit` seconds; SystemExit where it cannot go on."""
         assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], limit)[0]:  # an answer is one line, so nothing is buffered
-            self.process.kill()
-            return None
-        line = self.process.stdout.readline()
-        if not line.endswith("\n"):
-            return None
+        file = self.process.stdout.fileno()
+        end = None if limit is None else time.monotonic() + limit
+        while b"\n" not in self.heard:  # two answers may come at once, so that what is left of a read is kept
+            if not select.select([file], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
+                self.process.kill()
+                return None
+            if not (part := os.read(file, 1 << 16)):
+                return None
+            self.heard += part
+        line, _, self.heard = self.heard.partition(b"\n")
         said: dict[str, Any] = json.loads(line)
         if "fatal" in said:
             raise SystemExit(said["fatal"])
         return said
 
-    def row(self, path: Path, flat: bool) -> dict[str, Any]:
-        """The row of a study without its path."""
-        start = time.monotonic()
+    def rows(self, studies: Sequence[tuple[Path, bool]]) -> Iterator[dict[str, Any]]:
+        """The row of each study, by path and whether it is flat, in turn; without its path.
+
+        The worker reads one ahead of the networks. Where it dies of two studies, each of them is read again alone.
+        """
+        sent = alone = 0
+        for number in range(len(studies)):
+            start = time.monotonic()
+            while sent < len(studies) and sent <= number + (number >= alone):
+                self.send(*studies[sent])
+                sent += 1
+            row = self.hear(LIMIT)
+            if row is None and sent > number + 1:
+                alone, sent, start = sent, number + 1, time.monotonic()
+                self.begin_again()
+                self.send(*studies[number])
+                row = self.hear(LIMIT)
+            yield row or self.broken(time.monotonic() - start)
+
+    def send(self, path: Path, flat: bool) -> None:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"path": str(path), "flat": flat}) + "\n")
             self.process.stdin.flush()
-        if row := self.hear(LIMIT):
-            return row
-        self.end()
-        seconds = time.monotonic() - start
+
+    def broken(self, seconds: float) -> dict[str, Any]:
+        """The row of a study that the worker died of; another worker is started."""
+        self.begin_again()
         failure = "slow" if seconds > LIMIT else "crashed"
-        if self.start() != self.about:
-            raise SystemExit(REPLACED)
         return {
             "study_uid": "", "series_uid": "", "probability_of_pathology": None, "pathology": None,
             "processing_status": "Failure", "time_of_processing": round(seconds, 2),
             "most_dangerous_pathology_type": "", "findings": {}, "warnings": [], "failure": failure,
             "error": say(failure, minutes=LIMIT // 60),
         }  # fmt: skip
+
+    def begin_again(self) -> None:
+        """Another worker for one that died, with the same models."""
+        self.end()
+        about = self.start()
+        if any(about[key] != self.about[key] for key in ("weights", "models")):
+            raise SystemExit(REPLACED)
+        self.about = about
 
     def end(self) -> str:
         """Ends it, in the middle of a study if need be; how it ended, in words."""
@@ -127,8 +156,10 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
                 todo.append((path, key))
         skipped, start = len(statuses), time.monotonic()
         output.write()
-        for done, (path, key) in enumerate(todo, 1):
-            row = worker.row(path, flat=path == top)
+        if about.get("handover") and todo:
+            print(say(about["handover"], triton=triton), file=sys.stderr, flush=True)
+        found = worker.rows([(path, path == top) for path, _ in todo])
+        for done, ((_, key), row) in enumerate(zip(todo, found, strict=True), 1):
             output.add(key | row)
             statuses.append(row["processing_status"])
             left = (time.monotonic() - start) / done * (len(todo) - done)

@@ -9,9 +9,11 @@ import importlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from scripts.infer.findings import FINDINGS, Result, normalised, result
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError
+from scripts.infer.words import REPLACED, StudyError
 
 ONNX = {
     "vit": "vit_onnx/1/model.onnx",
@@ -34,6 +36,8 @@ SETTINGS = "bpr_model/1/weights/inference-settings.json"
 SERVED = {"vit": "vit_onnx", "binary": "binary_onnx", "multilabel": "multilabel_onnx", "bpr": "bpr_model"}
 BATCH, BATCH_GPU = 8, 32  # slices that the body-part network scores at a time
 PATIENCE = 600  # s for one answer of Triton
+RETURN = 120  # s for a Triton that went away
+GONE = "UNAVAILABLE", "NOT_FOUND"  # the server; one of its models
 # Among the options that config.pbtxt has for ONNX Runtime on a GPU
 TF32 = re.compile(r'key\s*:\s*"use_tf32"\s*,?\s*value\s*:\s*"(\w+)"')
 # What bpr_model says where it can see no part of a body: Local's `ValueError` and `not len(slices)`
@@ -46,6 +50,7 @@ class Models:
 
     shape: tuple[int, int, int]  # of the ViT's input, one volume
     weights: str  # synthetic, real or unknown
+    handover = ""  # how volumes get to a Triton
 
     def ask(self, model: str, **inputs: Array) -> Array:
         raise NotImplementedError
@@ -115,52 +120,112 @@ class Triton(Models):
     """A server in explicit mode: models that are not loaded are so at the beginning and unloaded at the end.
 
     What kind of weights it serves, it does not tell; where `repository` is at hand and its heads answer as the
-    server's do, they are those.
+    server's do, they are those. One that goes away is waited for, and a study under way then is read anew.
     """
 
-    def __init__(self, address: str, repository: Path) -> None:
-        """SystemExit: no server there, or one that cannot load a model."""
-        from tritonclient import grpc  # type: ignore[import-untyped]
-        from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
+    way: Any = None
 
-        self.grpc, self.dtype, self.error = grpc, np_to_triton_dtype, InferenceServerException
-        self.address, self.loaded = address, list[str]()
-        options = [("grpc.max_send_message_length", 2**31 - 1), ("grpc.max_receive_message_length", 2**31 - 1),
-                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
-        self.client = grpc.InferenceServerClient(address, channel_args=options)
+    def __init__(self, address: str, repository: Path, key: str = "") -> None:
+        """`key`: where shared memory is locked. SystemExit: no server there, or one that cannot load a model."""
+        from tritonclient import grpc  # type: ignore[import-untyped]
+        from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+
+        from scripts.infer.handover import KEY_HEADER, OPTIONS, cheapest
+
+        key = key or local_key(address)
+        self.error, self.address, self.loaded = InferenceServerException, address, list[str]()
+        self.headers = {KEY_HEADER: key} if key else {}
+        self.lock, self.returns, self.heads = Lock(), 0, dict[str, Array]()
+        self.client = grpc.InferenceServerClient(address, channel_args=OPTIONS)
         try:
             for name in SERVED.values():
                 self.load(name)
-            metadata = self.client.get_model_metadata("vit_onnx", "1", client_timeout=PATIENCE)
+            shapes = {name: self.input_shape(served) for name, served in SERVED.items()}
         except self.error as error:
             self.close()
             raise SystemExit(
                 f"TRITON={address}: {error.message()}; expected a server with these models: make serve"
             ) from None
+        self.way = cheapest(self.client, address, key)
+        self.handover = self.way.name
         try:
-            self.shape = expected_shape(metadata.inputs[0].shape, f"vit_onnx at {address}")
+            self.shape = expected_shape(shapes["vit"], f"vit_onnx at {address}")
+            self.sizes = {name: shapes[name][-1] for name in ("binary", "multilabel")}
+            self.heads = self.ask_heads()
             self.weights = self.kind(repository)
         except (SystemExit, UnreachableError) as error:
             self.close()
             raise SystemExit(str(error)) from None
 
+    def input_shape(self, name: str) -> list[int]:
+        metadata = self.client.get_model_metadata(name, "1", client_timeout=PATIENCE)
+        return [int(size) for size in metadata.inputs[0].shape]
+
     def load(self, name: str) -> None:
         if not self.client.is_model_ready(name, "1", client_timeout=PATIENCE):  # else someone else's, and stays loaded
-            self.client.load_model(name, client_timeout=PATIENCE)
-            self.loaded.append(name)
+            self.client.load_model(name, headers=self.headers, client_timeout=PATIENCE)
+            if name not in self.loaded:
+                self.loaded.append(name)
 
     def ask(self, model: str, **inputs: Array) -> Array:
-        tensors = []
-        for name, array in inputs.items():
-            tensors.append(self.grpc.InferInput(name, list(array.shape), self.dtype(array.dtype)))
-            tensors[-1].set_data_from_numpy(array)
-        try:
-            answer = self.client.infer(SERVED[model], tensors, model_version="1", client_timeout=PATIENCE)
-        except self.error as error:
-            if "UNAVAILABLE" in str(error.status()):
-                raise UnreachableError(f"TRITON={self.address}: the server no longer answers") from None
-            raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from error
-        return np.asarray(answer.as_numpy("output"))
+        from scripts.infer.handover import TooLargeError
+
+        returns = self.returns
+        for last in (False, True):
+            try:
+                answer: Array = self.way.infer(SERVED[model], inputs, PATIENCE)
+                return answer
+            except TooLargeError as error:
+                raise StudyError("network", what=f"{SERVED[model]}: {error}") from None
+            except self.error as error:
+                if not any(word in str(error.status()) for word in GONE):
+                    raise StudyError("network", what=f"{SERVED[model]}: {error.status()}") from error
+                if last:
+                    raise UnreachableError(f"TRITON={self.address}: the server no longer answers") from None
+                self.wait(returns)
+        raise AssertionError("not reached")
+
+    def wait(self, returns: int) -> None:
+        """Returns once the server, started anew or without a model that another client unloaded, can be asked again.
+
+        UnreachableError: it does not come back.
+        """
+        with self.lock:  # of two threads one waits for both
+            if self.returns > returns:
+                return
+            end = time.monotonic() + RETURN
+            while True:
+                try:
+                    for name in SERVED.values():
+                        self.load(name)
+                    break
+                except self.error as error:
+                    if time.monotonic() > end:
+                        raise UnreachableError(
+                            f"TRITON={self.address}: the server no longer answers ({error.message()})"
+                        ) from None
+                time.sleep(0.2)
+            self.returns += 1
+
+    def read(self, tensor: NDArray[np.float32]) -> Result:
+        """As Models does it, of one server and one set of models. UnreachableError: its heads were replaced."""
+        while True:
+            returns = self.returns
+            answer = super().read(tensor)
+            for name, said in self.ask_heads().items():
+                before = self.heads.get(name, said)
+                if before.shape != said.shape or not np.allclose(before, said, atol=1e-3):
+                    raise UnreachableError(REPLACED)
+            if self.returns == returns:  # else it went away in between
+                return answer
+
+    def ask_heads(self) -> dict[str, Array]:
+        """What both heads say of one made embedding; nothing of one that cannot be asked so."""
+        found = {}
+        for name, size in self.sizes.items():
+            with suppress(StudyError):
+                found[name] = self.ask(name, input=probe(size))
+        return found
 
     def body_part(self, volume: Volume) -> str:
         hu, spacing = volume.for_body_part()
@@ -176,23 +241,36 @@ class Triton(Models):
             heads = {name: session(repository / ONNX[name]) for name in ("binary", "multilabel")}
         except SystemExit:
             return "unknown"
-        size = heads["binary"].get_inputs()[0].shape[-1]
-        probe = normalised(np.cos(np.arange(size, dtype=np.float32))[None])
         for name, head in heads.items():
-            try:
-                there = self.ask(name, input=probe)
-            except StudyError:
-                return "unknown"
-            here = head.run(["output"], {"input": probe})[0]
-            if here.shape != there.shape or not np.allclose(here, there, atol=1e-3):
+            there = self.heads.get(name)
+            size = head.get_inputs()[0].shape[-1]
+            here = head.run(["output"], {"input": probe(size)})[0]
+            if there is None or here.shape != there.shape or not np.allclose(here, there, atol=1e-3):
                 return "unknown"
         return weights(heads.values())
 
     def close(self) -> None:
+        if self.way:
+            self.way.close()
         for name in self.loaded:
             with suppress(self.error):
-                self.client.unload_model(name, client_timeout=PATIENCE)
+                self.client.unload_model(name, headers=self.headers, client_timeout=PATIENCE)
         self.client.close()
+
+
+def local_key(address: str) -> str:
+    """The key that `make serve` of this user left for this machine's programs; "" where there is none."""
+    host, _, port = address.rpartition(":")
+    path = Path(f"/dev/shm/chest-key-{port}")
+    with suppress(OSError, UnicodeDecodeError):
+        if host in ("localhost", "127.0.0.1", "[::1]") and path.stat().st_uid == os.geteuid():
+            return path.read_text()
+    return ""
+
+
+def probe(size: int) -> NDArray[np.float32]:
+    """float32 (1, size), normalised: an embedding that no study has."""
+    return normalised(np.cos(np.arange(size, dtype=np.float32))[None])
 
 
 class UnreachableError(Exception):

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Reading:
     result: Result | None = None
     warnings: list[str] | None = None
     choice: str = ""  # why this series
+    preprocessing: float = 0.0  # s from voxels to the tensor
 
 
 def examine(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
@@ -50,7 +52,9 @@ def tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) 
     reading.warnings = []
     volume = nifti(path, reading) if is_nifti(path) and path.is_file() else dicom(path, models, reading, flat)
     check_values(volume.hu)
+    start = time.monotonic()
     result = preprocess(volume, models.shape)
+    reading.preprocessing = time.monotonic() - start
     reading.warnings += doubts(volume.hu)
     return result
 

@@ -236,6 +236,20 @@ WORDS = {
         "{done} of {total} studies, {failed} failed, {left} s left",
         "исследований: {done} из {total}, с ошибкой {failed}, осталось {left} с",
     ),
+    "shared_memory": (
+        "{triton}: volumes are handed over through shared memory",
+        "{triton}: объёмы передаются через разделяемую память",
+    ),
+    "messages": (
+        "{triton}: volumes are handed over in messages of gRPC",
+        "{triton}: объёмы передаются сообщениями gRPC",
+    ),
+    "locked": (
+        "{triton}: volumes are handed over in messages of gRPC; through shared memory it would take less, but for "
+        "that the server asks for its key: CHEST_KEY=… make infer",
+        "{triton}: объёмы передаются сообщениями gRPC; через разделяемую память было бы быстрее, но для неё "
+        "сервер спрашивает ключ: CHEST_KEY=… make infer",
+    ),
     "summary": (
         "{total} studies: {good} succeeded, {failed} failed, {skipped} were in the output before; see {out}",
         "исследований: {total}; успешно {good}, с ошибкой {failed}, уже были в результатах {skipped}; см. {out}",

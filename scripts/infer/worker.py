@@ -14,7 +14,11 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Semaphore, Thread
 from types import FrameType
 from typing import Any
 
@@ -34,21 +38,58 @@ def work(repository: Path, triton: str | None) -> None:
         answers.write(json.dumps(content) + "\n")
 
     try:
-        from scripts.infer.models import Triton, UnreachableError  # seconds, and not without a word
+        from scripts.infer.models import Triton  # seconds, and not without a word
 
-        models, name = (Triton(triton, repository), f"triton {triton}") if triton else local(repository)
+        key = os.environ.get("CHEST_KEY", "")
+        models, name = (Triton(triton, repository, key), f"triton {triton}") if triton else local(repository)
     except SystemExit as error:
         return answer({"fatal": str(error)})
     except Exception as error:
         return answer({"fatal": say("internal", what=place(error))})
     with models:
-        answer({"weights": models.weights, "models": name})
-        for line in sys.stdin:
-            question = json.loads(line)
-            try:
-                answer(row(Path(question["path"]), models, flat=question["flat"]))
-            except UnreachableError as error:
-                answer({"fatal": str(error)})
+        answer({"weights": models.weights, "models": name, "handover": models.handover})
+        ahead(sys.stdin, models, answer)
+
+
+def ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answers each question in turn, and reads a study while the networks run on the one before it.
+
+    Two studies are in memory at most: the next one is not opened before the networks have taken the last one's tensor.
+    """
+    from scripts.infer.models import UnreachableError
+
+    read: Queue[Prepared | None] = Queue()
+    room = Semaphore(1)
+
+    def run() -> None:
+        failed = False
+        while (prepared := read.get()) is not None:
+            room.release()
+            if not failed:
+                try:
+                    if isinstance(prepared.trouble, UnreachableError):
+                        raise prepared.trouble
+                    answer(finished(prepared, models))
+                except UnreachableError as error:
+                    failed = True
+                    answer({"fatal": str(error)})
+            del prepared  # before waiting for the next one
+            read.task_done()
+
+    networks = Thread(target=run, daemon=True)
+    networks.start()
+    for line in questions:
+        room.acquire()
+        question = json.loads(line)
+        prepared = prepare(Path(question["path"]), models, flat=question["flat"])
+        if isinstance(prepared.trouble, MemoryError) and read.unfinished_tasks:
+            del prepared
+            read.join()  # alone it may fit
+            prepared = prepare(Path(question["path"]), models, flat=question["flat"])
+        read.put(prepared)
+        del prepared
+    read.put(None)
+    networks.join()
 
 
 def local(repository: Path) -> tuple[Any, str]:
@@ -63,36 +104,68 @@ def local(repository: Path) -> tuple[Any, str]:
     return models, before
 
 
-def row(path: Path, models: Any, *, flat: bool) -> dict[str, Any]:
-    """All of a study's row but its path."""
-    from scripts.infer.models import UnreachableError
-    from scripts.infer.study import Reading, examine
+@dataclass
+class Prepared:
+    """A study up to its tensor, float32 of the ViT's shape, or what hindered that."""
 
-    start, reading, failure, error = time.monotonic(), Reading(), "", ""
+    reading: Any
+    tensor: Any
+    trouble: BaseException | None
+    seconds: float
+
+
+def prepare(path: Path, models: Any, *, flat: bool) -> Prepared:
+    """Reads and preprocesses a study; its trouble is told in its row."""
+    from scripts.infer.study import Reading, tensor
+
+    start, reading, found = time.monotonic(), Reading(), None
+    trouble: BaseException | None = None
     try:
-        examine(path, models, reading, flat=flat)
-    except StudyError as trouble:
+        found = tensor(path, models, reading, flat=flat)
+    except (StudyError, MemoryError) as error:
+        trouble = error.with_traceback(None)  # which would keep the voxels in memory
+    except Exception as error:
+        trouble = error
+    return Prepared(reading, found, trouble, time.monotonic() - start)
+
+
+def finished(prepared: Prepared, models: Any) -> dict[str, Any]:
+    """All of a study's row but its path, with what the networks say of its tensor. UnreachableError: Triton is gone."""
+    from scripts.infer.models import UnreachableError
+
+    start, reading, trouble, failure, error = time.monotonic(), prepared.reading, prepared.trouble, "", ""
+    if not trouble:
+        try:
+            reading.result = models.read(prepared.tensor)
+        except UnreachableError:
+            raise
+        except Exception as found:
+            trouble = found
+    if isinstance(trouble, StudyError):
         failure, error = trouble.key, str(trouble)
-    except UnreachableError:
-        raise
-    except MemoryError:
+    elif isinstance(trouble, MemoryError):
         failure, error = "no_memory", say("no_memory")
-    except Exception as bug:  # its text may hold content of a file, so only where it happened is told
-        failure, error = "internal", say("internal", what=place(bug))
-    result = reading.result
+    elif trouble:  # its text may hold content of a file, so only where it happened is told
+        failure, error = "internal", say("internal", what=place(trouble))
+    result, networks = reading.result, time.monotonic() - start
     return {
         "study_uid": uid(reading.study_uid),
         "series_uid": uid(reading.series_uid),
         "probability_of_pathology": round(result.probability, 4) if result else None,
         "pathology": result.pathology if result else None,
         "processing_status": "Success" if result else "Failure",
-        "time_of_processing": round(time.monotonic() - start, 2),
+        "time_of_processing": round(prepared.seconds + networks, 2),
         "most_dangerous_pathology_type": result.most_dangerous if result else "",
         "findings": {name: round(value, 4) for name, value in result.findings.items()} if result else {},
         "choice": reading.choice,
         "warnings": reading.warnings or [],
         "failure": failure,
         "error": error,
+        "seconds": {
+            "reading": round(prepared.seconds - reading.preprocessing, 3),
+            "preprocessing": round(reading.preprocessing, 3),
+            "networks": round(networks, 3),
+        },
     }
 
 

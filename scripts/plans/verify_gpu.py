@@ -2,32 +2,38 @@
 
     python -m scripts.plans.verify_gpu --image IMAGE --gpu-checks build/plan/sm86/{}.check.json FILE=SOURCE... OUT.json
 
-First the verdict on the whole set, as before publishing.  Then each model alone in a server of its own: latency at one
-sample and at the most that it takes, and by how much the GPU's used memory grew, read from nvidia-smi five times a
-second.  Other work on the GPU spoils both: stop it first.
+First the verdict on the whole set, as before publishing.  Then each model alone in a server of its own: one, two and
+four clients at once, with one sample and with the most that it takes, until the rate is steady; and by how much the
+GPU's used memory grew, read from nvidia-smi five times a second.  Requests lie in shared memory, where the container
+can map ours, so that their way is not measured.  Other work on the GPU spoils both: stop it first.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.convert.sample import sample
 from scripts.serve.check_repository import read_config
-from scripts.serve.triton_server import triton_server
+from scripts.serve.triton_server import KEY_HEADER, SHM, triton_server
 from scripts.serve.verdict import CHANNEL, as_input, stage, variant, verdict
 
 BUILD = Path("build")
-TIMES = 10  # requests of which the median is told, after one that warms up
+CLIENTS = 1, 2, 4  # at once
+WINDOW = 10  # requests of each client whose rate is taken
+WINDOWS, STEADY, MOST_WINDOWS = 3, 0.1, 10  # windows in turn that agree, how far, and when to stop all the same
 
 
 def used() -> int:
@@ -58,30 +64,115 @@ def peak() -> Iterator[dict[str, int]]:
 
 
 def measure(name: str, contents: list[str], image: str) -> dict[str, Any]:
-    """Latency in ms and peak memory in MiB of one model, at one sample and at the largest batch."""
+    """Per batch, 1 and the largest: peak memory in MiB, and the `load` of so many clients at once."""
     stage([item for item in contents if item.startswith(f"{name}/")], BUILD / "staging")
     entry = json.loads((BUILD / f"models/{name.rpartition('_')[0]}.json").read_text())
     largest = max(1, read_config(BUILD / "staging" / name / "config.pbtxt").max_batch_size)
     result = {}
     for batch in sorted({1, largest}):
         request = sample(entry, 0, batch)
-        with peak() as memory, triton_server(BUILD / "staging", BUILD / "logs/verify-gpu.log", image=image) as server:
+        with (
+            in_shared_memory(request) as region,
+            peak() as memory,
+            triton_server(BUILD / "staging", BUILD / "logs/verify-gpu.log", image=image, maps=[region]) as server,
+        ):
             client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
             try:
-                inputs = [as_input(key, request.pop(key)) for key in list(request)]
-                times = []
-                for _ in range(TIMES + 1):
-                    start = time.perf_counter()
+                way, inputs = mapped(client, server.key, region, request)
+                request.clear()
+
+                def ask(client: Any = client, inputs: Any = inputs) -> None:
                     client.infer(name, inputs, model_version="1", client_timeout=600)
-                    times.append(1000 * (time.perf_counter() - start))
+
+                start = time.perf_counter()
+                ask()
+                first = round(1000 * (time.perf_counter() - start), 1)
+                loads = {str(clients): load(ask, clients) for clients in CLIENTS}
             except InferenceServerException as error:
                 raise SystemExit(
                     f"{name} at batch {batch}: {server.trouble(f'Triton says: {error.message()}')}"
                 ) from error
             finally:
                 client.close()
-        result[str(batch)] = {"latency_ms": round(statistics.median(times[1:]), 1), "memory_mib": memory["mib"]}
+        latency = loads["1"]["p50_ms"]
+        result[str(batch)] = {
+            "latency_ms": latency, "memory_mib": memory["mib"], "first_ms": first, "way": way, "load": loads,
+        }  # fmt: skip
     return result
+
+
+@contextmanager
+def in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
+    """A file in /dev/shm with the arrays one after another; made-up samples, so that any server may read it."""
+    path = SHM / f"verify-gpu-{os.getpid()}"
+    try:
+        path.write_bytes(b"".join(array.tobytes() for array in request.values()))
+        path.chmod(0o666)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def mapped(client: Any, key: str, region: Path, request: dict[str, NDArray[Any]]) -> tuple[str, list[Any]]:
+    """The way that the arrays take, and the inputs of a request; messages where the server cannot map the region."""
+    size = sum(array.nbytes for array in request.values())
+    try:
+        headers = {f"triton-grpc-protocol-{KEY_HEADER}": key}
+        client.register_system_shared_memory(region.name, f"/{region.name}", size, headers=headers)
+    except InferenceServerException:
+        return "gRPC", [as_input(name, array) for name, array in request.items()]
+    inputs, start = [], 0
+    for name, array in request.items():
+        inputs.append(grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_shared_memory(region.name, array.nbytes, start)
+        start += array.nbytes
+    return "shared memory", inputs
+
+
+def load(ask: Callable[[], None], clients: int) -> dict[str, float]:
+    """p50 and p95 in ms and requests per second of so many clients at once, and the spread of the rate.
+
+    Over the last windows, once they agree; after MOST_WINDOWS of those that there are.
+    """
+    rates: list[float] = []
+    times: list[list[float]] = []
+    with ThreadPoolExecutor(clients) as pool:
+
+        def timed(_: int) -> float:
+            start = time.perf_counter()
+            ask()
+            return 1000 * (time.perf_counter() - start)
+
+        while len(rates) < MOST_WINDOWS and not (len(rates) >= WINDOWS and spread(rates) <= STEADY):
+            start = time.perf_counter()
+            times.append(list(pool.map(timed, range(WINDOW * clients))))
+            rates.append(len(times[-1]) / (time.perf_counter() - start))
+    last = sorted(taken for window in times[-WINDOWS:] for taken in window)
+    return {
+        "p50_ms": round(statistics.median(last), 2),
+        "p95_ms": round(last[int(0.95 * (len(last) - 1))], 2),
+        "per_s": round(statistics.median(rates[-WINDOWS:]), 2),
+        "spread": round(spread(rates), 3),
+    }
+
+
+def spread(rates: Sequence[float]) -> float:
+    """How far the last windows lie apart, of their median."""
+    last = rates[-WINDOWS:]
+    return (max(last) - min(last)) / statistics.median(last)
+
+
+def slower(measured: dict[str, Any]) -> dict[str, str]:
+    """Of each plan that is slower than its ONNX twin at one sample, by more than both spread: both figures."""
+    found = {}
+    for name, batches in measured.items():
+        twin = measured.get(name.replace("_trt", "_onnx"))
+        if not name.endswith("_trt") or not twin:
+            continue
+        ours, theirs = batches["1"]["load"]["1"], twin["1"]["load"]["1"]
+        if ours["p50_ms"] > theirs["p50_ms"] * (1 + max(ours["spread"], theirs["spread"])):
+            found[name] = f"{ours['p50_ms']:g} ms, the ONNX model {theirs['p50_ms']:g} ms"
+    return found
 
 
 def main() -> None:
@@ -105,16 +196,19 @@ def main() -> None:
     measured = {name: measure(name, given.contents, given.image) for name in names}
     first: dict[str, Any] = next(iter(records.values()), {})
     where = {key: first.get(key) for key in ("gpu", "gpu_memory_mib", "driver", "tensorrt")}
-    given.out.write_text(
-        json.dumps({"on": where, "verdict": told, "measured": measured, "plans": records}, indent=1) + "\n"
-    )
+    late = slower(measured)
+    told_all = {"on": where, "verdict": told, "measured": measured, "slower": late, "plans": records}
+    given.out.write_text(json.dumps(told_all, indent=1) + "\n")
     print(f"{where['gpu']}, driver {where['driver']}, TensorRT {where['tensorrt']}; {told['server']}")
-    print(f"{'model':18}{'batch':>6}{'latency, ms':>13}{'peak GPU memory, MiB':>22}{'differs by':>12}")
+    head = f"{'model':18}{'batch':>6}{'clients':>8}{'p50, ms':>10}{'p95, ms':>10}{'per s':>9}"
+    print(f"{head}{'peak GPU memory, MiB':>22}{'differs by':>12}")
     for name in names:
         for batch, row in measured[name].items():
-            print(
-                f"{name:18}{batch:>6}{row['latency_ms']:>13}{row['memory_mib']:>22}{told['models'][name]['relative']:>12.1e}"
-            )
+            for clients, one in row["load"].items():
+                cells = f"{one['p50_ms']:>10}{one['p95_ms']:>10}{one['per_s']:>9}{row['memory_mib']:>22}"
+                print(f"{name:18}{batch:>6}{clients:>8}{cells}{told['models'][name]['relative']:>12.1e}")
+    for name, figures in late.items():
+        print(f"{name} is slower than its ONNX model on this GPU: {figures}; published only with ACCEPT=slower")
     print(given.out)
 
 

@@ -41,6 +41,7 @@ from scripts.steps.swap import beside, finish, let_it_move
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
 MOVED = ("build/onnx/", "build/prebuilt/")
 LACKING = 3
+VERIFIED = "build/verify-gpu.json"
 
 
 def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]) -> None:
@@ -58,6 +59,7 @@ def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]
         if not holds(verdict):
             raise SystemExit(f"nothing published: an input of {verdict} changed since; run make again")
         files = {path: (source, known(source)) for path, source in sources.items()}
+        refuse_slow_plans({path: sha for path, (_, sha) in files.items()})
         right = {path: sha for path, (_, sha) in files.items()}
         # Another make may have published them while this one waited; once more would cost what rollback goes back to
         missed = sorted(name.removesuffix("_trt") for name in {path.partition("/")[0] for path in sources})
@@ -202,6 +204,23 @@ def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) ->
             raise SystemExit(f"{repository}/{model} was not made by this build and is not replaced: {way_out}")
         if there and kind != weights:
             raise SystemExit(f"{repository} is made from {kind} weights, these are {weights}: {way_out}")
+
+
+def refuse_slow_plans(files: dict[str, str]) -> None:
+    """Raise SystemExit if a plan among `files` is one that `make verify-gpu` found slower than its ONNX model."""
+    told = json.loads(read(VERIFIED) or "{}")
+    measured = told.get("verdict", {}).get("files", {})
+    slow = {
+        model: figures
+        for model, figures in told.get("slower", {}).items()
+        if any(measured.get(path) == sha for path, sha in of(model, files).items() if path.endswith(".plan"))
+    }
+    if slow and "slower" not in os.environ.get("ACCEPT", "").split():
+        said = [f"{model} is slower than its ONNX model on {told['on']['gpu']}: {slow[model]}" for model in slow]
+        raise SystemExit(
+            "\n".join(said) + f"\nnothing was published ({VERIFIED}); to publish it all the same: ACCEPT=slower, "
+            "or the ONNX models alone: FORMAT=onnx"
+        )
 
 
 def versions(repository: str) -> list[dict[str, str]]:

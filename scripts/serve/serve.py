@@ -1,10 +1,12 @@
 """Run Triton on a model repository until Ctrl-C: python -m scripts.serve.serve model_repository_running"""
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.serve.triton_server import triton_server
+from scripts.serve.triton_server import SHM, Server, triton_server
 
 
 def serve(
@@ -24,15 +26,29 @@ def serve(
             repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock
         ) as server:
             models = ", ".join(sorted(model["name"] for model in server.ask("/v2/repository/index", "POST")))
-            print(
-                f"READY: {models}; HTTP http://{server.http} gRPC {server.grpc} "
-                f"metrics http://{server.metrics}/metrics; log {log}; Ctrl-C stops it",
-                flush=True,
-            )
-            server.process.wait()
+            with told_key(server):
+                print(
+                    f"READY: {models}; HTTP http://{server.http} gRPC {server.grpc} "
+                    f"metrics http://{server.metrics}/metrics; log {log}; Ctrl-C stops it",
+                    flush=True,
+                )
+                server.process.wait()
             raise SystemExit(server.trouble("tritonserver ended"))
     except KeyboardInterrupt:
         return
+
+
+@contextmanager
+def told_key(server: Server) -> Iterator[None]:
+    """Meanwhile programs of this user on this machine find the key, by the port, so that they may share memory."""
+    path = SHM / f"chest-key-{server.grpc.rpartition(':')[2]}"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(server.key)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,5 @@
-"""What was measured, as sections of scripts/show/report.py: fidelity, the comparison with another repository,
-benchmarks.
+"""What was measured, as sections of scripts/show/report.py: fidelity, speed on a GPU, the comparison with another
+repository, benchmarks.
 
 Standard library only.
 """
@@ -63,6 +63,41 @@ def taken_by_rtx() -> str:
         f"{heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
         f"capabilities named. It is another product than the trtexec that builds plans, and no plan ran: evidence "
         f"that TensorRT takes the files, no proof.{note}</p>{table(rows)}"
+    )
+
+
+def on_a_gpu() -> str:
+    """What `make verify-gpu` measured: each model alone, by batch and clients at once."""
+    found = load("build/verify-gpu.json")
+    if not found:
+        return heading("On a GPU") + missing("How fast the models are on a GPU", "make verify-gpu")
+    about = "; ".join(f"{name.replace('_', ' ')} {told}" for name, told in found["on"].items() if told)
+    rows: list[tuple[str, ...]] = [
+        (
+            "model",
+            "batch",
+            "clients at once",
+            "p50, ms",
+            "p95, ms",
+            "requests per s",
+            "spread",
+            "first, ms",
+            "peak, MiB",
+        )
+    ]
+    for name, batches in found["measured"].items():
+        for batch, row in batches.items():
+            for clients, one in row["load"].items():
+                figures = (f"{one[key]:g}" for key in ("p50_ms", "p95_ms", "per_s"))
+                more = f"{100 * one['spread']:.0f} %", f"{row['first_ms']:g}", str(row["memory_mib"])
+                rows.append((name, batch, clients, *figures, *more))
+    late = "".join(
+        f"<p><b>{escape(name)} is slower than its ONNX model: {escape(figures)}.</b></p>"
+        for name, figures in found["slower"].items()
+    )
+    return (
+        f"{heading('On a GPU')}<p>{escape(about)}. Each model alone in a server of its own; requests until the rate of "
+        f"three windows in turn agrees, the spread is how far they lie apart.</p>{late}{table(rows)}"
     )
 
 

@@ -16,7 +16,7 @@ from scripts.publish.provenance import provenance
 from scripts.serve.releases import notes
 from scripts.show import fidelity_table
 from scripts.show.graph import picture
-from scripts.show.measured import benchmark, compared, fidelity, taken_by_rtx
+from scripts.show.measured import benchmark, compared, fidelity, on_a_gpu, taken_by_rtx
 from scripts.show.page import heading, load, missing, stale, table
 from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judged
 from scripts.steps.records import known, read, record
@@ -40,6 +40,7 @@ def report(repository: str, steps: dict[str, Step]) -> str:
         "Made of": made_of(repository, steps),
         "Fidelity": fidelity(),
         "TensorRT": taken_by_rtx(),
+        "On a GPU": on_a_gpu(),
         "Compared": compared(repository),
         "Speed and size": benchmark(),
     }

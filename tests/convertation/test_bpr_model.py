@@ -138,6 +138,29 @@ def test_without_a_working_gpu_the_cpu_answers_and_the_log_says_so(module: Modul
     assert model.execute([sample(TINY, seed=0, batch=1)])[0].output_tensors[0].array[0] == b"CHEST"
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("CPU", []), ("GPU", [(32, 1, 128, 128)])])
+def test_a_gpu_runs_once_before_it_is_ready_and_a_cpu_does_not(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str, sizes: list[tuple[int, ...]]
+) -> None:
+    asked = []
+
+    class OnGpu(module.onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
+        def __init__(self, file: Path, providers: object) -> None:
+            super().__init__(file, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return [f"{'CUDA' if kind == 'GPU' else kind}ExecutionProvider"]
+
+        def run(self, outputs: list[str], inputs: dict[str, Any]) -> Any:
+            asked.append(inputs["input"].shape)
+            return super().run(outputs, inputs)
+
+    monkeypatch.setattr(module.onnxruntime, "InferenceSession", OnGpu)
+    module.TritonPythonModel().initialize(CPU | {"model_instance_kind": kind})
+
+    assert asked == sizes
+
+
 def test_missing_settings_stop_the_load_with_the_file_s_name(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

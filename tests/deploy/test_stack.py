@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import REPOSITORY, ROOT, Project
 
-from scripts.serve.triton_server import free_ports
+from scripts.serve.triton_server import free_ports, pinned
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 
 NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
@@ -193,7 +194,12 @@ def test_the_image_holds_the_published_files_and_says_so(story: Story, built: Pr
 def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) -> None:
     config = story.images["first"]["Config"]
     assert config["User"] == "1000:1000"
-    assert config["Cmd"] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+    pool = f"--pinned-memory-pool-byte-size={pinned(ROOT / 'convertation')}"  # as triton_server gives it
+    assert config["Cmd"] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", pool]
+    assert (
+        config["Cmd"]
+        == yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["tritonserver"]["command"].split()
+    )
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
         "packages of bpr_model"

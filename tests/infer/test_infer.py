@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from conftest import REPOSITORY, ROOT, Project, kill
 
 from scripts.convert.sample import SPACING, sample
 from scripts.infer import __main__ as program
-from scripts.infer import models, tables
+from scripts.infer import models, tables, worker
 from scripts.infer.__main__ import Worker
 from scripts.infer.findings import BY_DANGER, FINDINGS, Result, normalised, result
 from scripts.infer.tables import COLUMNS, Output, shown
@@ -353,8 +354,7 @@ for line in sys.stdin:
 
 def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read() -> None:
     with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
-        first = worker.row(Path("crash"), flat=False)
-        second = worker.row(Path("good"), flat=False)
+        first, second = worker.rows([(Path("crash"), False), (Path("good"), False)])
 
     assert (first["processing_status"], first["error"]) == ("Failure", say("crashed"))
     assert second["processing_status"] == "Success"
@@ -363,19 +363,113 @@ def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read()
 def test_a_study_that_takes_for_ever_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
         monkeypatch.setattr(program, "LIMIT", 0.01)
-        first = worker.row(Path("hang"), flat=False)
+        (first,) = worker.rows([(Path("hang"), False)])
         monkeypatch.setattr(program, "LIMIT", 600)
-        second = worker.row(Path("good"), flat=False)
+        (second,) = worker.rows([(Path("good"), False)])
 
     assert (first["processing_status"], first["failure"]) == ("Failure", "slow")
     assert second["processing_status"] == "Success"
+
+
+def test_two_answers_at_once_are_two_rows() -> None:
+    answers = "".join(json.dumps({"number": number}) + "\n" for number in range(2))
+    code = f"""
+import sys
+print({json.dumps({"weights": "real", "models": "m"})!r}, flush=True)
+sys.stdin.readline(), sys.stdin.readline()
+print({answers!r}, end="", flush=True)
+"""
+    with Worker([sys.executable, "-c", code]) as worker:
+        assert list(worker.rows([(Path("a"), False), (Path("b"), False)])) == [{"number": 0}, {"number": 1}]
+
+
+# Dies while it reads "crash"; at first the networks are never done with "b", the study before that
+OVERLAPPING = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from scripts.infer import worker
+
+def prepare(path, models, flat):
+    if path.name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return worker.Prepared(path.name, None, None, 0.0)
+
+def finished(prepared, models):
+    if prepared.reading == "b" and not Path(sys.argv[1]).exists():
+        Path(sys.argv[1]).touch()
+        threading.Event().wait()
+    return {"study": prepared.reading}
+
+worker.prepare, worker.finished = prepare, finished
+answer = lambda content: print(json.dumps(content), flush=True)
+answer({"weights": "real", "models": "m"})
+worker.ahead(sys.stdin, None, answer)
+"""
+
+
+def test_of_two_studies_in_work_only_the_one_that_breaks_the_program_fails(tmp_path: Path) -> None:
+    with Worker([sys.executable, "-c", OVERLAPPING, str(tmp_path / "once")]) as worker:
+        rows = list(worker.rows([(Path(name), False) for name in ("a", "b", "crash", "c", "d")]))
+
+    assert [row.get("study", row.get("failure")) for row in rows] == ["a", "b", "crashed", "c", "d"]
+
+
+def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The networks wait until the next study is read; the one after it must not be."""
+    reading = {name: threading.Event() for name in "abc"}
+    begun: list[list[str]] = []
+
+    def prepare(path: Path, models: object, flat: bool) -> worker.Prepared:
+        reading[path.name].set()
+        return worker.Prepared(path.name, None, None, 0.0)
+
+    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+        name = prepared.reading
+        if name != "c":
+            assert reading["b" if name == "a" else "c"].wait(60)
+        begun.append([other for other in "abc" if reading[other].is_set()])
+        return {"study": name}
+
+    monkeypatch.setattr(worker, "prepare", prepare)
+    monkeypatch.setattr(worker, "finished", finished)
+    answers: list[dict[str, Any]] = []
+    worker.ahead((json.dumps({"path": name, "flat": False}) for name in "abc"), None, answers.append)
+
+    assert [answer["study"] for answer in answers] == ["a", "b", "c"]
+    assert begun == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
+
+
+def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, done = [], threading.Event()
+
+    def prepare(path: Path, models: object, flat: bool) -> worker.Prepared:
+        tried.append(path.name)
+        trouble = MemoryError() if path.name == "large" and not done.is_set() else None
+        return worker.Prepared(path.name, None, trouble, 0.0)
+
+    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+        if prepared.reading == "first":
+            while "large" not in tried:
+                time.sleep(0.01)
+            done.set()
+        return {"study": prepared.reading, "trouble": repr(prepared.trouble)}
+
+    monkeypatch.setattr(worker, "prepare", prepare)
+    monkeypatch.setattr(worker, "finished", finished)
+    answers: list[dict[str, Any]] = []
+    worker.ahead((json.dumps({"path": name, "flat": False}) for name in ("first", "large")), None, answers.append)
+
+    assert answers[1] == {"study": "large", "trouble": "None"}
+    assert tried[:2] == ["first", "large"]
 
 
 def test_models_replaced_between_two_studies_end_the_run() -> None:
     code = WORKER_STAND_IN.replace('"models": "m"', '"models": os.getpid()')
     with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):  # noqa: SIM117
         with Worker([sys.executable, "-c", code]) as worker:
-            worker.row(Path("crash"), flat=False)
+            list(worker.rows([(Path("crash"), False)]))
 
 
 def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,11 +502,12 @@ def test_what_may_pass_and_what_triton_said_is_asked_again(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def row(self, path: Path, flat: bool) -> dict[str, Any]:
-            read.append(path)
-            row: dict[str, Any] = dict.fromkeys(COLUMNS[1:], "")
-            status = "Failure" if failure else "Success"
-            return row | {"processing_status": status, "warnings": [], "failure": failure, "error": failure}
+        def rows(self, studies: Sequence[tuple[Path, bool]]) -> Iterator[dict[str, Any]]:
+            for path, _ in studies:
+                read.append(path)
+                row: dict[str, Any] = dict.fromkeys(COLUMNS[1:], "")
+                status = "Failure" if failure else "Success"
+                yield row | {"processing_status": status, "warnings": [], "failure": failure, "error": failure}
 
     monkeypatch.setattr(program, "Worker", WorkerStandIn)
     monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
@@ -453,12 +548,9 @@ class ClientStandIn:
 
 
 def triton_of(client: ClientStandIn) -> models.Triton:
-    from tritonclient import grpc  # type: ignore[import-untyped]
-    from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
-
     triton = models.Triton.__new__(models.Triton)
-    triton.client, triton.loaded, triton.error = client, [], TritonStandInError
-    triton.grpc, triton.dtype = grpc, np_to_triton_dtype
+    triton.client = triton.way = client
+    triton.loaded, triton.error, triton.headers, triton.returns = [], TritonStandInError, {}, 0
     return triton
 
 

@@ -20,8 +20,10 @@ import onnx
 import pytest
 import trtexec_stand_in
 from conftest import ROOT, Project
+from google.protobuf import text_format
 from gpu_stand_in import KNOBS, TENSORRT_IMAGE, TRITON_IMAGE, docker_gpus, import_image, remove_image
 from triton_models import ENTRY, linear
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from scripts.plans import compare_plan, doctor, expected, gpu, plan, plan_config, plan_request, take_plan, trtexec
 from scripts.serve.check_repository import STAND_IN_PLAN
@@ -531,6 +533,27 @@ def test_the_config_names_a_plan_for_each_compute_capability() -> None:
         plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"])
 
 
+def test_with_a_gpu_each_model_is_asked_once_before_it_is_ready() -> None:
+    entry = {"name": "binary", "batch": [1, 4, 8]}
+    text = plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86"])
+    ours = text_format.Parse(text, ModelConfig()).model_warmup
+    for path in sorted(ROOT.glob("convertation/*/*.pbtxt")):
+        before = text_format.Parse(path.read_text(), ModelConfig())
+        assert not before.model_warmup  # what the verdict on a CPU serves
+        if path.parent.name != "bpr":  # which asks itself
+            after = text_format.Parse(plan_config.warm_config(path), ModelConfig())
+            (sample,) = after.model_warmup
+            assert (sample.batch_size, sample.count) == (1, 0)
+            assert {name: list(tensor.dims) for name, tensor in sample.inputs.items()} == {
+                tensor.name: list(tensor.dims) for tensor in after.input
+            }
+            assert all(tensor.zero_data for tensor in sample.inputs.values())
+            del after.model_warmup[:]
+            assert after == before
+            if path.name == "binary.pbtxt":
+                assert list(ours) == [sample]
+
+
 REQUEST = {"onnx_graph_sha256": "a" * 64, "precision": "fp32", "options": ["--verbose"]}
 ALTERED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("none", {}, {}, ""),
@@ -748,4 +771,8 @@ def test_verify_gpu_measures_a_model_at_one_sample_and_at_the_most(both: Project
     told = json.loads((both.path / "out.json").read_text())
     assert told["on"]["gpu"] == "NVIDIA Stand-in RTX 3090"
     assert list(told["measured"]["binary_trt"]) == ["1", "8"]
-    assert all(row["latency_ms"] > 0 for row in told["measured"]["binary_trt"].values())
+    for row in told["measured"]["binary_trt"].values():
+        assert row["way"] == "shared memory"
+        assert list(row["load"]) == ["1", "2", "4"]
+        assert all(0 < one["p50_ms"] <= one["p95_ms"] and one["per_s"] > 0 for one in row["load"].values())
+    assert told["slower"] == {}  # its ONNX model was not among them

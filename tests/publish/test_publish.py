@@ -1,6 +1,7 @@
 """scripts/publish/publish.py: each model changes at one stroke, whatever cuts it short; what is not ours is never
 replaced."""
 
+import json
 import os
 import random
 import runpy
@@ -496,3 +497,41 @@ def test_what_another_user_owns_is_named_with_the_command_that_ends_it(ready: Pa
     assert "belongs to root" in done.stderr and "next: sudo chown -R $(id -u) " in done.stderr
     assert "Traceback" not in done.stderr and not Path(".make/journal", REPOSITORY).exists()
     assert present() == OLD
+
+
+# --- A plan must pay ----------------------------------------------------------
+
+
+def test_a_plan_that_was_measured_as_slower_is_published_with_consent_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "on": {"gpu": "NVIDIA Stand-in RTX 3090"},
+        "verdict": {
+            "files": {"vit_trt/1/sm86.plan": "0a", "vit_trt/config.pbtxt": "0b", "binary_trt/1/sm86.plan": "0c"}
+        },
+        "slower": {"vit_trt": "31 ms, the ONNX model 29 ms"},
+    }
+    Path("build").mkdir()
+    Path(publish.VERIFIED).write_text(json.dumps(told))
+    slow = {"vit_trt/1/sm86.plan": "0a", "vit_trt/config.pbtxt": "0b", "vit_onnx/1/model.onnx": "0d"}
+
+    with pytest.raises(SystemExit) as refused:
+        publish.refuse_slow_plans(slow)
+    assert refused.value.code == (
+        "vit_trt is slower than its ONNX model on NVIDIA Stand-in RTX 3090: 31 ms, the ONNX model 29 ms\n"
+        "nothing was published (build/verify-gpu.json); to publish it all the same: ACCEPT=slower, "
+        "or the ONNX models alone: FORMAT=onnx"
+    )
+    for other in (
+        slow | {"vit_trt/1/sm86.plan": "0e"},  # built anew, so not measured yet
+        {"vit_onnx/1/model.onnx": "0d"},
+        {"binary_trt/1/sm86.plan": "0c"},
+    ):
+        publish.refuse_slow_plans(other)
+    monkeypatch.setenv("ACCEPT", "slower")
+    publish.refuse_slow_plans(slow)
+
+
+def test_what_no_gpu_has_measured_is_published(place: Path) -> None:
+    publish.refuse_slow_plans({"vit_trt/1/sm86.plan": "0a"})

@@ -21,7 +21,7 @@ from tritonclient import grpc
 from scripts.serve import triton_server as module
 from scripts.serve import verdict as judge
 from scripts.serve.check_repository import BYTES
-from scripts.serve.triton_server import Server, free_ports, in_docker, last_words, shared_memory, triton_server
+from scripts.serve.triton_server import Server, free_ports, in_docker, last_words, pinned, shared_memory, triton_server
 from scripts.serve.verdict import as_input, compare, stage, verdict
 from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, linear, tag
 
@@ -459,6 +459,25 @@ def test_too_little_shared_memory_is_said_before_the_start(repository: Path, mon
         SystemExit, match="/dev/shm has 64 MiB free, requests to these models need 320 MiB; enlarge it: mount"
     ):
         judged(repository)
+
+
+def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> None:
+    head(tmp_path)
+    bpr(tmp_path)  # of any size: what it takes goes to the GPU by its own code
+    assert pinned(tmp_path) == 256 << 20  # Triton's own least
+    (tmp_path / "vit_onnx").mkdir()
+    shutil.copy(ROOT / "convertation/vit/config.pbtxt", tmp_path / "vit_onnx")
+    assert pinned(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
+
+    for gpu, times in ((True, 1), (False, 0)):
+        command = in_docker("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
+        assert command.count(f"--pinned-memory-pool-byte-size={pinned(tmp_path)}") == times
+
+
+def test_a_server_in_docker_maps_the_files_that_it_is_told_of(tmp_path: Path) -> None:
+    file = Path("/dev/shm/sample")
+    command = in_docker("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
+    assert f"--mount=type=bind,source={file},target={file}" in command
 
 
 def test_shared_memory_is_for_one_sample_of_each_model(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, Project
 from pypdf import PdfReader
 
+from scripts.show.measured import on_a_gpu
 from scripts.show.report import card
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -198,10 +199,32 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
     for part in (
         "How far each hop moves the answers: not there yet. Make it with make fidelity",
         "What NVIDIA's parser and builder make of the files: not there yet. Make it with make trt CHECK=1",
+        "How fast the models are on a GPU: not there yet. Make it with make verify-gpu",
         "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
         "The benchmarks: not there yet. Make it with make bench",
     ):
         assert part in text, part
+
+
+def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"p50_ms": 31.0, "p95_ms": 33.5, "per_s": 31.9, "spread": 0.04}
+    row = {"latency_ms": 31.0, "memory_mib": 2345, "first_ms": 600.0, "way": "gRPC", "load": {"1": one, "4": one}}
+    told = {
+        "on": {"gpu": "NVIDIA Stand-in RTX 3090", "driver": "555.42.06", "tensorrt": None},
+        "measured": {"vit_trt": {"1": row}},
+        "slower": {"vit_trt": "31 ms, the ONNX model 29 ms"},
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("build").mkdir()
+    Path("build/verify-gpu.json").write_text(json.dumps(told))
+
+    text = str(Text(on_a_gpu()))
+
+    assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model alone" in text
+    assert "vit_trt is slower than its ONNX model: 31 ms, the ONNX model 29 ms." in text
+    assert "vit_trt 1 1 31 33.5 31.9 4 % 600 2345 vit_trt 1 4 31 33.5 31.9 4 % 600 2345" in text
 
 
 def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""`make infer`: what a study costs by stage, what a folder of them, and what handing a volume to a Triton does."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc  # type: ignore[import-untyped]
+
+from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, environment, probe, ratio, say
+from scripts.infer.handover import Messages, Shared
+from scripts.serve.triton_server import triton_server
+from scripts.serve.verdict import CHANNEL, as_input
+
+FOLDER = BENCH / "infer"
+SLICES, SIDE = 300, 512
+MORE = 8  # studies of the folder, beyond the first
+STAGES = "reading", "preprocessing", "networks"
+VOLUME = 240, 480, 480
+# Takes a volume and computes nothing, so that what is measured is the way to it
+CONFIG = """name: "vit_onnx"
+backend: "python"
+max_batch_size: 4
+input [{{ name: "input" data_type: TYPE_FP32 dims: [1, {}, {}, {}] }}]
+output [{{ name: "output" data_type: TYPE_FP32 dims: [1] }}]
+instance_group [{{ count: 1 kind: KIND_CPU }}]
+"""
+MODEL = """import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "input").as_numpy() for request in requests]
+        last = [pb_utils.Tensor("output", array.reshape(len(array), -1)[:, -1:].copy()) for array in inputs]
+        return [pb_utils.InferenceResponse([tensor]) for tensor in last]
+"""
+
+
+def infer(tree: Tree, rounds: int) -> list[Row]:
+    """Stages, folder, memory; then the hand-over."""
+    tree.ready("repository")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    say(f"a study of {SLICES} slices of {SIDE} x {SIDE}")
+    words = str(FOLDER / "study"), str(SLICES), str(SIDE)
+    probe("module", "scripts.bench.studies", *words, cwd=ROOT, venv=".venv-inference")
+    try:
+        return [*folder(tree.path / REPOSITORY, rounds), *handover(rounds)]
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def folder(repository: Path, rounds: int) -> list[Row]:
+    """Of one study alone the stages, and what each further one of a folder adds."""
+    found: dict[int, list[dict[str, Any]]] = {1: [], 1 + MORE: []}
+    for number in range(rounds):
+        for count, runs in found.items():
+            say(f"{number + 1} of {rounds}: make infer, {count} studies")
+            runs.append(run(repository, count))
+    alone, many = found.values()
+    stages = {stage: [one["rows"][0]["seconds"][stage] for one in alone] for stage in STAGES}
+    each = [(more["wall"] - one["wall"]) / MORE for one, more in zip(alone, many, strict=True)]
+    slowest = max(stages, key=lambda stage: median(stages[stage]))
+    most = [one["most"] / 1e9 for one in many]
+    return [
+        *(Row(f"{stage}, a study alone", median(taken), unit="s", samples=taken) for stage, taken in stages.items()),
+        ratio("a study of a folder, of its slowest stage alone", each, stages[slowest], 1.1, "s", slowest),
+        Row("studies per minute", 60 / median(each), samples=[60 / seconds for seconds in each]),
+        Row("most RSS of the process that reads and computes", median(most), unit="GB", samples=most),
+    ]
+
+
+def run(repository: Path, count: int) -> dict[str, Any]:
+    """Wall time in s, most RSS in bytes of any of its processes, and rows of a run on `count` copies of the study."""
+    top, out = FOLDER / "in", FOLDER / "out"
+    for path in (top, out):
+        shutil.rmtree(path, ignore_errors=True)
+    top.mkdir()
+    for number in range(count):
+        (top / f"{number:03}").symlink_to(FOLDER / "study")
+    command = [str(ROOT / ".venv-inference/bin/python3"), "-m", "scripts.infer", "--models", str(repository)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, str(top), str(out)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr
+    said = process.stderr.read().decode(errors="replace")
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"bench: make infer ended with {process.returncode}\n{said[-3000:]}")
+    rows = json.loads((out / "output.json").read_text())["studies"]
+    return {"wall": wall, "most": used.ru_maxrss * 1024, "rows": rows}
+
+
+def handover(rounds: int) -> list[Row]:
+    """The three ways that a volume can take to a server here, in turn."""
+    version = FOLDER / "repository/vit_onnx/1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(CONFIG.format(*VOLUME))
+    (version / "model.py").write_text(MODEL)
+    volume = np.random.default_rng(0).random((1, 1, *VOLUME), np.float32)
+    say("handing a volume to a Triton")
+    with triton_server(FOLDER / "repository", FOLDER / "triton.log", venv=ROOT / ".venv-triton") as server:
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+        messages, shared = Messages(server.grpc), Shared(server.grpc, client, server.key)
+
+        def plain() -> Any:
+            return client.infer("vit_onnx", [as_input("input", volume)], model_version="1").as_numpy("output")
+
+        ways: dict[str, Callable[[], Any]] = {
+            "plain": plain,
+            "messages": lambda: messages.infer("vit_onnx", {"input": volume}, 600),
+            "shared": lambda: shared.infer("vit_onnx", {"input": volume}, 600),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(1 + 3 * rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                answer = way()
+                times[name].append(time.perf_counter() - start)
+                if answer.ravel()[0] != volume.ravel()[-1]:
+                    raise SystemExit(f"bench: a volume reached Triton altered ({name})")
+        shared.close()
+        messages.close()
+        client.close()
+    taken = {name: seconds[1:] for name, seconds in times.items()}  # the first one sets things up
+    return [
+        ratio("a volume to a Triton here, shared memory", taken["shared"], taken["plain"], 0.35, "s", "plain gRPC"),
+        ratio("the same in one message, large frames", taken["messages"], taken["plain"], None, "s", "plain gRPC"),
+    ]

@@ -1,0 +1,209 @@
+"""`make reload` while clients ask, on the real Triton with tiny models: no request fails, no memory is lost."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import REPOSITORY, ROOT, Project
+from tritonclient import grpc
+
+from scripts.deploy import reload as program
+from scripts.deploy.image import requirements
+from scripts.deploy.stack import folder
+from scripts.publish import publish
+from scripts.serve.triton_server import Server, triton_server
+from scripts.serve.verdict import CHANNEL, as_input
+from scripts.steps import records
+from tests.triton_models import CLASSES, CONFIG, FEATURES, linear
+
+NETWORKS = "vit_onnx", "binary_onnx", "multilabel_onnx"
+CLIENTS, REQUESTS, FIRST = 4, 500, 100
+GROWTH = 1.05
+
+
+def sources(number: int) -> dict[str, tuple[str, str]]:
+    """FILE, its source and digest, of set `number`: a network of it answers ones with its number."""
+    found = {}
+    for name in NETWORKS:
+        model = linear()
+        weight = np.full((FEATURES, CLASSES), number / FEATURES, np.float32)
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "weight"))
+        for file, content in (
+            ("config.pbtxt", CONFIG.replace("binary_onnx", name).encode()),
+            ("1/model.onnx", model.SerializeToString()),
+        ):
+            source = Path(f"sets/{number}/{name}/{file}")
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_bytes(content)
+            found[f"{name}/{file}"] = str(source), records.digest(str(source))
+    return found
+
+
+class Clients:
+    """Threads that ask the three networks in turn, as a study is, until told to end and each has asked enough."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.count, self.enough = server, 0, threading.Event()
+        self.failed: list[str] = []
+        self.studies: list[tuple[float, float, list[float]]] = []  # from, to, the set that each network is of
+        self.moved = threading.Condition()
+        self.threads = [threading.Thread(target=self.run) for _ in range(CLIENTS)]
+
+    def run(self) -> None:
+        client = grpc.InferenceServerClient(self.server.grpc, channel_args=CHANNEL)
+        ones, asked = np.ones((1, FEATURES), np.float32), 0
+        while asked < REQUESTS or not self.enough.is_set():
+            start, answers = time.monotonic(), []
+            for name in NETWORKS:
+                try:
+                    result = client.infer(name, [as_input("input", ones)], model_version="1", client_timeout=60)
+                    (number,) = {round(float(value), 4) for value in result.as_numpy("output").ravel()}
+                    answers.append(number)
+                except Exception as error:
+                    self.failed.append(f"{name}: {error}")
+            asked += len(NETWORKS)
+            self.studies.append((start, time.monotonic(), answers))
+            with self.moved:
+                self.count += len(NETWORKS)
+                self.moved.notify_all()
+        client.close()
+
+    def wait(self, more: int) -> None:
+        """Until they have asked so many more."""
+        with self.moved:
+            goal = self.count + more
+            self.moved.wait_for(lambda: self.count >= goal)
+
+    def __enter__(self) -> "Clients":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.enough.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def memory(server: Server) -> int:
+    """KiB of the server and its stubs, what they share counted once; nothing is being unloaded meanwhile."""
+    for _ in range(600):
+        states = {model.get("state") for model in server.ask("/v2/repository/index", "POST")}
+        group = [
+            path for path in Path("/proc").iterdir() if path.name.isdecimal() and pgrp(path) == str(server.process.pid)
+        ]
+        if "UNLOADING" not in states and len(group) == 1 + len(states_of_stubs(server)):
+            break
+        time.sleep(0.1)
+    rollups = [(path / "smaps_rollup").read_text() for path in group]
+    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def pgrp(process: Path) -> str:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[2]
+    except OSError:
+        return ""
+
+
+def states_of_stubs(server: Server) -> list[str]:
+    """A stub runs for each model that is loaded."""
+    return [model["name"] for model in server.ask("/v2/repository/index", "POST") if model.get("state") == "READY"]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Set 1 is published and served; `reload` finds this server where it looks for a container's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(records, "SETTLED", 0)
+    publish.replace(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
+    with triton_server(Path(REPOSITORY), tmp_path / "log", venv=ROOT / ".venv-triton") as started:
+        labels = {"chest.repository": folder(REPOSITORY)}
+        labels["chest.requirements"] = hashlib.sha256(requirements(REPOSITORY)).hexdigest()
+        monkeypatch.setattr(program, "container", lambda: "container")
+        monkeypatch.setattr(program, "inspect", lambda *_: {"Config": {"Labels": labels}})
+        monkeypatch.setattr(program, "http", lambda _: started.http, raising=False)
+        monkeypatch.setattr(program, "index", lambda _: started.ask("/v2/repository/index", "POST"))
+        monkeypatch.setattr(program, "ask", lambda _, path, body: started.ask(path, "POST"))
+        yield started
+
+
+def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    reloads: list[tuple[float, float, int]] = []  # from, to, the set that was taken
+
+    def take(number: int, put: Callable[[], None]) -> None:
+        clients.wait(FIRST)
+        put()
+        start = time.monotonic()
+        program.reload(REPOSITORY)
+        reloads.append((start, time.monotonic(), number))
+
+    with Clients(server) as clients:
+        clients.wait(FIRST)
+        before = memory(server)
+        for number in (2, 3, 4):
+            files = sources(number)
+            take(number, lambda files=files: publish.replace(REPOSITORY, "synthetic", [*NETWORKS], files))  # type: ignore[misc]
+        take(3, lambda: publish.rollback(REPOSITORY))
+        clients.wait(FIRST)
+    after = memory(server)
+
+    assert clients.failed == []
+    assert clients.count >= CLIENTS * REQUESTS
+    assert len(reloads) == 4
+    served = 1
+    for (start, end, number), (following, _, _) in zip(reloads, [*reloads[1:], (float("inf"), 0, 0)], strict=True):
+        for begun, ended, answers in clients.studies:
+            if start <= ended and begun <= end:  # meanwhile each network is of the old set or of the new
+                assert set(answers) <= {served, number}
+            elif end < begun and ended < following:
+                assert set(answers) == {number}
+        served = number
+    mixed = [study for study in clients.studies if len(set(study[2])) > 1]
+    assert all(any(start <= ended and begun <= end for start, end, _ in reloads) for begun, ended, _ in mixed)
+    assert capsys.readouterr().out.count("may have answered one study: ask again for what was asked then") == 4
+    assert after <= GROWTH * before
+
+
+def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    program.reload(REPOSITORY)  # whatever it has not taken yet
+    capsys.readouterr()
+    files = {path: source for path, source in sources(2).items() if path.startswith("binary_onnx/")}
+    publish.replace(REPOSITORY, "synthetic", ["binary_onnx"], files)
+
+    program.reload(REPOSITORY)
+
+    said = capsys.readouterr().out
+    assert "binary_onnx: READY, taken in" in said and "vit_onnx: unchanged, READY" in said
+    assert "may have answered one study" not in said
+
+
+def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
+    """Through the published bpr_model; the largest come first, for what they take is kept."""
+    chance = np.random.default_rng(0)
+    sizes = [
+        (48, 160, 160),
+        *((int(z), int(y), int(x)) for z, y, x in chance.integers((8, 64, 64), (48, 160, 160), (199, 3))),
+    ]
+    spacing = np.array([[2.5, 2.5, 5]], np.float32)
+    whole = tmp_path / "repository"
+    whole.mkdir()
+    (whole / "bpr_model").symlink_to(built.path / REPOSITORY / "bpr_model")
+    with triton_server(whole, tmp_path / "log", venv=ROOT / ".venv-triton") as server:
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+        known, before = set(), 0
+        for number, size in enumerate(sizes, 1):
+            series = chance.integers(-1000, 1000, (1, *size), dtype=np.int16)
+            tensors = [as_input("input", series), as_input("metadata", spacing)]
+            result = client.infer("bpr_model", tensors, model_version="1", client_timeout=120)
+            known.add(result.as_numpy("output")[0].decode())
+            before = memory(server) if number == FIRST else before
+        client.close()
+        after = memory(server)
+    print(before, after, known)
+    assert after <= GROWTH * before
