@@ -62,6 +62,11 @@ build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call 
   | .venv/installed
 	$(call step,$(python) -m scripts.convert.round_fp16 $(wordlist 1,2,$^) $(out),$(rounders))
 
+# The Triton config of a new head
+convertation/head/%.pbtxt:
+	$(error $@ is missing, the Triton config of $*; cp convertation/head/binary.pbtxt $@, and write its name, \
+	  $*_onnx, and its output into it)
+
 # ONNX against PyTorch, on the same volumes, by our ONNX Runtime and by the one that serves the verdict
 $(checks) $(checks_tf32): build/checks/%.json: build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
   $(call code,scripts.convert.compare) $(deployed)
@@ -96,14 +101,15 @@ $(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plan
 	  build/models/$(*F).tolerance.json build/checks/$(*F).json $(out) $(if $(filter vit vit.%,$(*F)),$(head_onnx)),\
 	  onnxruntime-gpu numpy)
 $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
-build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt build/models/vit.json $(call code,scripts.plans.plan_config) \
-  | .venv/installed
+build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt build/models/vit.json \
+  $(call code,scripts.plans.plan_config) | .venv/installed
 	$(call step,$(plan_config),onnx tritonclient)
 $(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
   $(call code,scripts.plans.plan_config) | .venv/installed
 	$(call step,$(plan_config),onnx tritonclient)
 # Beside plans an ONNX model runs on a GPU, where the first request takes long: it is asked once before it is READY
-$(filter %/vit_onnx.config.pbtxt,$(warm)): $(call config_of,vit) $(call code,scripts.plans.plan_config) | .venv/installed
+$(filter %/vit_onnx.config.pbtxt,$(warm)): $(call config_of,vit) $(call code,scripts.plans.plan_config) \
+  | .venv/installed
 	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
 $(filter-out %/vit_onnx.config.pbtxt,$(warm)): build/plan/%_onnx.config.pbtxt: convertation/head/%.pbtxt \
   $(call code,scripts.plans.plan_config) | .venv/installed

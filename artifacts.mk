@@ -132,7 +132,8 @@ needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
 finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
 needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx \
                 build/checks/$(call variant,$(model)).json)
-needs.trt := $(if $(CHECK),.venv/installed $(plannable:%=build/checks/%.rtx.json),$(if $(DRY),$(plannable:%=build/models/%.json),\
+needs.trt := $(if $(CHECK),.venv/installed $(plannable:%=build/checks/%.rtx.json), \
+  $(if $(DRY),$(plannable:%=build/models/%.json), \
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
 needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
