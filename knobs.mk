@@ -25,7 +25,7 @@ OPSET = $(or $(CT_OPSET),20)
 FORMAT = $(or $(CT_FORMAT),onnx)
 # Where the finished models are published
 REPOSITORY = $(or $(CT_REPOSITORY),model_repository_running)
-# Consent: 1 (new archives), unserved or slower (publish what cannot be tried or pays not), licences
+# Consent: 1 (new archives), unserved or slower (publish all the same), licences (push)
 ACCEPT = $(CT_ACCEPT)
 
 # --- TensorRT -----------------------------------------------------------------
