@@ -6,6 +6,7 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 
+$(if $(wildcard scripts/steps/given.mk),,$(error make works in the project's folder; $(strip make -C $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))) $(MAKECMDGOALS))))
 include scripts/steps/given.mk
 
 # --- Knobs: make repository WEIGHTS=synthetic ---------------------------------

@@ -6,11 +6,17 @@ set -euo pipefail
 makefile=$1
 shift
 
-sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' "$makefile" | expand -t 20
-echo
-for knob in "$@"; do
-  comment=$(sed -n "/^${knob%%=*} ?=/{x;p;q};h" "$makefile")
-  printf '  %-50s %s\n' "$knob" "${comment#\# }"
-done
-echo
-echo "  version $(cat VERSION)"
+help() {
+  sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' "$makefile" | expand -t 20
+  echo
+  for knob in "$@"; do
+    comment=$(sed -n "/^${knob%%=*} ?=/{x;p;q};h" "$makefile")
+    printf '  %-50s %s\n' "$knob" "${comment#\# }"
+  done
+  echo
+  echo "  version $(cat VERSION)"
+}
+
+text=$(help "$@")
+trap '' PIPE # whoever stops reading (| head -1) hears no complaint
+printf '%s\n' "$text" 2> /dev/null || true

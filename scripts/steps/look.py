@@ -78,5 +78,7 @@ if __name__ == "__main__":
     except PermissionError as error:
         raise SystemExit(f"nothing was made, what was there before stays: {owned(str(error.filename))}") from None
     except OSError as error:
-        raise SystemExit(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays") from None
+        place = error.filename or os.path.abspath(".make")
+        hint = "make doctor tells what helps"
+        raise SystemExit(f"{place}: {error.strerror}; nothing was made, what was there before stays; {hint}") from None
     print(time.time_ns())
