@@ -205,8 +205,9 @@ def settle(origin: Source, told: Archive, got: Archive, path: Path) -> None:
 
 def prove(archive: Path) -> None:
     """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
-    with opened(archive):
-        pass
+    with opened(archive) as (_, members):
+        if not members:
+            raise SystemExit(f"{archive}: a zip archive without a file in it; expected the models' files")
 
 
 def unreadable(archive: Path) -> bool:

@@ -37,6 +37,8 @@ looks  := $(filter-out clean distclean help doctor,$(or $(MAKECMDGOALS),help))
 looked := $(if $(looks),$(shell $(system_python) scripts/steps/look.py $(artifacts) $(fetched) $(sources) $(foreach pair,$(contents),$(REPOSITORY)/$(call place,$(pair)))),not needed)
 $(if $(looked),,$(error scripts/steps/look.py could not look at the files))
 nested := $(MAKE_RUN)
+# What a make within make finds done already is no news in the middle of another's run
+MAKEFLAGS += $(if $(nested),--silent)
 export MAKE_RUN := $(or $(MAKE_RUN),$(looked))
 
 key   = $(subst /,%,$1)

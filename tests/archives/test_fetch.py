@@ -670,7 +670,7 @@ def unreadable(seed: int = 5) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("data", [unreadable(), b"", DATA[:HALF]])
+@pytest.mark.parametrize("data", [unreadable(), b"", b"PK\5\6" + bytes(18), DATA[:HALF]])
 def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_taken(
     disk: YandexDisk, data: bytes
 ) -> None:
