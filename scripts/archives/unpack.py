@@ -34,7 +34,11 @@ MOST_BYTES = 500 * 10**9  # unpacked; the real archives are far smaller
 MOST_FILES = 100_000
 MOST_RATIO = 1100  # unpacked to packed; deflate reaches 1032 at most
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and LZMA without a bound on memory
-IN_PARTS = "{0}: one part of an archive in several; join them first: zip -s 0 {0} --out whole.zip"
+# Not `zip -s 0`: zip 3.0 loses bytes of a member that three parts hold
+IN_PARTS = (
+    "{0}: one part of an archive in several; unpack them together with 7-Zip (apt install p7zip-full; 7z x the part "
+    "that ends in .zip) and pack them as one: zip -r"
+)
 LONGEST = 255  # bytes of a file's name that Linux takes
 # Control characters, halves of characters, and what turns the direction of writing: a name could look like another
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -66,6 +70,7 @@ def unpack(archive: Path, member: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         room(out.parent, info.file_size, archive)
         draft = out.with_name(f"{out.name}.part")
+        draft.unlink(missing_ok=True)  # of a run that was killed
         try:
             extract(content, info, draft)
             draft.replace(out)
@@ -105,13 +110,33 @@ def unpack_all(
         shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
         try:
             drafts.mkdir()
-            digests = [extract(content, info, drafts / str(number), progress) for number, (_, info) in enumerate(new)]
-            for number, ((target, _), digest) in enumerate(zip(new, digests, strict=True)):
-                move(drafts / str(number), target)
+            digests = []
+            for target, info in new:  # under its own name, which the file system may refuse
+                name = target.relative_to(folder)
+                with named(archive, name):
+                    (drafts / name).parent.mkdir(parents=True, exist_ok=True)
+                    digests.append(extract(content, info, drafts / name, progress))
+            for (target, _), digest in zip(new, digests, strict=True):
+                move(drafts / target.relative_to(folder), target)
                 wrote(str(target), digest)
         finally:
             shutil.rmtree(drafts, ignore_errors=True)
     return kept
+
+
+@contextmanager
+def named(archive: Path, name: Path) -> Iterator[None]:
+    """SystemExit, naming it, where the file system does not take a new file of this name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.EEXIST):
+            raise
+        beside = " beside the others" if error.errno == errno.EEXIST else ""
+        raise SystemExit(
+            f"{archive}: not unpacked, what was there before stays: {str(name)!r} is no name that this file system "
+            f"takes{beside} ({error.strerror}); unpack on another one, or pack the archive anew with another name"
+        ) from None
 
 
 def replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
@@ -278,7 +303,7 @@ def extract(
 ) -> str:
     """Write the member to `out`, with the modes of any new file; return its SHA-256."""
     digest = hashlib.sha256()
-    with out.open("wb") as file:
+    with out.open("xb") as file:
         for block in blocks(content, info):
             file.write(block)
             digest.update(block)
