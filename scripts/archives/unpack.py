@@ -34,7 +34,7 @@ MOST_BYTES = 500 * 10**9  # unpacked; the real archives are far smaller
 MOST_FILES = 100_000
 MOST_RATIO = 1100  # unpacked to packed; deflate reaches 1032 at most
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and LZMA without a bound on memory
-# Not `zip -s 0`: zip 3.0 loses bytes of a member that three parts hold
+# Not `zip -s 0`: Debian's zip 3.0-13 loses bytes of a member that lies in four parts
 IN_PARTS = (
     "{0}: one part of an archive in several; unpack them together with 7-Zip (apt install p7zip-full; 7z x the part "
     "that ends in .zip) and pack them as one: zip -r"
