@@ -112,10 +112,10 @@ def unpack_all(
             drafts.mkdir()
             digests = []
             for target, info in new:  # under its own name, which the file system may refuse
-                name = target.relative_to(folder)
-                with named(archive, name):
-                    (drafts / name).parent.mkdir(parents=True, exist_ok=True)
-                    digests.append(extract(content, info, drafts / name, progress))
+                place = target.relative_to(folder)
+                with named(archive, place):
+                    (drafts / place).parent.mkdir(parents=True, exist_ok=True)
+                    digests.append(extract(content, info, drafts / place, progress))
             for (target, _), digest in zip(new, digests, strict=True):
                 move(drafts / target.relative_to(folder), target)
                 wrote(str(target), digest)
