@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Python reads these before tests/starter.py can mend them; a closed standard input would be the first file it opens
-unset "${!LC_@}" LANG LANGUAGE PYTHONHOME PYTHONPATH PYTHONUTF8 PYTHONIOENCODING PYTHONOPTIMIZE PYTHONWARNINGS
+unset "${!LC_@}" LANG LANGUAGE GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE PYTHONHOME PYTHONPATH PYTHONUTF8 PYTHONIOENCODING PYTHONOPTIMIZE PYTHONWARNINGS
 export LC_ALL=C.UTF-8
 [[ -e /dev/fd/0 ]] || exec < /dev/null
 export PATH="$PWD/.venv/bin:$PATH"
