@@ -10,6 +10,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 ruff format --check .
 ruff check .
-mypy scripts convertation
+python -m mypy scripts convertation # by its module: a script of a checkout that was moved names its old place
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 python -m pytest -ra ${ONLY:+"tests/$ONLY"} "$@"

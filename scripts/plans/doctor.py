@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from scripts.plans import gpu
 from scripts.serve.releases import notes
+from scripts.steps.look import ENVIRONMENTS
 from scripts.steps.tell import tell
 
 GB = 1e9
@@ -79,7 +80,7 @@ def checkout() -> Finding:
 
 def environments() -> Finding:
     """The environments of this checkout that are there, each with a Python that runs."""
-    here = [folder for folder in (".venv", ".venv-triton", ".venv-inference") if Path(folder, "bin").is_dir()]
+    here = [folder for folder in ENVIRONMENTS if Path(folder, "bin").is_dir()]
     dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
     found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
     todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""

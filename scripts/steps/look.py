@@ -14,7 +14,8 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 
 from scripts.steps.records import digest, lock, look, owned, read, record  # noqa: E402
 
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference", ".venv-rtx", ".venv-prebuilt", ".venv-compare")
+JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
 
 
 def take_notes(files: list[str]) -> None:
@@ -31,13 +32,15 @@ def take_notes(files: list[str]) -> None:
 def forget_dead_environments() -> None:
     """Forget that an environment was installed whose Python, a link, went away; the next step makes it anew."""
     for folder in ENVIRONMENTS:
-        if not os.path.isfile(f"{folder}/installed") or not os.path.isdir(f"{folder}/bin"):
+        if not os.path.isdir(f"{folder}/bin"):
             continue
+        marks = [name for name in os.listdir(folder) if name.startswith("installed") or name == "requirements.txt"]
         pythons = [f"{folder}/bin/{name}" for name in os.listdir(f"{folder}/bin") if name.startswith("python3.")]
-        if pythons and not any(os.access(python, os.X_OK) for python in pythons):
-            for name in os.listdir(folder):
-                if name.startswith("installed"):
-                    os.remove(f"{folder}/{name}")
+        if marks and pythons and not any(os.access(python, os.X_OK) for python in pythons):
+            for name in marks:
+                os.remove(f"{folder}/{name}")
+            if folder == ".venv-prebuilt" and os.path.exists(record("made", JUDGED)):
+                os.remove(record("made", JUDGED))
             gone = os.path.realpath(pythons[0])
             print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
 

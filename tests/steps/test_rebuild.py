@@ -381,6 +381,20 @@ def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None
         kill(server)
 
 
+@pytest.mark.parametrize("folder", [".venv-rtx", ".venv-prebuilt", ".venv-compare"])
+def test_an_environment_that_few_need_is_forgotten_once_its_python_went_away(stand_ins: Project, folder: str) -> None:
+    here = stand_ins.path / folder
+    (here / "bin").mkdir(parents=True)
+    (here / "bin/python3.11").symlink_to("/nowhere/python3.11")
+    (mark := here / ("installed" if folder == ".venv-rtx" else "requirements.txt")).touch()
+    judged = stand_ins.path / ".make/made/training%model_repository_running.zip.verdict.json"
+    judged.touch()
+    assert f"{folder}: its Python went away (/nowhere/python3.11); it is made anew" in stand_ins.make("status")
+    assert not mark.exists()
+    assert judged.exists() == (folder != ".venv-prebuilt")
+    assert "its Python went away" not in stand_ins.make("status")
+
+
 def test_an_environment_whose_python_went_away_is_made_anew_by_the_step_that_needs_it(stand_ins: Project) -> None:
     bin_, python = stand_ins.path / ".venv/bin", next((stand_ins.path / ".venv/bin").iterdir())
     python.unlink()
