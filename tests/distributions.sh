@@ -43,10 +43,12 @@ try() { # SYSTEM WORD...
     if [[ -d $path ]]; then mkdir -p "$root$path"; else mkdir -p "$root${path%/*}" && touch "$root$path"; fi
     mount --bind -o ro "$path" "$root$path"
   done
-  chroot "$root" useradd --create-home someone
+  echo 'someone:x:1000:1000::/home/someone:/bin/bash' >> "$root/etc/passwd" # useradd is not everywhere
+  echo 'someone:x:1000:' >> "$root/etc/group"
+  mkdir "$root/home/someone"
   git clone --quiet --no-hardlinks . "$root/home/someone/project"
-  chroot "$root" chown -R someone: /home/someone
-  local as=(chroot --userspec=someone:someone "$root" env -i HOME=/home/someone USER=someone LANG=C.UTF-8
+  chown -R 1000:1000 "$root/home/someone"
+  local as=(chroot --userspec=1000:1000 "$root" env -i HOME=/home/someone USER=someone LANG=C.UTF-8
     PATH=/usr/local/bin:/usr/bin:/bin)
   mapfile -t -O "${#as[@]}" as < <(env | grep -E '^(PIP_|SSL_CERT|REQUESTS_CA|https?_proxy=|no_proxy=|UV_|CI=)' || true)
   local make=(make -C /home/someone/project ${PYTHON:+"PYTHON=$PYTHON"})

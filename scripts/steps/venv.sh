@@ -28,7 +28,7 @@ case $version in
           "$tool/venv/bin/python3" -m pip install -qq --disable-pip-version-check "uv==$uv" &&
           "$tool/venv/bin/uv" --quiet venv --managed-python --seed --clear --python 3.12 "$folder"
       } || {
-        echo "uv could not make $folder with Python 3.12; install Python 3.11 or 3.12 with its venv, and: make … PYTHON=/path/to/python3.12" >&2
+        echo "uv could not make $folder with Python 3.12; install Python 3.11 or 3.12 with its venv, and: make … PYTHON=/path/to/python3.12; or name a mirror of uv's downloads: export UV_PYTHON_INSTALL_MIRROR=https://…" >&2
         exit 1
       }
     fi
