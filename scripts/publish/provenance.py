@@ -139,7 +139,7 @@ def check(repository: str, file: str) -> None:
         raise SystemExit(f"{file}: no provenance; expected what `make provenance > {file}` writes") from None
     if lines:
         raise SystemExit("\n".join([*lines, f"{repository} is not what {file} tells of"]))
-    print(f"{repository}: {len(told['published'])} files are those of {file}")
+    tell(f"{repository}: {len(told['published'])} files are those of {file}")
 
 
 if __name__ == "__main__":

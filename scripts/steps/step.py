@@ -21,6 +21,7 @@ import time
 
 from scripts.steps.cache import Cache, Result
 from scripts.steps.records import digest, found, lock, note, owned, read, record, sha256, write, wrote
+from scripts.steps.tell import tell
 
 SHOWN = 200  # characters of a command that failed
 FLAGS = ("--keep", "--moved", "--cached")
@@ -55,7 +56,7 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
             hit = None
         if hit:
             reason = "from the cache"
-        print(f"{target}: {reason}", flush=True)
+        tell(f"{target}: {reason}")
         if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         elif not hit:
@@ -74,7 +75,7 @@ def step(target: str, command: str, tools: str, *inputs: str, flags: set[str]) -
         with lock("publish", fcntl.LOCK_SH):
             present = digest(target)  # the user may have been here meanwhile
             if keep and present and present not in (mine, new):
-                print(f"local: {target} is not what its archive holds; it is kept and used", flush=True)
+                tell(f"local: {target} is not what its archive holds; it is kept and used")
                 os.remove(out)
             elif new == (mine if moved else present):
                 os.remove(out)

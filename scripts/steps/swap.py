@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps.records import digest, note, owned, read, record, write
+from scripts.steps.tell import tell
 
 
 def let_it_move(path: str, copies: str) -> None:
@@ -100,7 +101,7 @@ def swap(new: str, live: str, inode: int) -> None:
             try:
                 exchange(new, live)
             except (OSError, AttributeError) as error:
-                print(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
+                tell(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
                 os.rename(live, aside)
                 os.rename(new, live)
     if not os.path.exists(new):

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from scripts.steps.cache import Cache, Result
 from scripts.steps.records import digest, found, known, lock, note, read, record, write, wrote
 from scripts.steps.step import KEPT, put, take_note
+from scripts.steps.tell import tell
 
 AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
 
@@ -99,7 +100,7 @@ def replace(target: str, hit: Result, cache: Cache) -> bool:
             return False
         put(out, target)
         note(target, hit.sha)
-    print(f"{target}: from the cache\n", end="", flush=True)  # in one piece, beside the others'
+    tell(f"{target}: from the cache")
     return True
 
 
@@ -110,4 +111,4 @@ if __name__ == "__main__":
     try:
         take(sys.stdin.read(), set(wanted), set(never))
     except OSError as error:
-        print(f"warning: nothing more is taken from the cache in one go: {error}", flush=True)
+        tell(f"warning: nothing more is taken from the cache in one go: {error}")

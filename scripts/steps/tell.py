@@ -7,6 +7,6 @@ import sys
 def tell(text: str) -> None:
     """Print `text`; once nobody reads on, whatever this program prints goes nowhere, which is no error."""
     try:
-        print(text, flush=True)
+        print(f"{text}\n", end="", flush=True)  # in one piece, beside what others print
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -88,10 +88,21 @@ def test_the_doctor_tells_of_a_share_without_locks(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["help", "status", "status FILE=build/onnx/vit.onnx", "provenance", "doctor"])
+@pytest.mark.parametrize(
+    "target", ["help", "status", "status FILE=build/onnx/vit.onnx", "provenance", "graph", "doctor"]
+)
 def test_whoever_stops_reading_hears_no_complaint(stand_ins: Project, target: str) -> None:
     noise = said_to_nobody(stand_ins, target)
     assert noise == "" or (target == "doctor" and "doctor] Error 1" in noise and len(noise.splitlines()) == 1)
+
+
+def test_a_build_goes_on_when_nobody_reads_what_it_says(stand_ins: Project) -> None:
+    stand_ins.append("convertation/head/mlp.py", "# a remark\n")
+    stand_ins.append("convertation/head/binary.pbtxt", "# a remark\n")
+    assert said_to_nobody(stand_ins, "repository") == ""
+    assert stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# a remark\n")
+    assert said_to_nobody(stand_ins, "rollback") == ""
+    assert not stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# a remark\n")
 
 
 @pytest.mark.parametrize("name", ["build", "VERSION", "absent.json"])
