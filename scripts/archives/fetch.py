@@ -27,7 +27,7 @@ import requests
 
 from scripts.archives.partial import CHUNK, Partial
 from scripts.archives.progress import Progress, amount
-from scripts.archives.unpack import opened
+from scripts.archives.unpack import IN_PARTS, is_part, opened
 from scripts.archives.yandex_disk import (
     Archive,
     Pause,
@@ -225,6 +225,8 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
     if not given.is_file():
         raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
+    if is_part(given):
+        raise SystemExit(IN_PARTS.format(given))
     if not zipfile.is_zipfile(given):
         raise SystemExit(f"{given}: no zip archive, or only the beginning of one; fetch it again from {origin.link}")
     told = lock

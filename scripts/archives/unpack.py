@@ -16,6 +16,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -37,7 +38,7 @@ READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and
 # Not `zip -s 0`: Debian's zip 3.0-13 loses bytes of a member that lies in four parts
 IN_PARTS = (
     "{0}: one part of an archive in several; unpack them together with 7-Zip (apt install p7zip-full; 7z x the part "
-    "that ends in .zip) and pack them as one: zip -r"
+    "that ends in .zip or .001) and pack them as one: zip -r"
 )
 LONGEST = 255  # bytes of a file's name that Linux takes
 # Control characters, halves of characters, and what turns the direction of writing: a name could look like another
@@ -157,9 +158,7 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     except FileNotFoundError:
         raise SystemExit(f"{archive} is missing; make fetches it, see make help") from None
     except DAMAGED as error:
-        with archive.open("rb") as file:
-            begins = file.read(4)
-        if begins == b"PK\7\x08" or "multiple disks" in str(error):
+        if is_part(archive) or "multiple disks" in str(error):
             raise SystemExit(IN_PARTS.format(archive)) from None
         raise SystemExit(f"{archive}: no zip archive, or not all of one: {error}; remove and fetch it again") from None
     with content:
@@ -172,6 +171,14 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise SystemExit(f"{archive}: not unpacked, what was there before stays: {error.strerror}") from None
+
+
+def is_part(archive: Path) -> bool:
+    """Tell whether a file is one of several by its first bytes (zip -s, WinZip) or its name (7-Zip: weights.zip.002)."""
+    if re.search(r"\.(z\d\d|zip\.\d{3})$", archive.name.lower()):
+        return True
+    with archive.open("rb") as file:
+        return file.read(4) == b"PK\7\x08"
 
 
 def inspect(content: zipfile.ZipFile, archive: Path) -> Members:

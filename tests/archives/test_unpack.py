@@ -436,6 +436,10 @@ def test_a_part_of_a_split_archive_is_called_so() -> None:
     data = ZIP.read_bytes()
     ZIP.write_bytes(b"PK\7\x08" + data[:200])  # the first of several, as `zip -s` writes it
     assert "one part of an archive in several; unpack them together with 7-Zip" in failure(run_all)
+    for name in "weights.zip.001", "weights.zip.002", "weights.z01":
+        Path(name).write_bytes(data[:200])  # as 7-Zip cuts an archive
+        with pytest.raises(SystemExit, match="one part of an archive in several"):
+            unpack_tree(Path(name), WEIGHTS, "")
     at = data.index(b"PK\1\2")
     ZIP.write_bytes(data[: at + 34] + struct.pack("<H", 1) + data[at + 36 :])  # the last: a member begins in the second
     assert "one part of an archive in several" in failure(run_all)
