@@ -174,7 +174,7 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
 
 
 def is_part(archive: Path) -> bool:
-    """Tell whether a file is one of several by its first bytes (zip -s, WinZip) or its name (7-Zip: weights.zip.002)."""
+    """Tell whether a file is one of several, by its first bytes (zip -s) or its name (7-Zip: weights.zip.002)."""
     if re.search(r"\.(z\d\d|zip\.\d{3})$", archive.name.lower()):
         return True
     with archive.open("rb") as file:

@@ -20,7 +20,7 @@ import subprocess
 from pathlib import Path
 
 from scripts.steps.records import digest, found, holds, known, lock, made_from, owned, read, record, write, wrote
-from scripts.steps.swap import beside, finish, let_it_move
+from scripts.steps.swap import beside, finish, finish_copies, let_it_move
 from scripts.steps.tell import tell
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
@@ -209,16 +209,6 @@ def begin(
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
     write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
     finish(journal)
-
-
-def finish_copies(repository: str) -> None:
-    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
-    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
-        copies = beside(repository, f"copies/{kind}")
-        for model in os.listdir(copies) if os.path.isdir(copies) else []:
-            if model != "full":
-                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
-                os.rename(f"{copies}/{model}", f"{folder}/{model}")
 
 
 if __name__ == "__main__":

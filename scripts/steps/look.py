@@ -58,12 +58,25 @@ def refuse_links_to_nowhere(files: list[str]) -> None:
                     )
 
 
+def copied() -> list[str]:
+    """Return the repositories beside which folders are being copied, or were when a kill came (see swap.py)."""
+    names = os.listdir(".make/published") if os.path.isdir(".make/published") else []
+    repositories = [name.replace("%", "/") for name in names]
+    return [
+        path
+        for path in repositories
+        if os.path.isdir(os.path.join(os.path.dirname(path), f".{os.path.basename(path)}", "copies"))
+    ]
+
+
 def finish_what_was_cut_short() -> None:
     """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
-    from scripts.steps.swap import finish
+    from scripts.steps.swap import finish, finish_copies
 
     with lock("publish"):
-        for journal in os.listdir(".make/journal"):
+        for repository in copied():
+            finish_copies(repository)
+        for journal in os.listdir(".make/journal") if os.path.isdir(".make/journal") else []:
             if journal.endswith("~"):
                 os.remove(f".make/journal/{journal}")
                 continue
@@ -71,9 +84,10 @@ def finish_what_was_cut_short() -> None:
 
 
 if __name__ == "__main__":
+    for_make, sys.stdout = sys.stdout, sys.stderr  # which takes all of it for the token
     try:
         refuse_links_to_nowhere(sys.argv[1:])
-        if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
+        if copied() or (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
             finish_what_was_cut_short()
         forget_dead_environments()
         with lock("publish", fcntl.LOCK_SH):
@@ -84,4 +98,4 @@ if __name__ == "__main__":
         place = error.filename or os.path.abspath(".make")
         hint = "make doctor tells what helps"
         raise SystemExit(f"{place}: {error.strerror}; nothing was made, what was there before stays; {hint}") from None
-    print(time.time_ns())
+    print(time.time_ns(), file=for_make)

@@ -46,6 +46,17 @@ def let_it_move(path: str, copies: str) -> None:
     os.rename(copy, path)
 
 
+def finish_copies(repository: str) -> None:
+    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
+    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
+        copies = beside(repository, f"copies/{kind}")
+        for model in os.listdir(copies) if os.path.isdir(copies) else []:
+            if model != "full":
+                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
+                os.rename(f"{copies}/{model}", f"{folder}/{model}")
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+
+
 def finish(journal: str) -> None:
     """Do what is left of the journal, each part of which may have been done before a kill."""
     if not (text := read(journal)):
