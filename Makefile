@@ -5,6 +5,9 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 .DEFAULT_GOAL := help
 
+$(if $(wildcard artifacts.mk),,$(error make works in the project's folder; $(strip make -C \
+  $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))) $(MAKECMDGOALS))))
+
 # Every knob and its default; $(call step,COMMAND,PACKAGES), which runs COMMAND unless the record of its result is true;
 # the lists that rules are about
 include knobs.mk scripts/steps/content.mk artifacts.mk

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from starter import start_alike
 
 ROOT = Path(__file__).parents[1]
 
-# A shell lets what it starts in the background ignore Ctrl-C, and every program of the tests would inherit that
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for number in signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM:
-    signal.signal(number, signal.SIG_DFL)
-os.umask(0o022)
+start_alike()
 REPOSITORY = "model_repository_running"
 SOURCES = (
     *(path.name for path in sorted(ROOT.glob("*.mk"))),

@@ -27,7 +27,7 @@ import requests
 
 from scripts.archives.partial import CHUNK, Partial
 from scripts.archives.progress import Progress, amount
-from scripts.archives.unpack import opened
+from scripts.archives.unpack import IN_PARTS, is_part, opened
 from scripts.archives.yandex_disk import (
     Archive,
     Pause,
@@ -47,6 +47,7 @@ from scripts.archives.yandex_disk import (
     timeouts,
 )
 from scripts.steps.records import digest
+from scripts.steps.tell import tell
 
 
 def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
@@ -66,13 +67,13 @@ def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.s
             return
         if lock and out.exists() and not difference(lock, here := look(out, lock)):
             settle(origin, lock, here, out)
-            print(f"{out} is what {origin.lock} says; nothing to download", flush=True)
+            tell(f"{out} is what {origin.lock} says; nothing to download")
             return
         if not lock and out.exists():
             there = persist(origin, lambda: ask(origin), pause=pause)
             if not difference(there, here := look(out, there)):
                 settle(origin, there, here, out)
-                print(f"{out} is what Yandex.Disk has; nothing to download", flush=True)
+                tell(f"{out} is what Yandex.Disk has; nothing to download")
                 return
         download(origin, lock, out, pause)
 
@@ -105,11 +106,11 @@ def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> N
         if lock and (wrong := difference(lock, got)):  # the API gave no sha256 to compare beforehand
             raise SystemExit(f"{part.set_aside()}: {changed(origin, wrong)}")
         if out.exists() and not out.is_symlink():
-            print(f"{out} was another archive; it is kept as {(old := unused(out))}", flush=True)
+            tell(f"{out} was another archive; it is kept as {(old := unused(out))}")
             out.rename(old)
         part.finish(out)
     settle(origin, there, got, out)
-    print(f"{out}: {amount(got.size)}, sha256 {got.sha256}", flush=True)
+    tell(f"{out}: {amount(got.size)}, sha256 {got.sha256}")
 
 
 def attempt(origin: Source, lock: Archive | None, part: Partial) -> Archive:
@@ -201,13 +202,14 @@ def settle(origin: Source, told: Archive, got: Archive, path: Path) -> None:
                 f"{unreadable}\n{origin.lock} is not recorded; of what you pack anew: {origin.by_hand}"
             ) from None
         record(origin, replace(told, sha256=got.sha256))
-        print(f"{origin.lock}: recorded, as it was the first time; commit it", flush=True)
+        tell(f"{origin.lock}: recorded, as it was the first time; commit it")
 
 
 def prove(archive: Path) -> None:
     """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
-    with opened(archive):
-        pass
+    with opened(archive) as (_, members):
+        if not members:
+            raise SystemExit(f"{archive}: a zip archive without a file in it; expected the models' files")
 
 
 def unreadable(archive: Path) -> bool:
@@ -224,6 +226,8 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
     if not given.is_file():
         raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
+    if is_part(given):
+        raise SystemExit(IN_PARTS.format(given))
     if not zipfile.is_zipfile(given):
         raise SystemExit(f"{given}: no zip archive, or only the beginning of one; fetch it again from {origin.link}")
     told = lock
@@ -236,24 +240,24 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     here = look(given, told)
     if (wrong := difference(told, here)) and unreadable(out) and not difference(told, look(out, told)):
         prove(given)  # it was packed anew, since what Yandex.Disk has cannot be read
-        print(f"{out} cannot be read; {given} takes its place: {wrong}", flush=True)
+        tell(f"{out} cannot be read; {given} takes its place: {wrong}")
         here = told = look(given, Archive(given.stat().st_size))
         record(origin, told)
-        print(f"{origin.lock}: recorded; commit it", flush=True)
+        tell(f"{origin.lock}: recorded; commit it")
     elif wrong:
         other = f"not what Yandex.Disk has now: {wrong}; fetch it again from {origin.link}"
         raise SystemExit(f"{given}: {changed(origin, wrong) if lock else other}")
     settle(origin, told, here, given)
     if out.exists() and (out.samefile(given) or not difference(here, look(out, here))):
-        print(f"{out}: {amount(here.size)}, used as it is", flush=True)
+        tell(f"{out}: {amount(here.size)}, used as it is")
         return
     if out.is_symlink():
         out.unlink()
     elif out.exists():
-        print(f"{out} makes room for a link; it is kept as {(old := unused(out))}", flush=True)
+        tell(f"{out} makes room for a link; it is kept as {(old := unused(out))}")
         out.rename(old)
     out.symlink_to(given.resolve())
-    print(f"{out}: a link to {given.resolve()}, {amount(here.size)}, sha256 {here.sha256}", flush=True)
+    tell(f"{out}: a link to {given.resolve()}, {amount(here.size)}, sha256 {here.sha256}")
 
 
 def look(path: Path, like: Archive) -> Archive:
@@ -296,7 +300,7 @@ def alone(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{path}: waiting for another process that fetches it", flush=True)
+                tell(f"{path}: waiting for another process that fetches it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 held = os.path.samestat(os.fstat(file.fileno()), guard.stat())

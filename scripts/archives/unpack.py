@@ -16,6 +16,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -34,7 +35,11 @@ MOST_BYTES = 500 * 10**9  # unpacked; the real archives are far smaller
 MOST_FILES = 100_000
 MOST_RATIO = 1100  # unpacked to packed; deflate reaches 1032 at most
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # zipfile reads bzip2 and LZMA without a bound on memory
-IN_PARTS = "{0}: one part of an archive in several; join them first: zip -s 0 {0} --out whole.zip"
+# Not `zip -s 0`: Debian's zip 3.0-13 loses bytes of a member that lies in four parts
+IN_PARTS = (
+    "{0}: one part of an archive in several; unpack them together with 7-Zip (apt install p7zip-full; 7z x the part "
+    "that ends in .zip or .001) and pack them as one: zip -r"
+)
 LONGEST = 255  # bytes of a file's name that Linux takes
 # Control characters, halves of characters, and what turns the direction of writing: a name could look like another
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -66,6 +71,7 @@ def unpack(archive: Path, member: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         room(out.parent, info.file_size, archive)
         draft = out.with_name(f"{out.name}.part")
+        draft.unlink(missing_ok=True)  # of a run that was killed
         try:
             extract(content, info, draft)
             draft.replace(out)
@@ -105,13 +111,33 @@ def unpack_all(
         shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
         try:
             drafts.mkdir()
-            digests = [extract(content, info, drafts / str(number), progress) for number, (_, info) in enumerate(new)]
-            for number, ((target, _), digest) in enumerate(zip(new, digests, strict=True)):
-                move(drafts / str(number), target)
+            digests = []
+            for target, info in new:  # under its own name, which the file system may refuse
+                place = target.relative_to(folder)
+                with named(archive, place):
+                    (drafts / place).parent.mkdir(parents=True, exist_ok=True)
+                    digests.append(extract(content, info, drafts / place, progress))
+            for (target, _), digest in zip(new, digests, strict=True):
+                move(drafts / target.relative_to(folder), target)
                 wrote(str(target), digest)
         finally:
             shutil.rmtree(drafts, ignore_errors=True)
     return kept
+
+
+@contextmanager
+def named(archive: Path, name: Path) -> Iterator[None]:
+    """SystemExit, naming it, where the file system does not take a new file of this name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.EEXIST):
+            raise
+        beside = " beside the others" if error.errno == errno.EEXIST else ""
+        raise SystemExit(
+            f"{archive}: not unpacked, what was there before stays: {str(name)!r} is no name that this file system "
+            f"takes{beside} ({error.strerror}); unpack on another one, or pack the archive anew with another name"
+        ) from None
 
 
 def replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
@@ -132,9 +158,7 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     except FileNotFoundError:
         raise SystemExit(f"{archive} is missing; make fetches it, see make help") from None
     except DAMAGED as error:
-        with archive.open("rb") as file:
-            begins = file.read(4)
-        if begins == b"PK\7\x08" or "multiple disks" in str(error):
+        if is_part(archive) or "multiple disks" in str(error):
             raise SystemExit(IN_PARTS.format(archive)) from None
         raise SystemExit(f"{archive}: no zip archive, or not all of one: {error}; remove and fetch it again") from None
     with content:
@@ -147,6 +171,14 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise SystemExit(f"{archive}: not unpacked, what was there before stays: {error.strerror}") from None
+
+
+def is_part(archive: Path) -> bool:
+    """Tell whether a file is one of several, by its first bytes (zip -s) or its name (7-Zip: weights.zip.002)."""
+    if re.search(r"\.(z\d\d|zip\.\d{3})$", archive.name.lower()):
+        return True
+    with archive.open("rb") as file:
+        return file.read(4) == b"PK\7\x08"
 
 
 def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
@@ -278,7 +310,7 @@ def extract(
 ) -> str:
     """Write the member to `out`, with the modes of any new file; return its SHA-256."""
     digest = hashlib.sha256()
-    with out.open("wb") as file:
+    with out.open("xb") as file:
         for block in blocks(content, info):
             file.write(block)
             digest.update(block)

@@ -75,7 +75,7 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
     print(f"{SERVICE} is ready: HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};")
     for told in notes() if repository else []:  # an image of others tells nothing of its release
         print(told)
-    print(f"in the network chest {SERVICE}:8001; a client loads what it asks: {names}")
+    print(f"in the network {network(now)} {SERVICE}:8001; a client loads what it asks: {names}")
 
 
 def reason(said: str) -> str:
@@ -107,6 +107,11 @@ def http(identity: str) -> str:
         raise SystemExit("tritonserver starts again and again and does not answer; make logs")
     bound = ports["8000/tcp"][0]
     return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
+
+
+def network(identity: str) -> str:
+    """Return the names of the networks that a container has joined, as Docker knows them."""
+    return ", ".join(sorted(inspect("container", identity)["NetworkSettings"]["Networks"]))
 
 
 def index(identity: str) -> list[dict[str, str]]:

@@ -5,18 +5,23 @@ something, with --gpu also if the second does; without, a missing GPU is told an
 """
 
 import argparse
+import errno
+import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from scripts.plans import gpu
 from scripts.serve.releases import notes
+from scripts.steps.look import ENVIRONMENTS
+from scripts.steps.tell import tell
 
 GB = 1e9
 
@@ -49,9 +54,33 @@ def python() -> Finding:
     return Finding(f"Python ({name})", version, needed, todo)
 
 
+def checkout() -> Finding:
+    """Whether make can write and lock files here, as it has to; nothing is left of the try."""
+    folder = ".make" if Path(".make").is_dir() else "."
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        help_ = {
+            errno.EACCES: f"sudo chown -R $(id -u) {Path.cwd()}",
+            errno.ENOSPC: "make clean, or a larger disk",
+            errno.EDQUOT: "make clean, or a larger quota",
+            errno.EROFS: "clone the project to a disk that may be written to",
+        }
+        locks = (
+            "a share without locks: mount it with them (NFS: option local_lock=flock or rpc.statd), or clone elsewhere"
+        )
+        return Finding(
+            "checkout", str(error.strerror), "files can be written and locked", help_.get(error.errno or 0, locks)
+        )
+    return Finding("checkout", "can be written to", "files can be written and locked", "")
+
+
 def environments() -> Finding:
     """The environments of this checkout that are there, each with a Python that runs."""
-    here = [folder for folder in (".venv", ".venv-triton", ".venv-inference") if Path(folder, "bin").is_dir()]
+    here = [folder for folder in ENVIRONMENTS if Path(folder, "bin").is_dir()]
     dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
     found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
     todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""
@@ -161,9 +190,9 @@ def run(*command: str) -> str:
 def show(findings: list[Finding]) -> None:
     for finding in findings:
         state = "lacking" if finding.todo else "ok     "
-        print(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
+        tell(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
         for line in finding.todo.splitlines():
-            print(f"             {line}")
+            tell(f"             {line}")
 
 
 def main() -> None:
@@ -171,22 +200,22 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
     parser.add_argument("ports", type=int, nargs="*")
     given = parser.parse_args()
-    checks: list[Callable[[], Finding]] = [make, python, environments, disk, memory, shared_memory]
+    checks: list[Callable[[], Finding]] = [make, python, checkout, environments, disk, memory, shared_memory]
     here = [check() for check in checks]
-    print("make repository:")
+    tell("make repository:")
     show(here)
     if given.ports:  # taken ones hinder make serve alone
         show([ports(given.ports)])
     for told in notes():  # never a hindrance
-        print(f"note     {told}")
-    print("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
+        tell(f"note     {told}")
+    tell("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
     beyond = [docker(), image("TENSORRT_IMAGE"), image("TRITON_IMAGE"), toolkit(), card()]
     show(beyond)
     lacking = any(finding.todo for finding in here)
     without = any(
         finding.found in ("none that answers", "none", "not seen in a container") for finding in (beyond[0], beyond[-1])
     )
-    print(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
+    tell(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
           f"plans {'cannot be built here yet' if without else 'can be built here'}")  # fmt: skip
     sys.exit(int(lacking or (given.gpu and without)))
 

@@ -23,6 +23,7 @@ from typing import Any
 from scripts.steps.explain import ARCHIVE, Step, ask_make, judged, locked
 from scripts.steps.records import digest, known, made_from, read, record, sha256, wrote
 from scripts.steps.step import KEPT
+from scripts.steps.tell import tell
 
 READ_AS = b"\x0a\x12checkpoint_read_as"  # a key of 18 letters, as protobuf writes it; its value follows
 
@@ -134,15 +135,15 @@ def check(repository: str, file: str) -> None:
     try:
         told = json.loads(read(file))
         lines = differences(repository, told)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise SystemExit(f"{file}: no provenance; expected what `make provenance > {file}` writes") from None
     if lines:
         raise SystemExit("\n".join([*lines, f"{repository} is not what {file} tells of"]))
-    print(f"{repository}: {len(told['published'])} files are those of {file}")
+    tell(f"{repository}: {len(told['published'])} files are those of {file}")
 
 
 if __name__ == "__main__":
     if sys.argv[2:3] == ["--check"]:
         check(sys.argv[1], sys.argv[3])
     else:
-        print(json.dumps(provenance(sys.argv[1], judged(ask_make("repository"), sys.argv[1])), indent=2))
+        tell(json.dumps(provenance(sys.argv[1], judged(ask_make("repository"), sys.argv[1])), indent=2))

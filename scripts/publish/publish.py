@@ -36,7 +36,8 @@ from scripts.steps.records import (
 from scripts.steps.step import ready
 from scripts.steps.submake import run_make
 from scripts.steps.summary import summary
-from scripts.steps.swap import beside, finish, let_it_move
+from scripts.steps.swap import beside, finish, finish_copies, let_it_move
+from scripts.steps.tell import tell
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
 MOVED = ("build/onnx/", "build/prebuilt/")
@@ -104,7 +105,7 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
         wanted = there | {path.partition("/")[0] for path in judged}
         models = sorted(model for model in wanted if content(repository, model) != of(model, judged))
         if not models:
-            print(f"{repository} is up to date: {len(judged)} files, nothing published")
+            tell(f"{repository} is up to date: {len(judged)} files, nothing published")
         else:
             refuse_what_is_not_ours(repository, "prebuilt", models)
             if (unserved := told.get("unserved")) and os.environ.get("ACCEPT") != "unserved":
@@ -116,7 +117,7 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
             for path, (source, sha) in sources.items():
                 if path.partition("/")[0] in models and digest(source) != sha:
                     if not (copy := found(sha)) or copy.startswith((f"{folder}/", beside(repository, "next"))):
-                        print(f"{source} is to be published and is there no more", flush=True)
+                        tell(f"{source} is to be published and is there no more")
                         raise SystemExit(LACKING)
                     sources[path] = copy, sha
             replace(repository, "prebuilt", models, sources)
@@ -165,7 +166,7 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
     new = {path.partition("/")[0] for path in notes}
     for what, which in (("published", new), ("removed", set(models) - new)):
         if which:
-            print(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
+            tell(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
 
 
 def rollback(repository: str) -> None:
@@ -187,8 +188,8 @@ def rollback(repository: str) -> None:
             if yours := sorted(content(repository, model).keys() - ours):
                 raise SystemExit(f"{repository}/{yours[0]} was not made by this build and would be lost; move it away")
         begin(repository, models, "previous", read(record("published", repository)), {}, [])
-        print(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
-        print("`make repository` publishes what the present inputs make")
+        tell(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
+        tell("`make repository` publishes what the present inputs make")
 
 
 def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
@@ -288,16 +289,6 @@ def begin(
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
     write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
     finish(journal)
-
-
-def finish_copies(repository: str) -> None:
-    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
-    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
-        copies = beside(repository, f"copies/{kind}")
-        for model in os.listdir(copies) if os.path.isdir(copies) else []:
-            if model != "full":
-                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
-                os.rename(f"{copies}/{model}", f"{folder}/{model}")
 
 
 if __name__ == "__main__":

@@ -220,6 +220,11 @@ def in_docker(
         raise SystemExit(
             f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
         )
+    look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
+    if look.returncode and "no such image" in look.stderr.lower():  # any other trouble, `docker run` tells
+        raise SystemExit(
+            f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
+        )
     # The files that links in the repository lead to are mounted as well, each where the link says.
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]

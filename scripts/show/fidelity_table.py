@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.steps.tell import tell
+
 SYNTHETIC = "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses"
 HEADER = ("hop", "against", "embedding: max", "99.9 %", "1 - cosine", "codes flipped", "widest margin")
 
@@ -49,4 +51,4 @@ def show(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(show(json.loads(Path(sys.argv[1]).read_text()))))
+    tell("\n".join(show(json.loads(Path(sys.argv[1]).read_text()))))

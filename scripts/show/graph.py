@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
 from scripts.steps.records import read, record
+from scripts.steps.tell import tell
 
 REBUILT = "rebuilt"
 LOOK = {  # fill, outline, dashes and meaning of each state; on a black-and-white print the dashes and the text tell
@@ -259,7 +260,7 @@ def main(repository: str, out: str) -> None:
     drawn = picture(judged(ask_make("repository"), repository), repository)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(drawn)
-    print(out)
+    tell(out)
 
 
 if __name__ == "__main__":

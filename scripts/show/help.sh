@@ -11,31 +11,37 @@ shift
 declare -A values
 for knob in "$@"; do values[${knob%%=*}]=$knob; done
 
-theme='' comment=()
-while IFS= read -r line; do
-  case $line in
-    '# --- '*)
-      theme=${line#\# --- } theme=${theme%% --*} comment=()
-      ;;
-    '# '*)
-      comment+=("${line#\# }")
-      ;;
-    *' = $('*)
-      [[ -z $theme ]] || printf '%s\n' "$theme"
-      printf '  %s\n' "${values[${line%% = *}]-}"
-      for more in "${comment[@]}"; do printf '      %s\n' "$more"; done
-      theme='' comment=()
-      ;;
-    [a-z]*:*'  ## '*)
-      [[ -z $theme ]] || printf '%s\n' "$theme"
-      printf '  make %-12s %s\n' "${line%%:*}" "${line#*  \#\# }"
-      theme='' comment=()
-      ;;
-    *)
-      comment=()
-      ;;
-  esac
-done < "$file"
-echo
-[[ $# -gt 0 ]] || echo "  make help KNOBS=1 lists the knobs, such as make repository WEIGHTS=synthetic"
-echo "  version $(< VERSION)"
+help() {
+  local theme='' comment=() line knob more
+  while IFS= read -r line; do
+    case $line in
+      '# --- '*)
+        theme=${line#\# --- } theme=${theme%% --*} comment=()
+        ;;
+      '# '*)
+        comment+=("${line#\# }")
+        ;;
+      *' = $('*)
+        [[ -z $theme ]] || printf '%s\n' "$theme"
+        printf '  %s\n' "${values[${line%% = *}]-}"
+        for more in "${comment[@]}"; do printf '      %s\n' "$more"; done
+        theme='' comment=()
+        ;;
+      [a-z]*:*'  ## '*)
+        [[ -z $theme ]] || printf '%s\n' "$theme"
+        printf '  make %-12s %s\n' "${line%%:*}" "${line#*  \#\# }"
+        theme='' comment=()
+        ;;
+      *)
+        comment=()
+        ;;
+    esac
+  done < "$file"
+  echo
+  [[ $# -gt 0 ]] || echo "  make help KNOBS=1 lists the knobs, such as make repository WEIGHTS=synthetic"
+  echo "  version $(< VERSION)"
+}
+
+text=$(help "$@")
+trap '' PIPE # whoever stops reading (| head -1) hears no complaint
+printf '%s\n' "$text" 2> /dev/null || true

@@ -21,6 +21,7 @@ from scripts.show.page import heading, load, missing, stale, table
 from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judged
 from scripts.steps.records import known, read, record
 from scripts.steps.summary import size
+from scripts.steps.tell import tell
 
 HERE = Path(__file__).parent
 # Nothing is asked for, wherever the page is opened
@@ -223,7 +224,7 @@ def main(repository: str, out: str) -> None:
     draft = Path(f"{out}.part")
     draft.write_text(page)
     draft.replace(out)
-    print(out)
+    tell(out)
 
 
 if __name__ == "__main__":

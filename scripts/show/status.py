@@ -11,6 +11,7 @@ import sys
 
 from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
 from scripts.steps.records import digest, known
+from scripts.steps.tell import tell
 
 OUT_OF_DATE = 3  # exit status with --check
 
@@ -66,6 +67,6 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 if __name__ == "__main__":
     check, words = sys.argv[1] == "--check", [word for word in sys.argv[1:] if word != "--check"]
     found = judged(ask_make("repository"), words[0])
-    print("\n".join(closure(words[1], found) if words[1:] else status(found)))
+    tell("\n".join(closure(words[1], found) if words[1:] else status(found)))
     if check and any(step.state == STALE for step in found.values()):
         sys.exit(OUT_OF_DATE)

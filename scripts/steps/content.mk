@@ -21,6 +21,7 @@ endef
 $(foreach knob,$(knobs),$(if $(findstring $(newline),$($(knob))),$(error $(knob): expected one line, it has more)))
 dry     = $(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS))))
 nested := $(if $(MAKE_RESTARTS),$(MAKE_NESTED),$(MAKE_RUN))
+MAKEFLAGS += $(if $(nested),--silent)
 looked := $(shell $(system_python) scripts/steps/look.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' \
             $(values))
 $(if $(filter run=%,$(looked)),,$(error $(or $(looked),$(system_python) cannot run scripts/steps/look.py)))

@@ -21,7 +21,8 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 from scripts.steps import knobs as knob  # noqa: E402
 from scripts.steps.records import digest, known, lock, look, look_at_tree, owned, read, record, write, wrote  # noqa: E402
 
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference", ".venv-rtx", ".venv-prebuilt", ".venv-compare")
+JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
 LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
 NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback"}
 SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertation/models.yaml"
@@ -98,13 +99,15 @@ def find_python(command: str, given: bool) -> str:
 def forget_dead_environments() -> None:
     """Forget that an environment was installed whose Python, a link, went away; the next step makes it anew."""
     for folder in ENVIRONMENTS:
-        if not os.path.isfile(f"{folder}/installed") or not os.path.isdir(f"{folder}/bin"):
+        if not os.path.isdir(f"{folder}/bin"):
             continue
+        marks = [name for name in os.listdir(folder) if name.startswith("installed") or name == "requirements.txt"]
         pythons = [f"{folder}/bin/{name}" for name in os.listdir(f"{folder}/bin") if name.startswith("python3.")]
-        if pythons and not any(os.access(python, os.X_OK) for python in pythons):
-            for name in os.listdir(folder):
-                if name.startswith("installed"):
-                    os.remove(f"{folder}/{name}")
+        if marks and pythons and not any(os.access(python, os.X_OK) for python in pythons):
+            for name in marks:
+                os.remove(f"{folder}/{name}")
+            if folder == ".venv-prebuilt" and os.path.exists(record("made", JUDGED)):
+                os.remove(record("made", JUDGED))
             gone = os.path.realpath(pythons[0])
             print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
 
@@ -128,12 +131,25 @@ def tell_own_files() -> None:
             print(f"local: {path} is yours; it is used as it is", file=sys.stderr, flush=True)
 
 
+def copied() -> list[str]:
+    """Return the repositories beside which folders are being copied, or were when a kill came (see swap.py)."""
+    names = os.listdir(".make/published") if os.path.isdir(".make/published") else []
+    repositories = [name.replace("%", "/") for name in names]
+    return [
+        path
+        for path in repositories
+        if os.path.isdir(os.path.join(os.path.dirname(path), f".{os.path.basename(path)}", "copies"))
+    ]
+
+
 def finish_what_was_cut_short() -> None:
     """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
-    from scripts.steps.swap import finish
+    from scripts.steps.swap import finish, finish_copies
 
     with lock("publish"):
-        for journal in os.listdir(".make/journal"):
+        for repository in copied():
+            finish_copies(repository)
+        for journal in os.listdir(".make/journal") if os.path.isdir(".make/journal") else []:
             if journal.endswith("~"):
                 os.remove(f".make/journal/{journal}")
                 continue
@@ -153,7 +169,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
     words = {"run": run or str(time.time_ns())}
     if goals - LOOK_AT_NOTHING:
         refuse_links_to_nowhere()
-        if os.path.isdir(".make/journal") and os.listdir(".make/journal"):
+        if copied() or (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
             finish_what_was_cut_short()
         forget_dead_environments()
         with lock("publish", fcntl.LOCK_SH):
@@ -178,19 +194,16 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
 
 if __name__ == "__main__":
     run, nested, goals, given, *pairs = sys.argv[1:]
+    for_make, sys.stdout = sys.stdout, sys.stderr  # which takes all of it for its words
+    knobs = dict(pair.split("=", 1) for pair in pairs)
     try:
-        print(
-            main(
-                run,
-                nested,
-                set(goals.split()) or {"help"},
-                set(given.split()),
-                dict(pair.split("=", 1) for pair in pairs),
-            )
-        )
+        said = main(run, nested, set(goals.split()) or {"help"}, set(given.split()), knobs)
     except SystemExit as error:
-        print(error)
+        said = str(error)
     except PermissionError as error:
-        print(f"nothing was made, what was there before stays: {owned(str(error.filename))}")
+        said = f"nothing was made, what was there before stays: {owned(str(error.filename))}"
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}; nothing was made, what was there before stays")
+        place = error.filename or os.path.abspath(".make")
+        hint = "make doctor tells what helps"
+        said = f"{place}: {error.strerror}; nothing was made, what was there before stays; {hint}"
+    print(said, file=for_make)

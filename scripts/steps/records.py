@@ -130,11 +130,17 @@ def read(path: str) -> str:
 
 
 def write(path: str, text: str) -> None:
-    """Write a file at one stroke."""
+    """Write a file at one stroke; OSError, which names it, where that cannot be."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(draft := f"{path}.{os.uname().nodename}.{os.getpid()}~", "w") as file:
-        file.write(text)
-    os.replace(draft, path)
+    draft = f"{path}.{os.uname().nodename}.{os.getpid()}~"
+    try:
+        with open(draft, "w") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except OSError as error:  # a full disk tells no name
+        if os.path.exists(draft):
+            os.remove(draft)
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
@@ -146,6 +152,8 @@ def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
     except BlockingIOError:
         print(f"{path}: waiting for another make that is at it", flush=True)
         fcntl.flock(file, kind)
+    except OSError as error:  # a share whose server keeps no locks
+        raise OSError(error.errno, error.strerror, file.name) from None
     os.set_inheritable(file.fileno(), True)  # a command that outlives its make still counts
     return file
 

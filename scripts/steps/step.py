@@ -36,6 +36,7 @@ from scripts.steps.records import (
     wrote,
 )
 from scripts.steps.submake import run_make
+from scripts.steps.tell import tell
 
 SHOWN = 200  # characters of a command that failed
 UNCACHED = (".venv", "build/checks/verdict.json", "build/fidelity.json", "build/plan/sm")  # of this machine alone
@@ -85,7 +86,7 @@ def step(target: str, command: str, tools: str, inputs: list[str], needed: list[
             hit = None
         if hit:
             reason = "from the cache"
-        print(f"{target}: {reason}", flush=True)
+        tell(f"{target}: {reason}")
         if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         elif not hit:
@@ -104,7 +105,7 @@ def step(target: str, command: str, tools: str, inputs: list[str], needed: list[
         with lock("publish", fcntl.LOCK_SH):
             present = digest(target)  # the user may have been here meanwhile
             if keep and present and present not in (mine, new):
-                print(f"local: {target} is not what its archive holds; it is kept and used", flush=True)
+                tell(f"local: {target} is not what its archive holds; it is kept and used")
                 os.remove(out)
             elif new == (mine if moved else present):
                 os.remove(out)

@@ -10,6 +10,7 @@ import os
 import sys
 
 from scripts.steps.records import known, look, made_from, read, record, wrote
+from scripts.steps.tell import tell
 
 
 def summary(roots: list[str]) -> list[str]:
@@ -94,4 +95,4 @@ def size(path: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(["", *summary(sys.argv[1:])]))
+    tell("\n".join(["", *summary(sys.argv[1:])]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps.records import digest, note, owned, read, record, write
+from scripts.steps.tell import tell
 
 
 def let_it_move(path: str, copies: str) -> None:
@@ -43,6 +44,17 @@ def let_it_move(path: str, copies: str) -> None:
     os.rename(f"{copies}/full/{os.path.basename(path)}", copy)
     shutil.rmtree(path)
     os.rename(copy, path)
+
+
+def finish_copies(repository: str) -> None:
+    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
+    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
+        copies = beside(repository, f"copies/{kind}")
+        for model in os.listdir(copies) if os.path.isdir(copies) else []:
+            if model != "full":
+                shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
+                os.rename(f"{copies}/{model}", f"{folder}/{model}")
+    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
 
 
 def finish(journal: str) -> None:
@@ -100,7 +112,7 @@ def swap(new: str, live: str, inode: int) -> None:
             try:
                 exchange(new, live)
             except (OSError, AttributeError) as error:
-                print(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
+                tell(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
                 os.rename(live, aside)
                 os.rename(new, live)
     if not os.path.exists(new):

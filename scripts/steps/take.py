@@ -20,6 +20,7 @@ from scripts.steps.cache import Cache, Result
 from scripts.steps.records import digest, found, known, lock, note, read, record, settle, wrote
 from scripts.steps.step import CLIENT, KEPT, go_on_in_venv, is_cached, put, take_note
 from scripts.steps.submake import run_make
+from scripts.steps.tell import tell
 
 AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
 
@@ -104,7 +105,7 @@ def replace(target: str, hit: Result, cache: Cache) -> bool:
             return False
         put(out, target)
         note(target, hit.sha)
-    print(f"{target}: from the cache\n", end="", flush=True)  # in one piece, beside the others'
+    tell(f"{target}: from the cache")
     return True
 
 
@@ -127,4 +128,4 @@ if __name__ == "__main__":
     try:
         main(words[:middle], words[middle + 1 :])
     except OSError as error:
-        print(f"warning: nothing more is taken from the cache in one go: {error}", flush=True)
+        tell(f"warning: nothing more is taken from the cache in one go: {error}")

@@ -8,7 +8,7 @@
 #
 # With REQUIREMENTS.lock beside it (scripts/steps/lock.sh) each wheel must have a hash of it; PyTorch alone has none there.
 set -euo pipefail
-uv=0.13.9
+uv=0.13.9 share=~/.local/share/uv
 python=$1 folder=$2 requirements=$3 out=$4
 
 exec 9>".make/lock/$folder"
@@ -22,13 +22,13 @@ case $version in
     if ! [[ -x $folder/bin/python3.12 ]] && ! python3.12 -c 'import ensurepip, venv' 2> /dev/null; then
       tool=$(mktemp -d)
       trap 'rm -rf "$tool"' EXIT
-      echo "there is no python3.12 here: uv $uv downloads one into its own folder ($HOME/.local/share/uv)"
+      echo "there is no python3.12 here: uv $uv downloads one into its own folder ($share)"
       {
         "$other" -m venv "$tool/venv" &&
           "$tool/venv/bin/python3" -m pip install -qq --disable-pip-version-check "uv==$uv" &&
           "$tool/venv/bin/uv" --quiet venv --managed-python --seed --clear --python 3.12 "$folder"
       } || {
-        echo "uv could not make $folder with Python 3.12; install Python 3.11 or 3.12 with its venv, and: make … PYTHON=/path/to/python3.12" >&2
+        echo "uv could not make $folder with Python 3.12; install Python 3.11 or 3.12 with its venv, and: make … PYTHON=/path/to/python3.12; or name a mirror of uv's downloads: export UV_PYTHON_INSTALL_MIRROR=https://…" >&2
         exit 1
       }
     fi

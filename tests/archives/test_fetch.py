@@ -637,7 +637,13 @@ def test_another_archive_fetched_by_hand_is_refused(disk: YandexDisk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [(None, "there is no such file"), (DATA[:HALF], "only the beginning"), (b"", "no zip archive")]
+    ("data", "words"),
+    [
+        (None, "there is no such file"),
+        (DATA[:HALF], "only the beginning"),
+        (b"", "no zip archive"),
+        (b"PK\7\x08" + DATA[:HALF], "one part of an archive in several"),
+    ],
 )
 def test_what_is_no_archive_is_refused(disk: YandexDisk, data: bytes | None, words: str) -> None:
     given = Path("training/mine.zip")
@@ -670,7 +676,7 @@ def unreadable(seed: int = 5) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("data", [unreadable(), b"", DATA[:HALF]])
+@pytest.mark.parametrize("data", [unreadable(), b"", b"PK\5\6" + bytes(18), DATA[:HALF]])
 def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_taken(
     disk: YandexDisk, data: bytes
 ) -> None:

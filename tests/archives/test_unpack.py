@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -257,7 +259,7 @@ def test_a_folder_on_another_disk_is_written_to(monkeypatch: pytest.MonkeyPatch)
     honest = Path.replace
 
     def across(path: Path, target: Path) -> Path:
-        if path.parent.name == ".unpacking":
+        if ".unpacking" in path.parts:
             raise OSError(18, "Invalid cross-device link")
         return honest(path, target)
 
@@ -433,10 +435,94 @@ def test_a_part_of_a_split_archive_is_called_so() -> None:
     pack(FILES)
     data = ZIP.read_bytes()
     ZIP.write_bytes(b"PK\7\x08" + data[:200])  # the first of several, as `zip -s` writes it
-    assert "one part of an archive in several; join them first: zip -s 0" in failure(run_all)
+    assert "one part of an archive in several; unpack them together with 7-Zip" in failure(run_all)
+    for name in "weights.zip.001", "weights.zip.002", "weights.z01":
+        Path(name).write_bytes(data[:200])  # as 7-Zip cuts an archive
+        with pytest.raises(SystemExit, match="one part of an archive in several"):
+            unpack_tree(Path(name), WEIGHTS, "")
     at = data.index(b"PK\1\2")
     ZIP.write_bytes(data[: at + 34] + struct.pack("<H", 1) + data[at + 36 :])  # the last: a member begins in the second
     assert "one part of an archive in several" in failure(run_all)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG])
+def test_a_name_that_the_file_system_refuses_leaves_the_tree_as_it_was(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shares of Windows refuse a colon, and encrypted folders names of more than 143 bytes."""
+    pack(FILES)
+    run_all()
+    before = everything()
+    honest = os.mkdir, Path.open
+
+    def refuses(path: object) -> None:
+        if ":" in Path(str(path)).name:
+            raise OSError(code, os.strerror(code), str(path))
+
+    def mkdir(path: object, *words: Any, **named: Any) -> None:
+        refuses(path)
+        honest[0](path, *words, **named)  # type: ignore[arg-type]
+
+    def opens(path: Path, *words: Any, **named: Any) -> Any:
+        refuses(path)
+        return honest[1](path, *words, **named)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(Path, "open", opens)
+    for name in "bpr/10:14.png", "bpr/10:14/note":
+        pack(FILES | {BINARY: b"new", name: b"2", "later": b"3"})
+        message = failure(run_all)
+        assert message.startswith(f"weights.zip: not unpacked, what was there before stays: {name!r} is no name"), (
+            message
+        )
+        assert everything() == before
+
+
+def test_two_names_that_are_one_to_the_file_system_leave_the_tree_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on disks of Windows and macOS, where case does not count."""
+    honest = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *words, **named: honest(Path(str(path).replace("README", "readme")), *words, **named)
+    )
+    pack(FILES | {"bpr/readme": b"1", "bpr/README": b"2"})
+    assert "'bpr/README' is no name that this file system takes beside the others (File exists)" in failure(run_all)
+    assert everything() == {}
+
+
+def run_zip(*words: str, folder: str = ".") -> None:
+    """Run Info-ZIP's zip, which Debian and Ubuntu have."""
+    if not shutil.which("zip"):
+        pytest.skip("no zip here (apt install zip)")
+    subprocess.run(["zip", "-q", *words], cwd=folder, check=True)
+
+
+def lay_out(folder: str) -> None:
+    for name, data in FILES.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def test_what_zip_packs_two_folders_above_the_tree_is_read() -> None:
+    lay_out("desk/training/weights")
+    Path("desk/training/weights/bpr/отчёт 10.14\u202fAM.png").write_bytes(b"2")
+    run_zip("-r", "../weights.zip", "training/weights", folder="desk")
+    run_all("CT-RATE/*")
+    unpacked = everything()
+    unpacked.pop(".unpacked")
+    assert unpacked == FILES | {"bpr/отчёт 10.14\u202fAM.png": b"2"}
+
+
+def test_each_part_of_what_zip_splits_is_called_so() -> None:
+    lay_out("desk")
+    Path("desk/CT-RATE/large").write_bytes(random.Random(3).randbytes(200_000))
+    run_zip("-s", "64k", "-r", "../weights.zip", ".", folder="desk")
+    parts = sorted(Path().glob("weights.z*"))
+    assert len(parts) == 4
+    for part in parts[0], parts[-1]:
+        with pytest.raises(SystemExit, match="one part of an archive in several; unpack them together with 7-Zip"):
+            unpack_tree(part, WEIGHTS, "CT-RATE/*")
+    assert not WEIGHTS.exists()
 
 
 def test_the_harmless_twin_of_the_hostile_archives_is_taken() -> None:

@@ -278,6 +278,7 @@ def test_up_ends_when_the_container_is_healthy(story: Story) -> None:
 def test_the_container_is_what_the_team_joins(story: Story) -> None:
     networks = story.container["NetworkSettings"]["Networks"]
     assert list(networks) == [NAME] and "tritonserver" in networks[NAME]["Aliases"]
+    assert f"in the network {NAME} tritonserver:8001; a client loads" in story.said["up"]
     assert story.container["HostConfig"]["ShmSize"] == 2 << 30
     assert story.container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     (mount,) = story.container["Mounts"]

@@ -613,7 +613,8 @@ def test_the_verdict_of_an_image(repository: Path, monkeypatch: pytest.MonkeyPat
     result = judged(repository, image="triton:24.06")
     assert result["server"] == "triton:24.06 2.47.0"
     assert result["models"]["bpr_model"]["state"] == "READY"
-    run, removed = log.read_text().splitlines()
+    asked, run, removed = log.read_text().splitlines()
+    assert asked == "image inspect triton:24.06"
     name = next(word for word in run.split() if word.startswith("--name=")).removeprefix("--name=")
     assert removed == f"rm --force {name}"
 
