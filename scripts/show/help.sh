@@ -21,7 +21,7 @@ help() {
       '# '*)
         comment+=("${line#\# }")
         ;;
-      *' = $('*)
+      *" = \$("*)
         [[ -z $theme ]] || printf '%s\n' "$theme"
         printf '  %s\n' "${values[${line%% = *}]-}"
         for more in "${comment[@]}"; do printf '      %s\n' "$more"; done
