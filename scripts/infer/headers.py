@@ -6,14 +6,13 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 import pydicom
 from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from scripts.infer.source import Source, limited
+from scripts.infer.source import HALVES, Source, is_nifti, limited
 from scripts.infer.words import StudyError
 
 # What pydicom would say, it says with values of the file
@@ -83,7 +82,7 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
     found: dict[tuple[str, str], Series] = {}
     skipped = deflated = 0
     for name, size in limited(source):
-        if is_litter(name):
+        if is_nifti(name) or name.lower().endswith(HALVES):
             continue
         with source.open(name) as file:
             data = file.read(HEAD)
@@ -105,18 +104,13 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 add(found.setdefault(series.key, series), name, header)
             else:
                 skipped += 1
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file may raise anything
             skipped += 1
     if deflated and not found:
         raise StudyError("compression", syntax="Deflated Explicit VR Little Endian")
     return list(found.values()), skipped
-
-
-def is_litter(name: str) -> bool:
-    """Whether macOS or Windows left this file: they put such into every folder and archive."""
-    parts = PurePath(name).parts
-    last = parts[-1] if parts else ""
-    return "__MACOSX" in parts or last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def parse(data: bytes, *, whole: bool) -> Any:
@@ -141,7 +135,7 @@ def numbers(header: Any, name: str) -> tuple[float, ...] | None:
         value = header.get(name)
         values = [value] if isinstance(value, str | int | float) else list(value or [])
         result = tuple(float(item) for item in values)
-    except (ValueError, TypeError, OverflowError):  # pydicom reads no commas
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom reads no commas
         try:
             result = tuple(float(item) for item in written(header, name).replace(",", ".").split("\\"))
         except ValueError:
