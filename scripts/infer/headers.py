@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import pydicom
@@ -35,6 +36,10 @@ NO_SLICES = (
     "LOCALIZER", "MIP", "MINIP", "MIN IP", "MNIP", "PROJECTION IMAGE", "AVERAGE", "SCREEN SAVE", "SCREENSHOT",
     "CAPTURE", "SUBTRACT", "SUBTRACTION", "DOSE_INFO", "VOLUME_RENDER", "VRT",
 )  # fmt: skip
+
+
+IMAGES = ".dcm", ".dicom", ".ima"  # suffixes; others have none, or the end of a UID
+TEXTS = "README", "LICENSE", "VERSION", "COPYING", "INDEX", "CONTENTS"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 header = parse(data + file.read(), whole=True)
         deflated += packed
         if header is None:
-            skipped += 1
+            skipped += data[128:132] == b"DICM" or is_image_name(name)
             continue
         try:
             uid = text(header, "SeriesInstanceUID")
@@ -111,6 +116,13 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
     if deflated and not found:
         raise StudyError("compression", syntax="Deflated Explicit VR Little Endian")
     return list(found.values()), skipped
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is likely meant as DICOM: viewers, texts and pictures lie beside many a study."""
+    path = PurePath(name)
+    kind = path.suffix.lower()
+    return kind in IMAGES or kind[1:].isdigit() or (not kind and path.name.upper() not in TEXTS)
 
 
 def parse(data: bytes, *, whole: bool) -> Any:

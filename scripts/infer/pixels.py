@@ -31,20 +31,22 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     StudyError: no volume can be made of it, or two different images lie in one place.
     """
     whole = stack(series.slices)
-    if any(math.isnan(v) for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0)):
-        raise StudyError("bad_rescale")
     places = {(s.file, s.frame): place for place, there in enumerate(whole.slices) for s in there}
     by_file: dict[str, list[tuple[Slice, int]]] = {}
     for s in series.slices:  # in the order in which they lie in the archive
         if (s.file, s.frame) in places:
             by_file.setdefault(s.file, []).append((s, places[s.file, s.frame]))
-    exact = all(float(v).is_integer() for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0))
+    factors = [v for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0) if not math.isnan(v)]
+    exact = all(float(v).is_integer() for v in factors)
     hu = np.empty((len(whole.slices), *series.slices[0].shape), np.int16 if exact else np.float32)
     present: set[int] = set()
     copies = damaged = 0
+    why: StudyError | None = None  # the first image that is whole, and yet of no use
 
     def convert(image: Image, s: Slice, place: int) -> Done:
         """The place in the volume and, where several claim it, the plane for it; else that is in `hu` already."""
+        if math.isnan(s.slope or 1.0) or math.isnan(s.intercept or 0.0):
+            raise StudyError("bad_rescale")
         is_only = len(whole.slices[place]) == 1
         plane = hu[place] if is_only else np.empty_like(hu[place])
         pixels, padding = image.read(s)
@@ -59,6 +61,9 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
         except DamagedError:
             damaged += 1
             continue
+        except StudyError as error:
+            damaged, why = damaged + 1, why or error
+            continue
         if plane is None:
             pass
         elif place not in present:
@@ -71,7 +76,7 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     filled = sorted(present)
     lacking = sum(map(bool, whole.slices)) - len(present)
     if lacking and (len(filled) < FEWEST or len(hu) - len(filled) > MOST_MISSING * len(hu)):
-        raise StudyError("damaged", count=damaged)
+        raise why or StudyError("damaged", count=damaged)
     found = list(whole.remarks)
     if copies:
         found.append(say("duplicates", count=copies))

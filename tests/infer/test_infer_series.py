@@ -625,6 +625,21 @@ def test_a_rescale_that_cannot_be_read_is_not_taken_for_0(tmp_path: Path) -> Non
     assert failure(tmp_path) == "bad_rescale"
 
 
+def test_one_image_that_cannot_be_used_costs_no_study(tmp_path: Path) -> None:
+    paths = series(tmp_path, HU)
+    paths[3].write_bytes(paths[3].read_bytes().replace(b"-1024", b"-1O24"))
+    edit(paths[6], BitsAllocated=17)
+    ds = pydicom.dcmread(paths[8])
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
+    ds.PixelData, ds["PixelData"].VR = pydicom.encaps.encapsulate([b"video"]), "OB"
+    ds.save_as(paths[8])
+
+    _, volume, said = chosen(tmp_path)
+
+    assert say("damaged_images", count=3) in said
+    np.testing.assert_array_equal(np.delete(volume.hu, [3, 6, 8], 0), np.delete(HU, [3, 6, 8], 0).transpose(0, 2, 1))
+
+
 def test_a_file_that_does_not_name_its_transfer_syntax_is_read(tmp_path: Path) -> None:
     for path in series(tmp_path, HU):
         raw = path.read_bytes()
@@ -639,11 +654,15 @@ def test_a_file_that_does_not_name_its_transfer_syntax_is_read(tmp_path: Path) -
 def test_captures_and_litter_frighten_nobody(tmp_path: Path) -> None:
     series(tmp_path, HU, name="capture", SamplesPerPixel=3, PhotometricInterpretation="RGB")
     series(tmp_path, HU)
-    for name in ("__MACOSX/x.dcm", "._series-000.dcm", ".DS_Store", "Thumbs.db"):
+    for name in ("__MACOSX/x.dcm", "._series-000.dcm", ".DS_Store", "Thumbs.db", "viewer/run.exe", "a.jpg", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"litter")
     with opened(tmp_path) as source:
         assert read_headers(source)[1] == 0
+    for name in ("cut.dcm", "IM0001", "1.2.840.113"):
+        (tmp_path / name).write_bytes(b"no image")
+    with opened(tmp_path) as source:
+        assert read_headers(source)[1] == 3
 
 
 def test_what_is_wrong_with_another_part_of_the_body_is_not_told(tmp_path: Path) -> None:
