@@ -14,7 +14,7 @@ from scripts.infer.containers import archive_errors, read_to_end
 from scripts.infer.source import HALVES, PAIR, Source, is_nifti
 from scripts.infer.stack import STEEP, TILT
 from scripts.infer.values import check_values
-from scripts.infer.volume import SPACING, Volume, check_size, oriented
+from scripts.infer.volume import SPACING, TURNED, Volume, check_size, oriented, turn
 from scripts.infer.words import StudyError, say
 
 # sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
@@ -76,6 +76,8 @@ class Image:
                     read_to_end(part)
         if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
             said.append(say("not_numbers", count=count))
+        if angle <= TILT and (turned := turn(self.steps)) > TURNED:
+            said.append(say("turned", angle=f"{turned:.0f}"))
         view, order = oriented(raw, self.steps)
         lengths = self.lengths.tolist()
         return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]]))

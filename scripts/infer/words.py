@@ -180,8 +180,8 @@ WORDS = {
         "повреждены снимки: {count}; их места заполнены по копиям или соседним срезам либо отрезаны по краям",
     ),
     "far": (
-        "{count} slices far from the others were left out",
-        "отброшены срезы, лежащие далеко от остальных: {count}",
+        "{count} slices that lie far from the others, beside them or between their places were left out",
+        "отброшены срезы, лежащие далеко от остальных, в стороне от них или между их местами: {count}",
     ),
     "other_geometry": (
         "{count} images of the series were left out: of another size or orientation, or without a position",
@@ -206,6 +206,10 @@ WORDS = {
     "monochrome1": (
         "images are marked to be shown inverted; Hounsfield units were taken as stored",
         "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
+    ),
+    "turned": (
+        "the volume lies {angle}° askew to the patient's axes and is read as if it were straight",
+        "объём повёрнут на {angle}° к осям пациента и читается как прямой",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
     "no_air": (
@@ -243,6 +247,10 @@ WORDS = {
     "unread": (
         "{count} archives in it could not be read and were left out",
         "внутри есть архивы, которые не прочитаны: {count}",
+    ),
+    "copies": (
+        "the same volume lies in {count} more places of INPUT; this row stands for all",
+        "тот же объём лежит в INPUT ещё в других местах: {count}; эта строка — за все",
     ),
     "not_numbers": ("{count} voxels are no numbers and count as air", "воксели без числа сочтены воздухом: {count}"),
     # The rest of the output

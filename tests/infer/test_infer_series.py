@@ -525,8 +525,30 @@ def test_values_that_are_no_numbers_count_as_missing(tmp_path: Path) -> None:
 def test_uneven_steps_are_refused(tmp_path: Path) -> None:
     paths = series(tmp_path, HU)
     for index, path in enumerate(paths):
-        edit(path, ImagePositionPatient=[0, 0, 23 if index == 5 else 5 * index])
+        edit(path, ImagePositionPatient=[0, 0, 5 * index - 2 * (index in (5, 8))])
     assert failure(tmp_path) == "uneven"
+
+
+@pytest.mark.parametrize("position", [[-100, -100, -73], [-100, -40, -75], [40, -100, -75]])
+def test_one_slice_beside_its_place_costs_no_study(tmp_path: Path, position: list[float]) -> None:
+    edit(series(tmp_path, HU, step=(0, 0, 1))[5], ImagePositionPatient=position)
+    _, volume, said = chosen(tmp_path)
+    assert said == [say("far", count=1), say("filled", count=1)]
+    np.testing.assert_array_equal(np.delete(volume.hu, 5, 0), np.delete(HU, 5, 0).transpose(0, 2, 1))
+
+
+def test_one_slice_between_the_others_costs_no_study(tmp_path: Path) -> None:
+    series(tmp_path, HU)
+    edit(series(tmp_path, HU[:1] + np.int16(9), name="between")[0], SeriesInstanceUID=uid("study", "series"),
+         InstanceNumber=None, ImagePositionPatient=[-100, -100, -77.5])  # fmt: skip
+    _, volume, said = chosen(tmp_path)
+    np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
+    assert said == [say("far", count=1)]
+
+
+def test_a_volume_that_lies_askew_is_told(tmp_path: Path) -> None:
+    series(tmp_path, HU, orientation=(1, 0, 0, 0, 0.9397, 0.342), step=(0, -0.342, 0.9397))
+    assert chosen(tmp_path)[2] == [say("turned", angle=20)]
 
 
 @pytest.mark.parametrize(
@@ -563,7 +585,7 @@ def test_one_slice_far_from_the_others_costs_no_study(tmp_path: Path, far: float
     _, volume, said = chosen(tmp_path)
 
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
-    assert said == ["1 slices far from the others were left out"]
+    assert said == [say("far", count=1)]
 
 
 def test_a_damaged_copy_beside_a_good_one_costs_nothing(tmp_path: Path) -> None:
