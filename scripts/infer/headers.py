@@ -13,7 +13,7 @@ import pydicom
 from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from scripts.infer.source import HALVES, Source, is_nifti, limited
+from scripts.infer.source import Source, is_nifti, limited
 from scripts.infer.words import StudyError
 
 # What pydicom would say, it says with values of the file
@@ -87,7 +87,7 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
     found: dict[tuple[str, str], Series] = {}
     skipped = deflated = 0
     for name, size in limited(source):
-        if is_nifti(name) or name.lower().endswith(HALVES):
+        if is_nifti(name):
             continue
         with source.open(name) as file:
             data = file.read(HEAD)

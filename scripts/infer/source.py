@@ -23,9 +23,11 @@ PAIR = ".hdr", ".hdr.gz"  # NIfTI and Analyze in two files; the voxels are in .i
 NIFTI = ".nii", ".nii.gz", *PAIR
 HALVES = ".img", ".img.gz"
 OTHER_ARCHIVES = (
-    ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso", ".001", ".z01", ".r00",
+    ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso",
 )  # fmt: skip
-SPLIT = ".001", ".z01", ".r00"  # the first part of one
+SPLIT = re.compile(
+    r"\.((zip|7z|rar|tar|tgz|gz|iso)\.0*1|z01|r00|part0*1\.rar)$"
+)  # the first part; DICOM ends in .001, too
 OTHER_VOLUMES = ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc"
 STUDIES = *ARCHIVES, *NIFTI, *OTHER_ARCHIVES, *OTHER_VOLUMES
 WITHIN = "\0/"  # between the name of an archive within an archive or folder and a name in it
@@ -59,9 +61,13 @@ def studies(top: Path, leave_out: Path) -> list[Path]:
             continue
         if not path.is_dir() and is_dicom(path):
             loose = True
-        elif path.is_dir() or (is_lone_half(path) if is_half(path) else path.name.lower().endswith(STUDIES)):
+        elif path.is_dir() or (is_lone_half(path) if is_half(path) else is_named_as_study(path)):
             found.append(path)
     return [top, *found] if loose else found
+
+
+def is_named_as_study(path: Path) -> bool:
+    return path.name.lower().endswith(STUDIES) or bool(SPLIT.search(path.name.lower()))
 
 
 def is_half(path: Path) -> bool:
@@ -137,7 +143,7 @@ class Folder:
 
 def is_study(file: Path) -> bool:
     """Whether a file among loose DICOM files is a study of its own."""
-    return file.name.lower().endswith((*STUDIES, *HALVES)) and not is_dicom(file)
+    return (is_named_as_study(file) or is_half(file)) and not is_dicom(file)
 
 
 class Single(Folder):
@@ -181,7 +187,9 @@ class Source:
                 continue
             if kind := unread_kind(name):
                 self.unread.append(kind)
-            elif is_archive(name) and self.deep < DEEPEST:
+            elif is_archive(name) and self.deep == DEEPEST:
+                self.unread.append(StudyError("too_deep", count=DEEPEST))
+            elif is_archive(name):
                 if size > limits.LARGEST_STUDY:
                     raise StudyError("archive_bomb", what=f"> {limits.LARGEST_STUDY >> 30} GB")
                 try:
@@ -239,7 +247,7 @@ class Source:
 def unread_kind(name: str) -> StudyError | None:
     """Why a file of this name is not read; None where it may be."""
     kind = PurePath(name).suffix.lower()
-    if kind in SPLIT:
+    if SPLIT.search(name.lower()):
         return StudyError("split_archive")
     if kind in OTHER_ARCHIVES:
         return StudyError("unknown_archive", kind=kind)

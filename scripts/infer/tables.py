@@ -95,9 +95,12 @@ class Output:
             if other["path_to_study"] not in self.present:  # it was renamed
                 del self.rows[other["path_to_study"]]
             elif other.get("models") == row.get("models"):
-                copy = {name: row[name] for name in ("path_to_study", "fingerprint")}
-                other["copies"] = sorted([*other.get("copies", []), copy], key=lambda copy: str(copy["path_to_study"]))
-                return self.write()
+                first, second = sorted((other, row), key=lambda one: str(one["path_to_study"]))
+                copies = {copy["path_to_study"]: copy for one in (other, row) for copy in one.get("copies", [])}
+                copies[second["path_to_study"]] = {name: second[name] for name in ("path_to_study", "fingerprint")}
+                first["copies"] = [copies[path] for path in sorted(copies) if path in self.present]
+                del self.rows[other["path_to_study"]]
+                row = first
         self.rows[row["path_to_study"]] = row
         self.write()
 

@@ -115,6 +115,10 @@ WORDS = {
         "it is one part of a split archive; join the parts and pack them as one zip or tar.gz",
         "это часть разделённого архива; соедините части и упакуйте в один zip или tar.gz",
     ),
+    "too_deep": (
+        "archives lie in archives more than {count} deep; unpack the outer ones",
+        "архивы вложены глубже {count} уровней; распакуйте внешние",
+    ),
     "zip_method": (
         "the archive is packed by a method that is not read here ({kind}); pack it with Deflate",
         "архив упакован способом, который здесь не читается ({kind}); упакуйте его способом Deflate",

@@ -168,7 +168,14 @@ def test_archives_in_archives_end_somewhere(tmp_path: Path, files: list[Path]) -
     content = files[0].read_bytes()
     for _ in range(module.DEEPEST + 2):
         content = zipped(tmp_path / "s.zip", {"inner.zip": content}).read_bytes()
-    assert failure(lambda: volume_of(tmp_path / "s.zip")) == "nothing"
+    assert failure(lambda: volume_of(tmp_path / "s.zip")) == "too_deep"
+
+
+def test_dicom_files_are_read_whatever_their_names_end_in(tmp_path: Path, files: list[Path]) -> None:
+    for file, end in zip(files, (".001", ".img", "", ".IMA", ".1.2.840", ".zip.dcm"), strict=True):
+        file.rename(file.with_name(file.stem + end))
+    np.testing.assert_array_equal(volume_of(tmp_path / "files").hu, HU.transpose(0, 2, 1))
+    assert studies(tmp_path / "files", tmp_path / "out") == [tmp_path / "files"]
 
 
 def test_a_bomb_within_an_archive_is_refused(
@@ -221,7 +228,8 @@ def test_members_of_one_name_are_all_read(tmp_path: Path, files: list[Path]) -> 
     ("name", "key"),
     [
         ("s.7z", "unknown_archive"), ("s.iso", "unknown_archive"), ("s.zst", "unknown_archive"),
-        ("s.zip.001", "split_archive"), ("s.z01", "split_archive"), ("s.nrrd", "unknown_volume"),
+        ("s.zip.001", "split_archive"), ("s.7z.001", "split_archive"), ("s.z01", "split_archive"),
+        ("s.nrrd", "unknown_volume"),
         ("s.mha", "unknown_volume"), ("s.mhd", "unknown_volume"), ("s.img", "no_pair"), ("s.hdr", "no_pair"),
     ],
 )  # fmt: skip

@@ -101,10 +101,20 @@ def test_a_study_that_lies_there_twice_is_one_row(tmp_path: Path, readings: Read
     assert run(tmp_path, readings) == (["a", "b", "c"], ["a"])
     assert say("copies", count=1) not in (tmp_path / "out/warnings_and_errors.txt").read_text()
     (tmp_path / "in/a/volume.txt").write_text("A")
-    assert run(tmp_path, readings) == (["b", "c"], ["a"])
+    assert run(tmp_path, readings) == (["a", "c"], ["a"])
 
     (tmp_path / "in/b").rename(tmp_path / "in/d")
-    assert run(tmp_path, readings)[0] in (["a", "c"], ["c", "d"])
+    assert run(tmp_path, readings) == (["a", "c"], ["d"])
+    assert say("copies", count=1) in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    (tmp_path / "in/a").rename(tmp_path / "in/e")
+    assert run(tmp_path, readings) == (["c", "d"], ["e"])
+
+
+def test_a_file_as_input_is_one_study(tmp_path: Path, readings: Readings) -> None:
+    (tmp_path / "image.dcm").write_text("A")
+    assert program.infer(tmp_path / "image.dcm", tmp_path / "out", tmp_path, None, again=False) == 0
+    rows = json.loads((tmp_path / "out/output.json").read_text())["studies"]
+    assert [row["path_to_study"] for row in rows] == ["image.dcm"]
 
 
 def test_rows_of_studies_that_are_gone_stay(tmp_path: Path, readings: Readings) -> None:
