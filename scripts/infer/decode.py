@@ -1,5 +1,6 @@
 """The stored values of one image, by decoders that let other threads run meanwhile; by pydicom's where those fail."""
 
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +28,13 @@ from pydicom.uid import (
 
 from scripts.infer.words import StudyError
 
-END = b"\xff\xd9"  # of a JPEG, JPEG-LS or JPEG 2000 image; without it, it was cut, which not every decoder tells
-CODESTREAM = b"\xff\x4f\xff\x51"  # JPEG 2000 without the boxes of a file around it: ISO/IEC 15444-1, A.4.1 and A.5.1
-SSIZ = 42  # where its precision and sign stand
-START_OF_FRAME = 0xF7  # the marker in JPEG-LS after whose length the precision stands: ISO/IEC 14495-1, C.2.2
+END = b"\xff\xd9"  # of a JPEG or JPEG 2000 image; without it, it was cut, which not every decoder tells
+# SOF0 to SOF15 but for DHT, JPG and DAC, and SOF55: ISO/IEC 10918-1, B.1.1.3; ISO/IEC 14495-1, C.1.1
+START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+FILL = 0xFF  # may precede a marker
+# Where JPEG 2000 begins, in the boxes of a file or without; the size of its image, its precision and sign: ISO/IEC
+# 15444-1, A.4.1 and A.5.1
+CODESTREAM, EXTENT, PRECISION = b"\xff\x4f\xff\x51", 8, 42
 one_at_a_time = threading.Lock()  # pydicom and GDCM promise nothing to threads
 
 
@@ -39,7 +43,7 @@ class DamagedError(Exception):
 
 
 class UnfitError(Exception):
-    """An image for which pydicom's decoders know more."""
+    """A whole image that is not what its header says, for which pydicom has rules."""
 
 
 def stored(header: Any, syntax: UID, index: int) -> NDArray[Any]:
@@ -51,10 +55,12 @@ def stored(header: Any, syntax: UID, index: int) -> NDArray[Any]:
     if decode:
         try:
             return decode(*framed(header, index))
+        except UnfitError:
+            pass
         except MemoryError:
             raise
-        except Exception:  # each library has errors of its own
-            pass
+        except Exception:  # each library has errors of its own; no other try, as damage makes GDCM end the process
+            raise DamagedError from None
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -83,39 +89,60 @@ def framed(header: Any, index: int) -> tuple[bytes, Any]:
 
 
 def as_told(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Decoded values as the header's dtype. UnfitError: they are of another size or shape."""
-    kind = np.dtype(f"{'i' if header.PixelRepresentation else 'u'}{header.BitsAllocated // 8}")
-    if pixels.dtype.itemsize != kind.itemsize or pixels.shape != (header.Rows, header.Columns):
-        raise UnfitError
-    return pixels.view(kind)
+    """Decoded values as the header's dtype, widened where need be. DamagedError: they are of another shape."""
+    size = header.BitsAllocated // 8
+    if pixels.dtype.itemsize > size or pixels.shape != (header.Rows, header.Columns):
+        raise DamagedError
+    if pixels.dtype.itemsize < size:
+        pixels = pixels.astype(f"{pixels.dtype.kind}{size}")
+    return pixels.view(f"{'i' if header.PixelRepresentation else 'u'}{size}")
 
 
-def check_end(frame: bytes) -> None:
-    if not frame[-16:].rstrip(b"\0\xff").endswith(END):
-        raise UnfitError
+def is_whole(frame: bytes) -> bool:
+    return frame[-16:].rstrip(b"\0\xff").endswith(END)
+
+
+def declared(frame: bytes) -> tuple[int, int, int]:
+    """Precision, rows and columns in the header of a JPEG or JPEG-LS frame."""
+    at = 2
+    while (kind := frame[at + 1]) not in START_OF_FRAME:
+        at += 1 if kind == FILL else 2 + int.from_bytes(frame[at + 2 : at + 4])
+    return frame[at + 4], int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+
+
+def check_size(size: tuple[int, ...], header: Any) -> None:
+    """DamagedError where a frame is of another size, told before memory is taken for it."""
+    if size != (header.Rows, header.Columns):
+        raise DamagedError
 
 
 def jpeg(frame: bytes, header: Any) -> NDArray[Any]:
-    check_end(frame)
+    """What was cut, libjpeg fills up without a word."""
+    check_size(declared(frame)[1:], header)
+    if not is_whole(frame):
+        raise UnfitError
     return as_told(imagecodecs.jpeg8_decode(frame), header)
 
 
 def jpegls(frame: bytes, header: Any) -> NDArray[Any]:
-    check_end(frame)
-    at = 2
-    while frame[at + 1] != START_OF_FRAME:
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4])
-    if frame[at + 4] != header.BitsStored:
+    precision, *size = declared(frame)
+    check_size(tuple(size), header)
+    pixels = imagecodecs.jpegls_decode(frame)
+    if precision != header.BitsStored:
         raise UnfitError
-    return as_told(imagecodecs.jpegls_decode(frame), header)
+    return as_told(pixels, header)
 
 
 def jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = None) -> NDArray[Any]:
-    check_end(frame)
-    told = header.BitsStored - 1 | header.PixelRepresentation << 7
-    if frame[:4] != CODESTREAM or frame[SSIZ] != told:
+    start = frame.find(CODESTREAM)
+    right, bottom, left, top = struct.unpack_from(">4I", frame, start + EXTENT)
+    check_size((bottom - top, right - left), header)
+    if not is_whole(frame):
+        raise DamagedError
+    pixels = decode(frame) if decode else imagecodecs.jpeg2k_decode(frame, numthreads=1)
+    if frame[start + PRECISION] != header.BitsStored - 1 | header.PixelRepresentation << 7:
         raise UnfitError
-    return as_told(decode(frame) if decode else imagecodecs.jpeg2k_decode(frame, numthreads=1), header)
+    return as_told(pixels, header)
 
 
 def htj2k(frame: bytes, header: Any) -> NDArray[Any]:
