@@ -3,6 +3,7 @@
 import struct
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import imagecodecs
@@ -28,10 +29,11 @@ from pydicom.uid import (
 
 from scripts.infer.words import StudyError
 
-END = b"\xff\xd9"  # of a JPEG or JPEG 2000 image; without it, it was cut, which not every decoder tells
+END = b"\xff\xd9"  # of a JPEG, JPEG-LS or JPEG 2000 image; without it, it was cut, which not every decoder tells
 # SOF0 to SOF15 but for DHT, JPG and DAC, and SOF55: ISO/IEC 10918-1, B.1.1.3; ISO/IEC 14495-1, C.1.1
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 FILL = 0xFF  # may precede a marker
+RLE_HEADER = 64  # bytes
 # Where JPEG 2000 begins, in the boxes of a file or without; the size of its image, its precision and sign: ISO/IEC
 # 15444-1, A.4.1 and A.5.1
 CODESTREAM, EXTENT, PRECISION = b"\xff\x4f\xff\x51", 8, 42
@@ -125,8 +127,11 @@ def jpeg(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 def jpegls(frame: bytes, header: Any) -> NDArray[Any]:
+    """What was cut can take CharLS minutes."""
     precision, *size = declared(frame)
     check_size(tuple(size), header)
+    if not is_whole(frame):
+        raise DamagedError
     pixels = imagecodecs.jpegls_decode(frame)
     if precision != header.BitsStored:
         raise UnfitError
@@ -150,6 +155,11 @@ def htj2k(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 def rle(frame: bytes, header: Any) -> NDArray[Any]:
+    """A header that points elsewhere ends imagecodecs' process; DICOM PS3.5 G.5."""
+    segments, *offsets = struct.unpack_from("<16I", frame)
+    ends = [*offsets[:segments], len(frame)]
+    if segments != header.BitsAllocated // 8 or ends[0] != RLE_HEADER or any(a >= b for a, b in pairwise(ends)):
+        raise DamagedError
     kind = np.dtype(f"<u{header.BitsAllocated // 8}")
     content = imagecodecs.dicomrle_decode(frame, kind)
     return as_told(np.frombuffer(content, kind).reshape(header.Rows, header.Columns), header)

@@ -415,6 +415,29 @@ def test_real_images_are_decoded_as_simpleitk_decodes_them(path: Path) -> None:
     np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize("name", ["JPEG lossless SV1", "JPEG-LS", "JPEG 2000", "RLE"])
+def test_damage_to_a_compressed_image_ends_no_process(tmp_path: Path, name: str) -> None:
+    """As it ends GDCM; each of 100 images is cut, or has a bit or three flipped, most of them in its header."""
+    path = series(tmp_path, HU[:1])[0]
+    compress(path, COMPRESSED[name])
+    ds = pydicom.dcmread(path)
+    frame = pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+    random = np.random.default_rng(0)
+    damaged = 0
+    for number in range(100):
+        broken = bytearray(frame)
+        for _ in range(number % 3 + 1):
+            broken[random.integers(60 if number % 4 else len(frame))] ^= 1 << random.integers(8)
+        if number % 5 == 0:
+            del broken[random.integers(len(frame)) :]
+        ds.PixelData = pydicom.encaps.encapsulate([bytes(broken)])
+        try:
+            assert decode.stored(ds, ds.file_meta.TransferSyntaxUID, 0).shape == (48, 40)
+        except decode.DamagedError:
+            damaged += 1
+    assert damaged >= 20
+
+
 def test_enhanced_ct_with_all_slices_in_one_file(tmp_path: Path) -> None:
     path = series(tmp_path, HU[:1])[0]
     ds = pydicom.dcmread(path)
