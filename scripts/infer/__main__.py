@@ -158,7 +158,7 @@ def signals() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Say of each CT study what the networks find in it.")
-    parser.add_argument("input", type=Path, help="folder of studies")
+    parser.add_argument("input", type=Path, help="folder of studies, or one that is a file")
     parser.add_argument("output", type=Path, help="folder for output.xlsx, .csv, .json and warnings_and_errors.txt")
     parser.add_argument("--models", type=Path, default=Path("model_repository_running"), help="model repository")
     parser.add_argument("--triton", help="gRPC address host:port of a running Triton that serves the models")
