@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from scripts.infer.models import Models
+from scripts.infer.study import Reading, read_study
+from scripts.infer.volume import Volume
+
 PATIENT = "Ivanov^Ivan^Ivanovich"  # must not be in any output
 
 
@@ -70,3 +74,8 @@ def series(
         paths.append(folder / f"{name}-{index:03d}.dcm")
         ds.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def volume_of(study: Path) -> Volume:
+    """The voxels of a study that needs no network; StudyError as the program has it."""
+    return read_study(study, Models(), Reading())

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from convertation.head import mlp
 from convertation.vit import ctvit
 from scripts.infer.findings import FINDINGS
-from scripts.infer.study import Reading, nifti
 from scripts.infer.volume import preprocess
+from tests.dicom_studies import volume_of
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "tests/reference/study.nii.gz"
@@ -55,7 +55,7 @@ def expected(studies: Path) -> dict[str, NDArray[np.float64]]:
     binary, multilabel = (mlp.load(files[name], entries[name]) for name in ("binary", "multilabel"))
     answers = {}
     for path in sorted(studies.iterdir()):
-        volume = torch.from_numpy(preprocess(nifti(path, Reading(warnings=[]))))
+        volume = torch.from_numpy(preprocess(volume_of(path)))
         embedding = torch.nn.functional.normalize(network(volume[None, None]), dim=-1)
         pathology, findings = binary(embedding).softmax(dim=-1)[0, 1:], multilabel(embedding).sigmoid()[0]
         answers[path.name] = torch.cat([pathology, findings]).double().numpy()

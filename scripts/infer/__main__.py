@@ -2,8 +2,8 @@
 
     python -m scripts.infer [--models REPOSITORY] [--triton host:port] [--again] INPUT OUTPUT
 
-INPUT: a folder of studies, each a folder, .zip, .tar, .tgz or .tar.gz of DICOM, or one NIfTI file. OUTPUT: see
-tables.py.
+INPUT: a folder of studies, each a folder or archive of DICOM or NIfTI, or one NIfTI file; or one such file or archive.
+OUTPUT: see tables.py.
 Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 nothing could be begun or it could not go on.
 """
 
@@ -141,13 +141,13 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
     command = [sys.executable, "-m", "scripts.infer.worker", str(repository), *([triton] if triton else [])]
     with Worker(command) as worker:
         about = worker.about
-        output.begin(about["weights"])
+        output.begin(about["weights"], (shown(path, top) for path in paths))
         if about["weights"] != "real":
             print(say({"synthetic": "synthetic"}.get(about["weights"], "unknown_weights")), file=sys.stderr, flush=True)
         todo, statuses = [], []
         for path in paths:
             key = {"path_to_study": shown(path, top), "fingerprint": fingerprint(path, top), "models": about["models"]}
-            old = output.rows.get(key["path_to_study"], {})
+            old = output.find(key["path_to_study"], key["fingerprint"])
             same = all(old.get(name) == value for name, value in key.items())
             # Triton does not tell which models it serves, so that its results are never known to be up to date
             if same and not again and not triton and old.get("failure") not in PASSING:
@@ -189,7 +189,7 @@ def signals() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Say of each CT study what the networks find in it.")
-    parser.add_argument("input", type=Path, help="folder of studies")
+    parser.add_argument("input", type=Path, help="folder of studies, or one that is a file")
     parser.add_argument("output", type=Path, help="folder for output.xlsx, .csv, .json and warnings_and_errors.txt")
     parser.add_argument("--models", type=Path, default=Path("model_repository_running"), help="model repository")
     parser.add_argument("--triton", help="gRPC address host:port of a running Triton that serves the models")

@@ -13,7 +13,7 @@ import pydicom
 from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from scripts.infer.source import Source, limited
+from scripts.infer.source import Source, is_nifti, limited
 from scripts.infer.words import StudyError
 
 # What pydicom would say, it says with values of the file
@@ -36,6 +36,10 @@ NO_SLICES = (
     "LOCALIZER", "MIP", "MINIP", "MIN IP", "MNIP", "PROJECTION IMAGE", "AVERAGE", "SCREEN SAVE", "SCREENSHOT",
     "CAPTURE", "SUBTRACT", "SUBTRACTION", "DOSE_INFO", "VOLUME_RENDER", "VRT",
 )  # fmt: skip
+
+
+IMAGES = ".dcm", ".dicom", ".ima"  # suffixes; others have none, or the end of a UID
+TEXTS = "README", "LICENSE", "VERSION", "COPYING", "INDEX", "CONTENTS"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
     found: dict[tuple[str, str], Series] = {}
     skipped = deflated = 0
     for name, size in limited(source):
-        if is_litter(name):
+        if is_nifti(name):
             continue
         with source.open(name) as file:
             data = file.read(HEAD)
@@ -93,7 +97,7 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 header = parse(data + file.read(), whole=True)
         deflated += packed
         if header is None:
-            skipped += 1
+            skipped += data[128:132] == b"DICM" or is_image_name(name)
             continue
         try:
             uid = text(header, "SeriesInstanceUID")
@@ -105,18 +109,20 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
                 add(found.setdefault(series.key, series), name, header)
             else:
                 skipped += 1
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file may raise anything
             skipped += 1
     if deflated and not found:
         raise StudyError("compression", syntax="Deflated Explicit VR Little Endian")
     return list(found.values()), skipped
 
 
-def is_litter(name: str) -> bool:
-    """Whether macOS or Windows left this file: they put such into every folder and archive."""
-    parts = PurePath(name).parts
-    last = parts[-1] if parts else ""
-    return "__MACOSX" in parts or last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is likely meant as DICOM: viewers, texts and pictures lie beside many a study."""
+    path = PurePath(name)
+    kind = path.suffix.lower()
+    return kind in IMAGES or kind[1:].isdigit() or (not kind and path.name.upper() not in TEXTS)
 
 
 def parse(data: bytes, *, whole: bool) -> Any:
@@ -141,7 +147,7 @@ def numbers(header: Any, name: str) -> tuple[float, ...] | None:
         value = header.get(name)
         values = [value] if isinstance(value, str | int | float) else list(value or [])
         result = tuple(float(item) for item in values)
-    except (ValueError, TypeError, OverflowError):  # pydicom reads no commas
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom reads no commas
         try:
             result = tuple(float(item) for item in written(header, name).replace(",", ".").split("\\"))
         except ValueError:

@@ -2,17 +2,20 @@
 
 import io
 import math
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom._uid_dict import UID_dictionary
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from scripts.infer.decode import DamagedError, stored
 from scripts.infer.headers import Series, Slice, number
 from scripts.infer.source import Source
 from scripts.infer.stack import FEWEST, MOST_MISSING, stack
@@ -22,47 +25,58 @@ from scripts.infer.words import StudyError, say
 OUTSIDE = -1000  # HU of what the scanner padded
 
 
-class DamagedError(Exception):
-    """The pixels of one file cannot be read."""
-
-
 def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     """The voxels of a series in Hounsfield units; gaps and damaged images are filled from the slices around them.
 
     StudyError: no volume can be made of it, or two different images lie in one place.
     """
     whole = stack(series.slices)
-    if any(math.isnan(v) for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0)):
-        raise StudyError("bad_rescale")
     places = {(s.file, s.frame): place for place, there in enumerate(whole.slices) for s in there}
     by_file: dict[str, list[tuple[Slice, int]]] = {}
     for s in series.slices:  # in the order in which they lie in the archive
         if (s.file, s.frame) in places:
             by_file.setdefault(s.file, []).append((s, places[s.file, s.frame]))
-    exact = all(float(v).is_integer() for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0))
+    factors = [v for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0) if not math.isnan(v)]
+    exact = all(float(v).is_integer() for v in factors)
     hu = np.empty((len(whole.slices), *series.slices[0].shape), np.int16 if exact else np.float32)
     present: set[int] = set()
     copies = damaged = 0
-    for name, slices in by_file.items():
-        count = 0
+    why: StudyError | None = None  # the first image that is whole, and yet of no use
+
+    def convert(image: Image, s: Slice, place: int) -> Done:
+        """The place in the volume and, where several claim it, the plane for it; else that is in `hu` already."""
+        if math.isnan(s.slope or 1.0) or math.isnan(s.intercept or 0.0):
+            raise StudyError("bad_rescale")
+        is_only = len(whole.slices[place]) == 1
+        plane = hu[place] if is_only else np.empty_like(hu[place])
+        pixels, padding = image.read(s)
+        to_hu(pixels, 1.0 if s.slope is None else s.slope, s.intercept or 0.0, plane)
+        if padding is not None:
+            plane[padding] = OUTSIDE
+        return place, None if is_only else plane
+
+    for done in in_parallel(jobs(source, by_file, convert)):
         try:
-            for (s, place), (pixels, padding) in zip(slices, images(source, name, slices), strict=True):
-                plane = np.empty_like(hu[place]) if place in present else hu[place]
-                to_hu(pixels, 1.0 if s.slope is None else s.slope, s.intercept or 0.0, plane)
-                if padding is not None:
-                    plane[padding] = OUTSIDE
-                if place in present:
-                    if not np.array_equal(plane, hu[place]):
-                        raise StudyError("ambiguous")
-                    copies += 1
-                present.add(place)
-                count += 1
+            place, plane = done()
         except DamagedError:
-            damaged += len(slices) - count
+            damaged += 1
+            continue
+        except StudyError as error:
+            damaged, why = damaged + 1, why or error
+            continue
+        if plane is None:
+            pass
+        elif place not in present:
+            hu[place] = plane
+        elif np.array_equal(plane, hu[place]):
+            copies += 1
+        else:
+            raise StudyError("ambiguous")
+        present.add(place)
     filled = sorted(present)
     lacking = sum(map(bool, whole.slices)) - len(present)
     if lacking and (len(filled) < FEWEST or len(hu) - len(filled) > MOST_MISSING * len(hu)):
-        raise StudyError("damaged", count=damaged)
+        raise why or StudyError("damaged", count=damaged)
     found = list(whole.remarks)
     if copies:
         found.append(say("duplicates", count=copies))
@@ -75,37 +89,67 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]])), found
 
 
-def images(
-    source: Source, name: str, slices: list[tuple[Slice, int]]
-) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
-    """Stored values (rows, columns) of the wanted frames of a file, and where they are padding (None: nowhere)."""
-    with source.open(name) as file:
-        data = file.read()
-    try:
-        header = pydicom.dcmread(io.BytesIO(data))
-        syntax = header.file_meta.get("TransferSyntaxUID")
-        if not syntax:  # some archives lose it; only plain pixels can be told from the data themselves
-            implicit, little = header.original_encoding
-            syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            header.file_meta.TransferSyntaxUID = syntax
-    except Exception:  # a damaged file may raise anything
-        raise DamagedError from None
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        raise StudyError("compression", syntax=syntax.name if syntax in UID_dictionary else "?")
-    for s, _ in slices:
+class Image:
+    """A DICOM file in memory, or that it is damaged."""
+
+    def __init__(self, data: bytes) -> None:
+        self.header: Any = None
         try:
-            pixels, _ = decoder.as_array(header, index=s.frame, raw=True)
+            header = pydicom.dcmread(io.BytesIO(data))
+            syntax = header.file_meta.get("TransferSyntaxUID")
+            if not syntax:  # some archives lose it; only plain pixels can be told from the data themselves
+                implicit, little = header.original_encoding
+                plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+                syntax = header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+            self.header, self.syntax = header, syntax
         except MemoryError:
             raise
-        except Exception:
-            raise DamagedError from None
+        except Exception:  # a damaged file may raise anything
+            pass
+
+    def read(self, s: Slice) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Stored values (rows, columns) of a frame, and where they are padding (None: nowhere).
+
+        DamagedError: it cannot be read. StudyError: nothing here reads this compression.
+        """
+        if self.header is None:
+            raise DamagedError
+        pixels = stored(self.header, self.syntax, s.frame)
         if pixels.shape != s.shape:
             raise DamagedError
-        yield masked(pixels, header), padded(masked(pixels, header), header)
+        try:
+            pixels = masked(pixels, self.header)
+            return pixels, padded(pixels, self.header)
+        except (ValueError, TypeError, NotImplementedError):  # of tags that are no numbers
+            raise DamagedError from None
+
+
+Done = tuple[int, NDArray[Any] | None]
+Job = Callable[[], Done]
+
+
+def jobs(
+    source: Source, by_file: dict[str, list[tuple[Slice, int]]], convert: Callable[[Image, Slice, int], Done]
+) -> Iterator[Job]:
+    """One job for each wanted image, in the order in which they lie; files are read here, one after the other."""
+    for name, slices in by_file.items():
+        with source.open(name) as file:
+            image = Image(file.read())
+        for s, place in slices:
+            yield partial(convert, image, s, place)
+
+
+def in_parallel(work: Iterator[Job]) -> Iterator[Job]:
+    """Runs jobs on all CPUs; gives their results, or what they raised, in their order. Few wait at a time."""
+    workers = len(os.sched_getaffinity(0))
+    waiting: deque[Future[Done]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for job in work:
+            waiting.append(pool.submit(job))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result
+        while waiting:
+            yield waiting.popleft().result
 
 
 def padded(pixels: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:

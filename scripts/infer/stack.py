@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.infer.headers import Series, Slice
-from scripts.infer.volume import check_size
+from scripts.infer.volume import TURNED, check_size, turn
 from scripts.infer.words import StudyError, say
 
 SAME_PLACE = 0.01  # mm; slices nearer than this are one place
@@ -17,6 +17,7 @@ SAME_PIXEL, SAME_ORIENTATION = 1e-3, 1e-3  # of a pixel's size; cosines: what on
 UNEVEN = 0.25  # of the distance between slices
 MOST_MISSING = 0.5
 FAR, FEW = 4, 0.05  # steps of a gap and share of the slices: so few beyond such a gap are no part of the stack
+FAR_ASIDE = 10.0  # mm: few slices so far beside it are no part of the stack
 ASIDE = 1.0  # mm that a slice may lie beside the straight line through the stack
 TILT, STEEP = 0.5, 15.0  # degrees between the slices' normal and the way from slice to slice: warning, failure
 FEWEST = 5  # slices of a volume; scouts are two or three
@@ -195,6 +196,33 @@ def near(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.int
     return order[first:last]
 
 
+def between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """`order` as of `near`, without few slices that lie between the places of others that are evenly spaced."""
+    steps = np.diff(height[order])
+    usual = float(np.median(steps))
+
+    def is_even(step: float) -> bool:
+        return abs(step / usual - max(1, round(step / usual))) <= UNEVEN
+
+    odd = [
+        index
+        for index in range(1, len(order) - 1)
+        if not is_even(steps[index - 1]) and not is_even(steps[index]) and is_even(steps[index - 1] + steps[index])
+    ]
+    return np.delete(order, odd) if 0 < len(odd) <= max(1, int(FEW * len(order))) else order
+
+
+def in_line(positions: NDArray[np.float64], normal: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """`order` as of `near`, without few slices that lie beside the straight line through the others."""
+    height = (positions[order] @ normal)[:, None]
+    aside = positions[order] - height * normal
+    way = np.median(np.diff(aside, axis=0) / np.diff(height, axis=0), axis=0)  # of a tilted stack
+    aside -= height * way
+    off = np.linalg.norm(aside - np.median(aside, axis=0), axis=1)
+    odd = off > FAR_ASIDE
+    return order[~odd] if 0 < odd.sum() <= max(1, int(FEW * len(order))) else order
+
+
 def stack(slices: list[Slice]) -> Stack:
     """Puts slices of one acquisition in order by their positions. StudyError: no volume can be made of them."""
     first = slices[0]
@@ -214,6 +242,7 @@ def stack(slices: list[Slice]) -> Stack:
         raise StudyError("few_slices", count=len(kept))
     found = []
     whole, kept = kept, near(height, kept)
+    kept = in_line(positions, normal, between(height, kept))
     if len(kept) < len(whole):
         found.append(say("far", count=len(whole) - len(kept)))
     if len(kept) < FEWEST:
@@ -244,8 +273,10 @@ def stack(slices: list[Slice]) -> Stack:
     angle = math.degrees(math.acos(min(1.0, float(way @ normal) / float(np.linalg.norm(way)))))
     if angle > STEEP:
         raise StudyError("tilt_failure", angle=f"{angle:.0f}")
-    if angle > TILT:
-        found.append(say("tilt", angle=f"{angle:.1f}"))
     directions = np.stack([way, down * first.pixel[0], across * first.pixel[1]], axis=1)
     check_size((depth, *first.shape), np.linalg.norm(directions, axis=0).tolist())
+    if angle > TILT:
+        found.append(say("tilt", angle=f"{angle:.1f}"))
+    elif (turned := turn(directions)) > TURNED:
+        found.append(say("turned", angle=f"{turned:.0f}"))
     return Stack(ordered, directions, found)

@@ -8,7 +8,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ COLUMNS = (
 )  # fmt: skip
 FILES = "output.json", "output.xlsx", "output.csv", "warnings_and_errors.txt"
 REMARKS = "warnings", "error"
-Row = dict[str, Any]  # COLUMNS; findings; REMARKS; failure, a key of WORDS; fingerprint and models it was made from
+# COLUMNS; findings; REMARKS; failure, a key of WORDS; fingerprint and models it was made from; volume, a digest of what
+# the network saw; copies, where that lies besides: path_to_study and fingerprint of each
+Row = dict[str, Any]
+SAME = "study_uid", "series_uid", "volume"
 
 
 class Output:
@@ -41,6 +44,7 @@ class Output:
         except OSError as error:
             raise SystemExit(f"OUTPUT: {(error.strerror or 'no folder').lower()}; choose another folder") from None
         self.weights = ""
+        self.present: set[str] = set()
         self.rows: dict[str, Row] = {}
         if (folder / FILES[0]).exists():
             try:
@@ -56,15 +60,58 @@ class Output:
         elif others := [name for name in FILES[1:] if (folder / name).exists()]:
             raise SystemExit(f"OUTPUT: holds {others[0]} of another program; choose another folder")
 
-    def begin(self, weights: str) -> None:
-        """SystemExit where its results are of another kind of weights; results of different kinds never mix."""
+    def begin(self, weights: str, present: Iterable[str] = ()) -> None:
+        """`present`: the paths that INPUT has now. SystemExit where its results are of another kind of weights.
+
+        Results of different kinds never mix.
+        """
+        self.present = set(present)
         if self.rows and self.weights != weights:
             raise SystemExit(f"OUTPUT: its results are of {self.weights} weights, these are {weights}; choose another")
         self.weights = weights
 
+    def find(self, path: str, fingerprint: str) -> Row:
+        """What is known of a study: of its path, else of its files where they had another one, else of its copy."""
+        if path in self.rows:
+            return self.rows[path]
+        for row in list(self.rows.values()):
+            copies = row.get("copies", [])
+            copy = {"path_to_study": path, "fingerprint": fingerprint}
+            if row["path_to_study"] in self.present:
+                if copy in copies:
+                    return row | copy
+            elif row.get("fingerprint") == fingerprint or copy in copies:
+                del self.rows[row["path_to_study"]]
+                self.rows[path] = row | copy | {"copies": [other for other in copies if other != copy]}
+                return self.rows[path]
+        return {}
+
     def add(self, row: Row) -> None:
+        """Adds the row of a study, in place of its old one; what lies twice in INPUT stays one row, the first."""
+        self.forget(row["path_to_study"])
+        for other in list(self.rows.values()):
+            if not row.get("volume") or any(other.get(name) != row[name] for name in SAME):
+                continue
+            if other["path_to_study"] not in self.present:  # it was renamed
+                del self.rows[other["path_to_study"]]
+            elif other.get("models") == row.get("models"):
+                first, second = sorted((other, row), key=lambda one: str(one["path_to_study"]))
+                copies = {copy["path_to_study"]: copy for one in (other, row) for copy in one.get("copies", [])}
+                copies[second["path_to_study"]] = {name: second[name] for name in ("path_to_study", "fingerprint")}
+                first["copies"] = [copies[path] for path in sorted(copies) if path in self.present]
+                del self.rows[other["path_to_study"]]
+                row = first
         self.rows[row["path_to_study"]] = row
         self.write()
+
+    def forget(self, path: str) -> None:
+        """Takes out a study; where it has copies, the first of these has its row from now on."""
+        for row in self.rows.values():
+            if row.get("copies"):
+                row["copies"] = [copy for copy in row["copies"] if copy["path_to_study"] != path]
+        if (old := self.rows.pop(path, None)) and old.get("copies"):
+            first, *others = old["copies"]
+            self.rows[first["path_to_study"]] = old | first | {"copies": others}
 
     def write(self) -> None:
         """SystemExit: the disk is full, or the folder has gone."""
@@ -140,12 +187,26 @@ def remarks(rows: list[Row], stamp: str) -> Iterator[str]:
         yield stamp
     quiet = True
     for number, row in enumerate(rows, 2):
-        for level, texts in (("error", [row["error"]] if row["error"] else []), ("warning", row["warnings"])):
+        warnings = [*row["warnings"], *([say("copies", count=len(copies))] if (copies := row.get("copies")) else [])]
+        for level, texts in (("error", [row["error"]] if row["error"] else []), ("warning", warnings)):
             for text in texts:
                 quiet = False
                 yield say("row", row=number, level=say(level), text=text)
     if quiet:
         yield say("none_wrong")
+
+
+def decoded(name: str, top: Path) -> str:
+    """A name that is no UTF-8 as Windows' Cyrillic, which most such names are, unless another study has that name."""
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        try:
+            guess = os.fsencode(name).decode("cp1251")
+        except UnicodeDecodeError:
+            return name
+        return name if (top / guess).exists() else guess
 
 
 def shown(path: Path, top: Path) -> str:
@@ -154,6 +215,7 @@ def shown(path: Path, top: Path) -> str:
     Letters that cannot be shown, and those of names in an old encoding, are escaped, so that each study has its own.
     """
     name = "." if path == top else path.relative_to(top).as_posix()
+    name = decoded(name, top)
     plain = (letter.isprintable() and letter != "\\" for letter in name)
     name = "".join(
         letter if kept else letter.encode("unicode_escape").decode() for letter, kept in zip(name, plain, strict=True)

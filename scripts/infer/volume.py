@@ -6,6 +6,7 @@ Clip, trilinear resize, crop and pad are those of PyTorch's `interpolate(mode="t
 whole volume in float64, but only what the crop keeps is computed, plane by plane, in float32.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from scripts.infer.words import StudyError
 TARGET = 1.5, 0.75, 0.75  # mm; Superior, Left, Posterior
 SHAPE = 240, 480, 480  # what the published ViT takes
 HU_LIMIT = 1000  # clipped beyond, then divided by it
+TURNED = 5.0  # degrees between an axis and the patient's that are worth a word
 SPACING = 0.01, 100.0  # mm; beyond these no volume is meant
 APART = 16  # unused columns: rows 2 KiB apart share cache lines' places, and transposing takes twice as long
 LARGEST = 1 << 30  # voxels; 2 GiB of int16, a thousand slices of 1024 x 1024
@@ -71,6 +73,12 @@ def oriented(array: NDArray[Any], directions: NDArray[Any]) -> tuple[NDArray[Any
     order = (superior, left, posterior)
     flips = tuple(slice(None, None, -1 if cosines[world, axes[world]] < 0 else 1) for world in (2, 0, 1))
     return array.transpose(order)[flips], order
+
+
+def turn(directions: NDArray[Any]) -> float:
+    """Degrees by which the axis that is least along one of the patient's is turned; `directions` as in `oriented`."""
+    cosines = np.abs(directions / np.linalg.norm(directions, axis=0))
+    return math.degrees(math.acos(min(1.0, float(cosines.max(0).min()))))
 
 
 @dataclass(frozen=True)

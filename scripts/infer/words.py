@@ -108,16 +108,44 @@ WORDS = {
         "архив с паролем; упакуйте его без пароля",
     ),
     "unknown_archive": (
-        "this kind of archive is not read; pack it as zip or tar.gz",
-        "такой архив не читается; упакуйте в zip или tar.gz",
+        "archives of this kind ({kind}) are not read; pack it as zip or tar.gz",
+        "архивы этого вида ({kind}) не читаются; упакуйте в zip или tar.gz",
+    ),
+    "split_archive": (
+        "it is one part of a split archive; join the parts and pack them as one zip or tar.gz",
+        "это часть разделённого архива; соедините части и упакуйте в один zip или tar.gz",
+    ),
+    "too_deep": (
+        "archives lie in archives more than {count} deep; unpack the outer ones",
+        "архивы вложены глубже {count} уровней; распакуйте внешние",
+    ),
+    "zip_method": (
+        "the archive is packed by a method that is not read here ({kind}); pack it with Deflate",
+        "архив упакован способом, который здесь не читается ({kind}); упакуйте его способом Deflate",
+    ),
+    "unknown_volume": (
+        "files of this kind ({kind}) are not read; send DICOM or NIfTI",
+        "файлы этого вида ({kind}) не читаются; отправьте DICOM или NIfTI",
+    ),
+    "unknown_file": (
+        "the file is neither DICOM nor NIfTI nor an archive",
+        "файл — не DICOM, не NIfTI и не архив",
     ),
     "archive_bomb": (
         "the archive unpacks to more than a study can be ({what}); nothing was unpacked",
         "архив распаковывается в большее, чем бывает исследование ({what}); он не распакован",
     ),
     "bad_nifti": (
-        "the NIfTI file is damaged or cut short; copy it again",
-        "файл NIfTI повреждён или обрезан; скопируйте его ещё раз",
+        "the NIfTI file is damaged or cut short, or it is none; copy it again",
+        "файл NIfTI повреждён или обрезан, или это не NIfTI; скопируйте его ещё раз",
+    ),
+    "no_pair": (
+        "of a NIfTI image in two files, .hdr and .img, one is missing; send both",
+        "от изображения NIfTI из двух файлов, .hdr и .img, есть только один; отправьте оба",
+    ),
+    "no_densities": (
+        "the voxels of the NIfTI file are {kind}, no densities; send the CT itself",
+        "воксели файла NIfTI — {kind}, а не плотности; отправьте саму КТ",
     ),
     "dimensions": (
         "the NIfTI file has {count} dimensions, a CT volume has 3",
@@ -156,8 +184,8 @@ WORDS = {
         "повреждены снимки: {count}; их места заполнены по копиям или соседним срезам либо отрезаны по краям",
     ),
     "far": (
-        "{count} slices far from the others were left out",
-        "отброшены срезы, лежащие далеко от остальных: {count}",
+        "{count} slices that lie far from the others, beside them or between their places were left out",
+        "отброшены срезы, лежащие далеко от остальных, в стороне от них или между их местами: {count}",
     ),
     "other_geometry": (
         "{count} images of the series were left out: of another size or orientation, or without a position",
@@ -182,6 +210,10 @@ WORDS = {
     "monochrome1": (
         "images are marked to be shown inverted; Hounsfield units were taken as stored",
         "снимки помечены для показа в негативе; числа Хаунсфилда взяты как записаны",
+    ),
+    "turned": (
+        "the volume lies {angle}° askew to the patient's axes and is read as if it were straight",
+        "объём повёрнут на {angle}° к осям пациента и читается как прямой",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
     "no_air": (
@@ -208,6 +240,22 @@ WORDS = {
         "NIfTI is taken as it is: nobody checked that it shows the chest",
         "NIfTI берётся как есть: что это грудная клетка, не проверено",
     ),
+    "units": (
+        "the NIfTI file is marked with units that make it impossible; mm were taken",
+        "с единицами, указанными в файле NIfTI, он невозможен; взяты мм",
+    ),
+    "several_volumes": (
+        "it holds {count} NIfTI volumes, one was taken",
+        "внутри объёмов NIfTI: {count}, взят один",
+    ),
+    "unread": (
+        "{count} archives in it could not be read and were left out",
+        "внутри есть архивы, которые не прочитаны: {count}",
+    ),
+    "copies": (
+        "the same volume lies in {count} more places of INPUT; this row stands for all",
+        "тот же объём лежит в INPUT ещё в других местах: {count}; эта строка — за все",
+    ),
     "not_numbers": ("{count} voxels are no numbers and count as air", "воксели без числа сочтены воздухом: {count}"),
     # The rest of the output
     "synthetic": (
@@ -227,6 +275,10 @@ WORDS = {
     "only_choice": (
         "the only volume of CT: {covered} mm in slices {step} mm apart",
         "единственный объём КТ: {covered} мм, срезы через {step} мм",
+    ),
+    "nifti_choice": (
+        "chosen of {count} NIfTI volumes: no mask, in the fewest folders, {covered} mm covered, slices {step} mm apart",
+        "выбран из объёмов NIfTI: {count}; не маска, ближе к началу папок, охват {covered} мм, срезы через {step} мм",
     ),
     "row": ("row {row}: {level}: {text}", "строка {row}: {level}: {text}"),
     "error": ("error", "ошибка"),

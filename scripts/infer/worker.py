@@ -158,6 +158,7 @@ def finished(prepared: Prepared, models: Any) -> dict[str, Any]:
         "most_dangerous_pathology_type": result.most_dangerous if result else "",
         "findings": {name: round(value, 4) for name, value in result.findings.items()} if result else {},
         "choice": reading.choice,
+        "volume": reading.volume,
         "warnings": reading.warnings or [],
         "failure": failure,
         "error": error,

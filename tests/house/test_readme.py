@@ -45,7 +45,9 @@ def test_help_lists_each_target_and_each_knob_under_a_theme() -> None:
     assert shown == named and len(named) > 30
 
 
-@pytest.mark.parametrize("twins", [READMES, ("docs/guide.md", "docs/guide.ru.md")])
+@pytest.mark.parametrize(
+    "twins", [READMES, *((f"docs/{name}.md", f"docs/{name}.ru.md") for name in ("guide", "inference"))]
+)
 def test_the_twins_have_the_same_commands_tables_and_parts(twins: tuple[str, str]) -> None:
     def skeleton(text: str) -> list[str]:
         headings = re.findall(r"^#+ ", text, re.MULTILINE)
@@ -56,7 +58,9 @@ def test_the_twins_have_the_same_commands_tables_and_parts(twins: tuple[str, str
     assert english == russian
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/guide.md", "docs/guide.ru.md"])
+@pytest.mark.parametrize(
+    "name", [*READMES, *(f"docs/{name}{language}.md" for name in ("guide", "inference") for language in ("", ".ru"))]
+)
 def test_every_target_and_file_it_names_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -11,9 +11,8 @@ from scripts.infer.headers import read_headers
 from scripts.infer.pixels import read_volume
 from scripts.infer.series import choose
 from scripts.infer.source import opened
-from scripts.infer.study import Reading, nifti
 from scripts.infer.volume import Volume, preprocess
-from tests.dicom_studies import lungs, series
+from tests.dicom_studies import lungs, series, volume_of
 
 SHAPE = 64, 96, 96
 C, S = np.cos(np.radians(10)), np.sin(np.radians(10))
@@ -62,4 +61,4 @@ def test_nifti_gives_the_tensor_that_simpleitk_s_volume_gives(tmp_path: Path, le
 
     expected = preprocess(independent(sitk.ReadImage(str(path))), SHAPE)
 
-    np.testing.assert_allclose(preprocess(nifti(path, Reading(warnings=[])), SHAPE), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(preprocess(volume_of(path), SHAPE), expected, rtol=0, atol=1e-6)

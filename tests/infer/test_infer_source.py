@@ -16,16 +16,17 @@ import numpy as np
 import pydicom
 import pytest
 
-from scripts.infer import source as module
+from scripts.infer import containers as module
 from scripts.infer.headers import read_headers
 from scripts.infer.models import Models
 from scripts.infer.pixels import read_volume
 from scripts.infer.series import choose
 from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, check_values, doubts, examine, nifti
+from scripts.infer.study import Reading, examine, read_study
+from scripts.infer.values import check_values, doubts
 from scripts.infer.volume import Volume
 from scripts.infer.words import StudyError, say
-from tests.dicom_studies import lungs, series
+from tests.dicom_studies import lungs, series, volume_of
 
 HU = lungs(6)
 
@@ -170,7 +171,7 @@ def test_random_bytes_are_no_archive_and_no_nifti(tmp_path: Path) -> None:
     for name in ("s.zip", "s.tar", "s.tgz"):
         assert failure(lambda name=name: read(tmp_path / name)) == "bad_archive"  # type: ignore[misc]
     for name in ("s.nii", "s.nii.gz"):
-        assert failure(lambda name=name: nifti(tmp_path / name, Reading(warnings=[]))) == "bad_nifti"  # type: ignore[misc]
+        assert failure(lambda name=name: volume_of(tmp_path / name)) == "bad_nifti"  # type: ignore[misc]
 
 
 def test_a_damaged_member_is_told(tmp_path: Path, files: list[Path]) -> None:
@@ -200,7 +201,7 @@ def test_a_link_to_nothing_and_a_loop_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "gone.nii").symlink_to("nowhere")
 
     assert failure(lambda: read(tmp_path / "gone.zip")) == "unreadable"
-    assert failure(lambda: nifti(tmp_path / "gone.nii", Reading(warnings=[]))) == "unreadable"
+    assert failure(lambda: volume_of(tmp_path / "gone.nii")) == "unreadable"
 
 
 def test_a_folder_without_permission_cannot_be_read() -> None:
@@ -279,7 +280,7 @@ def test_nifti_of_any_type_gives_its_hounsfield_units(tmp_path: Path) -> None:
     body = lungs(5, 6, 7).transpose(2, 1, 0)  # left, posterior, superior; NIfTI counts from Left and Posterior up
     for kind in (np.int16, np.int32, np.float32, np.float64):
         affine = np.diag([-1.0, -2.0, 3.0, 1.0])
-        volume = nifti(saved(tmp_path / "v.nii.gz", body.astype(kind), affine), Reading(warnings=[]))
+        volume = volume_of(saved(tmp_path / "v.nii.gz", body.astype(kind), affine))
         np.testing.assert_allclose(volume.hu, body.transpose(2, 0, 1), err_msg=str(kind))
         np.testing.assert_allclose(volume.spacing, (3, 1, 2))
 
@@ -289,7 +290,7 @@ def test_scaled_nifti_is_scaled(tmp_path: Path) -> None:
     image.header.set_slope_inter(2, -1000)
     nibabel.save(image, tmp_path / "v.nii")
 
-    assert (nifti(tmp_path / "v.nii", Reading(warnings=[])).hu == -800).all()
+    assert (volume_of(tmp_path / "v.nii").hu == -800).all()
 
 
 def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
@@ -312,19 +313,19 @@ def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
 
     for path, key in ((four, "dimensions"), (flat, "few_slices"), (nan, "spacing"), (cut, "bad_nifti"),
                       (huge, "too_large"), (tmp_path / "bomb.nii.gz", "too_large")):  # fmt: skip
-        assert failure(lambda path=path: nifti(path, Reading(warnings=[]))) == key, path  # type: ignore[misc]
+        assert failure(lambda path=path: volume_of(path)) == key, path  # type: ignore[misc]
 
 
 def test_nifti_of_colours_or_complex_numbers_is_no_volume(tmp_path: Path) -> None:
     for kind in (np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])):
         path = saved(tmp_path / "v.nii", np.zeros((4, 4, 4), kind))
-        assert failure(lambda path=path: nifti(path, Reading(warnings=[]))) == "bad_nifti"  # type: ignore[misc]
+        assert failure(lambda path=path: volume_of(path)) == "no_densities"  # type: ignore[misc]
 
 
 def test_one_volume_in_four_dimensions_is_a_volume(tmp_path: Path) -> None:
     path = saved(tmp_path / "v.nii.gz", np.zeros((4, 5, 6, 1), np.int16))
 
-    assert nifti(path, Reading(warnings=[])).hu.shape == (6, 4, 5)
+    assert volume_of(path).hu.shape == (6, 4, 5)
 
 
 def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     array[0, 0, :3] = np.nan
     reading = Reading(warnings=[])
 
-    nifti(saved(tmp_path / "v.nii.gz", array), reading)
+    read_study(saved(tmp_path / "v.nii.gz", array), Models(), reading)
 
     assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
 
@@ -348,7 +349,7 @@ def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -
         packed(series(tmp_path / "files", small), path)
 
     def voxels() -> Volume:
-        return nifti(path, Reading(warnings=[])) if name == "s.nii.gz" else read(path)
+        return volume_of(path) if name == "s.nii.gz" else read(path)
 
     true, whole = voxels(), path.read_bytes()
     places = np.arange(len(whole))
@@ -391,7 +392,7 @@ def test_nifti_whose_orientation_is_none_or_two_or_sheared_is_refused(
     image.set_sform(sform, 1 if sform is not None else 0)
     image.set_qform(qform, 1 if qform is not None else 0)
     nibabel.save(image, tmp_path / "v.nii")
-    assert failure(lambda: nifti(tmp_path / "v.nii", Reading(warnings=[]))) == key
+    assert failure(lambda: volume_of(tmp_path / "v.nii")) == key
 
 
 @pytest.mark.parametrize("moved", [range(2, 4), range(3, 6)])

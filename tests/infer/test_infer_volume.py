@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scripts.infer.study import Reading, nifti
 from scripts.infer.volume import TARGET, Volume, axis_of, oriented, preprocess
 from scripts.infer.words import StudyError
+from tests.dicom_studies import volume_of
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -30,7 +30,7 @@ def straightforward(volume: Volume, shape: tuple[int, int, int]) -> NDArray[np.f
 
 
 def test_the_reference_study_gives_the_original_tensor() -> None:
-    tensor = preprocess(nifti(REFERENCE / "study.nii.gz", Reading(warnings=[])))
+    tensor = preprocess(volume_of(REFERENCE / "study.nii.gz"))
 
     with np.load(REFERENCE / "study.npz") as expected:
         assert (1, *tensor.shape) == tuple(expected["shape"])

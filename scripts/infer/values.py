@@ -1,0 +1,38 @@
+"""Whether voxels are Hounsfield units of a chest, by every fourth of them along each axis."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.infer.volume import HU_LIMIT
+from scripts.infer.words import StudyError, say
+
+LUNG = -500  # HU; air and lung are below, in every chest
+MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
+NO_METAL = 0.1  # a share beyond it that no implant reaches
+SHARE_OF_BONE = 0.1  # of the voxels above what the network sees
+
+
+def check_values(hu: NDArray[Any]) -> None:
+    """StudyError where voxels cannot be Hounsfield units of a chest, by every fourth of them along each axis.
+
+    Nothing is below 0: HU + 1024, a mask, a window, most MR. Much is denser than metal: signed values taken unsigned.
+    """
+    some = hu[::4, ::4, ::4]
+    some = some[np.isfinite(some)] if some.dtype.kind == "f" else some
+    share = float((some > MOST_HU).mean()) if some.size else 0.0
+    if not some.size or (some.min() >= 0 and hu.min() >= 0) or share > NO_METAL:
+        least, most = (f"{some.min():g}", f"{some.max():g}") if some.size else ("?", "?")
+        raise StudyError("no_hounsfield", least=least, most=most, share=f"{100 * share:.0f}")
+
+
+def doubts(hu: NDArray[Any]) -> list[str]:
+    """Why voxels may be no Hounsfield units, by every fourth of them along each axis: one sentence each."""
+    some = hu[::4, ::4, ::4]
+    found = [say("no_air")] if not (some < LUNG).any() else []
+    if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:
+        found.append(say("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
+    elif (share := float((some > HU_LIMIT).mean())) > SHARE_OF_BONE:
+        found.append(say("clipped", share=f"{100 * share:.0f}"))
+    return found
