@@ -54,10 +54,12 @@ TARGET ?= triton
 BASE ?= nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
 # What `make up` gives Triton: gpu, or cpu where there is none
 DEVICE ?= gpu
-# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
+# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask, none (`make up`) only the network chest
 ADDRESS ?= 127.0.0.1
 # Its ports for HTTP, gRPC and metrics
 PORTS ?= 8000 8001 8002
+# 1: `make serve` and `make up` load the models at the start, and others only with the server's key, over gRPC too
+LOCK ?=
 
 # The folder that `make infer` reads: a folder, archive or NIfTI file per study; `make compare` takes volumes, too (.npy, .npz)
 INPUT ?=
@@ -350,7 +352,7 @@ own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VE
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
-	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
+	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS)) $(if $(LOCK),--lock)
 
 needs.infer = .venv-inference/installed
 infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
@@ -372,7 +374,7 @@ push:  ## Push that image, after consent to its weights' licences
 
 up:  ## Run Triton with Docker Compose on the published repository; ready images: FROM=prebuilt or IMAGE=…; no GPU: DEVICE=cpu
 	@$(system_python) -m scripts.deploy.stack up $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE)) \
-	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE)
+	  --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE) $(if $(LOCK),--lock)
 
 reload:  ## Let the running Triton take what was published since
 	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)

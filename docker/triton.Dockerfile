@@ -17,10 +17,17 @@ RUN if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
 # triton-server, the user that NVIDIA's image has for this; by number, so that Kubernetes can tell that it is not root
 USER 1000:1000
 EXPOSE 8000 8001 8002
+# Its models' configs are complete, and are served as they are written
+ENV CHEST_OPTIONS=--disable-auto-complete-config
 # The server alone: in explicit mode the client loads the models it asks
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
   CMD curl --fail --silent --noproxy '*' http://127.0.0.1:8000/v2/health/ready
-CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+# What asks for a key, and LOCK=1: docker/compose.yaml
+CMD ["sh", "-c", "key=chest-key=${CHEST_KEY:-$(cat /proc/sys/kernel/random/uuid)}; \
+exec tritonserver --model-repository=/models --model-control-mode=explicit $CHEST_OPTIONS \
+${LOCK:+\"--load-model=*\"} \
+\"--http-restricted-api=model-repository,shared-memory,trace,logging:$key\" \
+\"--grpc-restricted-protocol=${LOCK:+model-repository,}shared-memory,trace,logging:$key\""]
 
 FROM server
 ADD vit.tar /

@@ -12,7 +12,7 @@ $(if $(and $(filter prebuilt,$(FROM)),$(filter-out onnx,$(FORMAT))),$(error FORM
 $(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(folder): no plan there; expected a folder like build/plan of another machine, with sm86/vit.plan or so in it)))
 $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
 $(call one_of,CACHE_MODE,read write)
-$(foreach knob,DRY AGAIN,$(if $($(knob)),$(call one_of,$(knob),1)))
+$(foreach knob,DRY AGAIN LOCK,$(if $($(knob)),$(call one_of,$(knob),1)))
 $(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS PYTHON,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
 $(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE ADDRESS PORTS PYTHON PLANS OPSET,$(if $(call special,$($(knob))),$(error \
   $(knob)=$($(knob)): expected no character that shells or make take for their own: $(call special,$($(knob))))))

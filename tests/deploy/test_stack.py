@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, ROOT, Project
 
-from scripts.serve.triton_server import free_ports
+from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 
 NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
@@ -54,6 +55,50 @@ print(ask("binary_onnx", input=features).tolist())
 print(ask("multilabel_onnx", input=features).shape)
 print(ask("bpr_model", input=slices, metadata=np.ones((1, 3), np.float32))[0].decode())
 """
+
+
+REFUSED_BY_GRPC = """
+    try:
+        client.load_model(name)
+    except Exception as error:
+        print(error.message())"""
+# HTTP without a key: refused is what runs code, reads another's memory or settings
+REFUSED: list[tuple[str, bytes | None]] = [
+    ("/v2/repository/index", b""),
+    ("/v2/repository/models/binary_onnx/load", b"{}"),
+    ("/v2/repository/models/own/load", b'{"parameters": {"config": "{}", "file:1/model.py": "YWJj"}}'),
+    ("/v2/repository/models/binary_onnx/unload", b"{}"),
+    ("/v2/systemsharedmemory/status", None),
+    ("/v2/cudasharedmemory/status", None),
+    ("/v2/trace/setting", None),
+    ("/v2/logging", None),
+]
+ALLOWED: list[tuple[str, bytes | None]] = [
+    ("/v2", None),
+    ("/v2/health/live", None),
+    ("/v2/health/ready", None),
+    ("/v2/models/binary_onnx/config", None),
+    ("/v2/models/binary_onnx/stats", None),
+]
+# What code of a model can do in the container
+INSIDE = """grep -E '^(CapEff|CapBnd|NoNewPrivs|Uid)' /proc/1/status
+for place in / /opt/tritonserver /models /usr /etc /home/triton-server /tmp; do
+  if touch $place/probe 2> /dev/null; then echo writes $place; fi
+done"""
+
+
+def key_of(container: Any) -> str:
+    return next(word.partition("=")[2] for word in container["Config"]["Env"] if word.startswith("CHEST_KEY="))
+
+
+def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tuple[int, bytes]:
+    """Status and body that 127.0.0.1:port answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"chest-key": key} if key else {})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
 
 
 def others(image: str) -> dict[str, Any]:
@@ -118,6 +163,8 @@ class Story:
     answers: dict[str, list[str]] = field(default_factory=dict)
     container: Any = None
     index: Any = None
+    statuses: dict[str, int] = field(default_factory=dict)
+    inside: str = ""
     left: str = ""
     ports: list[int] = field(default_factory=list)
 
@@ -156,10 +203,9 @@ def story(
         project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
         make("repository", "repository")
         make("reload", "reload")
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{told.ports[0]}/v2/repository/index", b"")
-        ) as answer:
-            told.index = json.load(answer)
+        told.index = json.loads(http(told.ports[0], "/v2/repository/index", b"", key_of(told.container))[1])
+        told.statuses = {path: http(told.ports[0], path, body)[0] for path, body in REFUSED + ALLOWED}
+        told.inside = docker("exec", f"{NAME}-tritonserver-1", "sh", "-c", INSIDE)
         ask("second")
         make("up again", "up")
         make("image of the second", "image", f"IMAGE={IMAGE}")
@@ -193,7 +239,8 @@ def test_the_image_holds_the_published_files_and_says_so(story: Story, built: Pr
 def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) -> None:
     config = story.images["first"]["Config"]
     assert config["User"] == "1000:1000"
-    assert config["Cmd"] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
+    assert config["Cmd"][:2] == ["sh", "-c"]
+    assert "exec tritonserver --model-repository=/models --model-control-mode=explicit" in config["Cmd"][2]
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
         "packages of bpr_model"
@@ -278,6 +325,21 @@ def test_the_container_is_what_the_team_joins(story: Story) -> None:
     assert (mount["Destination"], mount["RW"]) == ("/models", False)
 
 
+def test_http_without_its_key_answers_and_neither_loads_nor_tells_settings(story: Story) -> None:
+    assert {path: story.statuses[path] for path, _ in REFUSED} == dict.fromkeys([path for path, _ in REFUSED], 403)
+    assert {path: story.statuses[path] for path, _ in ALLOWED} == dict.fromkeys([path for path, _ in ALLOWED], 200)
+
+
+def test_the_container_has_no_rights_and_writes_nowhere_but_in_tmp(story: Story) -> None:
+    status, _, places = story.inside.partition("\nwrites")
+    assert dict(line.split()[:2] for line in status.splitlines()) == {
+        "CapEff:": "0" * 16, "CapBnd:": "0" * 16, "NoNewPrivs:": "1", "Uid:": "1000",
+    }  # fmt: skip
+    assert places.split() == ["/tmp"]
+    limits = story.container["HostConfig"]
+    assert (limits["ReadonlyRootfs"], limits["PidsLimit"], limits["Memory"]) == (True, 4096, 16 << 30)
+
+
 def test_a_client_on_the_network_loads_and_asks_every_model(story: Story) -> None:
     answer, shape, tag = story.answers["first"]
     assert len(json.loads(answer)[0]) == 2
@@ -316,6 +378,37 @@ def test_a_ready_image_serves_its_own_models(story: Story, project: Project, env
             docker("rm", "--force", f"{NAME}-tritonserver-1")  # which ends the log
             following.communicate(timeout=PATIENCE)
         assert "0.0.0.0:8000" in line
+    finally:
+        project.make("down", **environment)
+
+
+def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
+    story: Story, project: Project, base: str, environment: dict[str, str]
+) -> None:
+    options = [f"REGISTRY={REGISTRY}", "DEVICE=cpu", "LOCK=1", "ADDRESS=none"]
+    asked = CLIENT.replace("client.load_model(name)", REFUSED_BY_GRPC, 1)
+    try:
+        said = project.make("up", *options, **environment)
+        assert "is ready: no port of this machine," in said and "a client asks: binary_onnx, bpr_model" in said
+        assert docker("port", f"{NAME}-tritonserver-1") == ""
+        client = (
+            "run",
+            "--rm",
+            f"--network={NAME}",
+            "--env=TRITON_URL=tritonserver:8001",
+            base,
+            "python3",
+            "-c",
+            asked,
+        )
+        answered = docker(*client).splitlines()
+        assert answered[:4] == ["This protocol is restricted, expecting header 'triton-grpc-protocol-chest-key'"] * 4
+        assert answered[5] == "(1, 20)"
+        assert "binary_onnx: unchanged, READY" in project.make("reload", **environment)
+        project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
+        project.make("repository")
+        assert "binary_onnx: READY, taken in" in project.make("reload", **environment)
+        assert docker(*client).splitlines()[4] != answered[4]
     finally:
         project.make("down", **environment)
 
@@ -429,6 +522,24 @@ def test_compose_alone_runs_a_ready_image() -> None:
     assert service["shm_size"] == str(2 << 30)
     ports = {(port["host_ip"], port["published"], port["target"]) for port in service["ports"]}
     assert ports == {("127.0.0.1", str(port), port) for port in (8000, 8001, 8002)}
+
+
+def test_the_image_runs_what_compose_runs() -> None:
+    """Without Make and without Compose the same is closed; CHEST_KEY and LOCK are read inside the container."""
+    service = composed("compose.yaml")["services"]["tritonserver"]
+    lines = (ROOT / "docker/triton.Dockerfile").read_text().replace("\\\n", "").splitlines()
+    (command,) = (line for line in lines if line.startswith("CMD ["))
+    assert json.loads(command.removeprefix("CMD "))[2] == service["command"][2].replace("$$", "$")
+    text = service["command"][2]
+    assert f"--http-restricted-api=model-repository,{LOCKED}:" in text
+    assert f":+model-repository,}}{LOCKED}:" in text and f"key={KEY_HEADER}=" in text
+
+
+def test_an_image_of_others_runs_with_as_few_rights() -> None:
+    service = composed("compose.yaml", IMAGE="borntowarn/porcupine-tritonserver")["services"]["tritonserver"]
+    assert (service["user"], service["cap_drop"], service["read_only"]) == ("1000:1000", ["ALL"], True)
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "ports" not in composed("compose.yaml", "compose.private.yaml")["services"]["tritonserver"]
 
 
 def test_the_repository_is_mounted_over_the_models() -> None:
