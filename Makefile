@@ -39,6 +39,8 @@ NGC_RELEASE ?= 24.06
 REGISTRY ?=
 # Folders with plans built on other machines, like build/plan here
 PLANS ?=
+# Who signed: `make sign` takes the private key; the public one `make verify` and what is brought here (FROM=prebuilt, PLANS)
+KEY ?=
 # Further options for trtexec, such as --builderOptimizationLevel=4
 TRTEXEC_FLAGS ?=
 # 1: `make trt` prints its commands, ready to paste, and runs none
@@ -152,6 +154,10 @@ check.bpr    := $(bpreg) $(weights)/bpr/inference-settings.json
 .venv-rtx/installed: requirements-rtx.txt requirements-rtx.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-rtx requirements-rtx.txt $(out))
 
+# Signatures: make sign, and whatever is given a KEY
+.venv-signing/installed: requirements-signing.txt requirements-signing.lock scripts/steps/venv.sh
+	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-signing requirements-signing.txt $(out))
+
 .venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
 
@@ -240,6 +246,15 @@ $(taken): build/plan/%.plan: $$(brought.$$*) build/plan/$$(*F).request.json buil
   $$(wildcard $$(brought.$$*:.plan=.json) $$(brought.$$*:.plan=.check.json)) scripts/plans/take_plan.py scripts/steps/records.py
 	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $(wordlist 1,3,$^) $@ $(out))
 
+# and is to be signed, where a key is given: by the folder's own signature, FOLDER.sig
+signature = .venv-signing/bin/$(notdir $(python)) -m scripts.publish.signature
+ifneq ($(and $(KEY),$(taken)),)
+$(taken): | signed-plans
+endif
+.PHONY: signed-plans
+signed-plans: .venv-signing/installed
+	$(if $(EXPLAIN)$(dry),,@$(signature) verify $(call quote,$(KEY)) $(foreach folder,$(PLANS),$(if $(filter $(CURDIR)/build/plan,$(realpath $(folder))),,$(folder))))
+
 # What NVIDIA's parser and builder make of it where there is no GPU
 $(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx build/models/$$(call plain,$$*).json \
   scripts/plans/build_rtx.py requirements-rtx.txt | .venv-rtx/installed
@@ -289,12 +304,15 @@ build/fidelity.json: $$(sort $$(foreach hop,$$(fidelity_hops),$$(lastword $$(sub
 # An archive of finished models, checked offline and served once by a real Triton
 prebuilt := training/model_repository_running.zip
 judged   := $(prebuilt).verdict.json
+# with a key its signature is verified before anything of it runs: FILE.zip.sig, beside the one that was given by hand
+prebuilt_signature := $(if $(KEY),$(or $(REPOSITORY_ZIP),$(prebuilt)).sig)
+$(if $(KEY),$(eval $(judged): $(KEY) $(prebuilt_signature) | .venv-signing/installed))
 $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish/prebuilt.py scripts/archives/unpack.py scripts/archives/progress.py \
   scripts/steps/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh \
   | $(prebuilt) .venv/installed .venv-triton/installed
-	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) $(if $(KEY),--key $(KEY) --signature $(prebuilt_signature)) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
 
-.PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update verify fidelity compare report infer serve image push up reload \
+.PHONY: repository onnx trt trt-fleet weights doctor verify-gpu update sign verify fidelity compare report infer serve image push up reload \
         logs down rollback test bench bench-gpu status graph provenance clean distclean help
 finished := $(if $(filter prebuilt,$(FROM)),$(judged),$(sources) build/checks/verdict.json)
 repository: $(if $(ask),,$(finished))  ## Build whatever is stale, check it, serve it once, publish it
@@ -326,9 +344,14 @@ there        = $(or $(patsubst training/%.lock.json,%,$(wildcard $(archives:=.lo
 update: .venv/installed  ## Ask Yandex.Disk whether the locked archives are still those there; ACCEPT=1 locks the new
 	@$(foreach name,$(there),$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(name) || [[ $$? == 1 ]];)
 
-needs.verify = $(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared))
-verify: $$(needs.verify)  ## Check and serve the published repository once more
-	$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json)
+needs.sign = .venv-signing/installed
+sign: $$(needs.sign)  ## Sign the published repository, or the folders in PLANS: make sign KEY=key.pem
+	$(if $(KEY),,$(error make sign KEY=key.pem: expected a private key; openssl ecparam -name prime256v1 -genkey -noout -out key.pem makes one))
+	@$(signature) sign $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY) $(judged_as))
+
+needs.verify = $(if $(KEY),.venv-signing/installed,$(if $(ask),,.venv/installed .venv-triton/installed $(published.checks) $(compared)))
+verify: $$(needs.verify)  ## Check and serve the published repository once more; or its signature: make verify KEY=key.pub
+	$(if $(KEY),@$(signature) verify $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY)),$(if $(ask),$(ask_gpu),@$(python) -m scripts.serve.verdict --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %) $(or $(on_a_gpu),$(if $(IMAGE),--image $(IMAGE))) --repository $(REPOSITORY) build/verify.json))
 
 doctor:  ## What this machine has, lacks, and what to do about it
 	@$(system_python) -m scripts.plans.doctor $(PORTS)
@@ -388,7 +411,7 @@ down:  ## Stop it
 rollback:  ## Put the previously published models back
 	@$(system_python) -m scripts.publish.publish $(REPOSITORY) --rollback
 
-needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
+needs.test = .venv/installed .venv-triton/installed .venv-inference/installed .venv-signing/installed .venv/installed-for-tests
 test: $$(needs.test)  ## Format, lint, types and every test
 	@tests/run.sh
 
@@ -420,7 +443,7 @@ clean:  ## Free what can be made again; records, checkpoints and the repository 
 	rm -rf build .make/out
 
 distclean: clean  ## Also the environments and records; your files and the repository stay
-	rm -rf .venv .venv-triton .venv-inference .venv-rtx .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
+	rm -rf .venv .venv-triton .venv-inference .venv-rtx .venv-signing .venv-prebuilt .venv-compare .make/seen .make/made .make/took .make/lock .make/cache-off .make/cache-spoiled
 
 help:  ## Show this list
 	@scripts/show/help.sh $(firstword $(MAKEFILE_LIST)) $(foreach knob,$(knobs),$(call quote,$(knob)=$($(knob))))

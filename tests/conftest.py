@@ -134,6 +134,9 @@ def copy_of_the_project(path: Path) -> Project:
     for venv in (".venv", ".venv-triton", ".venv-inference"):
         (path / venv).symlink_to(ROOT / venv)
         shutil.copy(ROOT / f".make/made/{venv}%installed", path / ".make/made")
+    if (ROOT / ".venv-signing/installed").exists():
+        (path / ".venv-signing").symlink_to(ROOT / ".venv-signing")
+        shutil.copy(ROOT / ".make/made/.venv-signing%installed", path / ".make/made")
     return Project(path)
 
 
@@ -206,6 +209,26 @@ def stand_ins(built_by_stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
     shutil.copytree(built_by_stand_ins.path, copy.path, copy_function=shutil.copy)
     yield copy
     shutil.rmtree(copy.path)
+
+
+@pytest.fixture(scope="session")
+def signing() -> Path:
+    """Python of the environment that signs; skips where it was not made."""
+    if not (pythons := sorted(ROOT.glob(".venv-signing/bin/python3.??"))):
+        pytest.skip("the environment that signs is not installed here: make .venv-signing/installed")
+    return pythons[0]
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pair of keys, key.pem and key.pub, and another pair, other.pem and other.pub."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("key", "other"):
+        pair = folder / f"{name}.pem", folder / f"{name}.pub"
+        generate = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", pair[0]]
+        subprocess.run(generate, check=True, capture_output=True)
+        subprocess.run(["openssl", "ec", "-in", pair[0], "-pubout", "-out", pair[1]], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

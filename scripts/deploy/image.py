@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from scripts.deploy.engine import docker, inspect, labels, pulled
-from scripts.publish.publish import content
-from scripts.steps.records import digest, lock, read, record, wrote
+from scripts.publish import signature
+from scripts.publish.vouch import vouched_for
+from scripts.steps.records import lock, read, record
 
 DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
@@ -28,30 +29,6 @@ PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
 CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 END = bytes(1024)  # of a tar archive
-
-
-def vouched_for(repository: str, verdict: str) -> dict[str, str]:
-    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
-    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
-        raise SystemExit(f"{verdict}: not what its step wrote, so that no image is made; make {verdict}")
-    if unserved := json.loads(told).get("unserved"):
-        raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that no image is made of it")
-    right: dict[str, str] = json.loads(told)["files"]
-    here: dict[str, str] = {}
-    for model in models_in(repository):
-        here |= content(repository, model)
-    if not here:
-        raise SystemExit(f"{repository}: no models there; make repository")
-    for path in sorted(here.keys() | right.keys()):
-        if here.get(path) != right.get(path):
-            there = "is not there" if path not in here else "is not what the verdict was passed on"
-            raise SystemExit(f"{repository}/{path} {there}, so that no image is made of it; make repository")
-    return here
-
-
-def models_in(repository: str) -> list[str]:
-    """Return the names of the published models."""
-    return sorted(entry.name for entry in os.scandir(repository) if entry.is_dir()) if os.path.isdir(repository) else []
 
 
 def requirements(repository: str) -> bytes:
@@ -81,15 +58,28 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict)
-        inputs = built_from(pulled(base), files)
+        signed = digest_signed(repository, files)
+        inputs = built_from(pulled(base), files | ({"signed": signed} if signed else {}))
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
         told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
+        told |= {"chest.signed": signed} if signed else {}
         build(tag, base, told, context(requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
         print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def digest_signed(repository: str, files: Mapping[str, str]) -> str:
+    """Return the digest that the repository's signature signs, "" if there is none or it is of other files."""
+    if not os.path.exists(bundle := signature.bundle_of(repository)):
+        return ""
+    digest, signed = signature.told(bundle)
+    if signed != files:
+        print(f"{bundle} signs other files, so that the image does not name it; make sign KEY=key.pem")
+        return ""
+    return digest
 
 
 def named(usual: str, tag: str, repository: str) -> tuple[str, str]:

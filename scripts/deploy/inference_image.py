@@ -21,8 +21,8 @@ from scripts.deploy.image import (
     member,
     named,
     verified,
-    vouched_for,
 )
+from scripts.publish.vouch import vouched_for
 from scripts.steps.records import digest, lock
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"

@@ -12,9 +12,10 @@ import time
 import urllib.error
 
 from scripts.deploy.engine import inspect
-from scripts.deploy.image import models_in, requirements
+from scripts.deploy.image import requirements
 from scripts.deploy.stack import SERVING, ask, container, folder, index
 from scripts.publish.publish import content
+from scripts.publish.vouch import models_in
 from scripts.steps.records import lock, read, write
 
 

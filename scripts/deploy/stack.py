@@ -20,8 +20,9 @@ import urllib.request
 from contextlib import suppress
 
 from scripts.deploy.engine import compose, docker, inspect, labels, pulled
-from scripts.deploy.image import models_in, server
+from scripts.deploy.image import server
 from scripts.publish.publish import content
+from scripts.publish.vouch import models_in
 from scripts.serve.releases import notes
 from scripts.steps.records import read, record, write
 
@@ -56,8 +57,7 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         files.append("compose.cpu.yaml")
     if address == "none":
         files.append("compose.private.yaml")
-    else:
-        chosen["ADDRESS"] = address
+    chosen["ADDRESS"] = "127.0.0.1" if address == "none" else address
     words = [word for file in files for word in ("--file", f"docker/{file}")]
     run = subprocess.Popen(
         [*command, *words, "up", "--detach", "--wait"],

@@ -37,6 +37,7 @@ from scripts.serve.verdict import CHANNEL, as_input, stage
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
 VENV = Path(".venv-prebuilt")
+SIGNING = Path(".venv-signing")
 STAGING = Path("build/staging-prebuilt")
 LOG = Path("build/logs/prebuilt.log")
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -46,9 +47,23 @@ class UnservedError(Exception):
     """A model that this machine does not serve, with the reason."""
 
 
-def judge(archive: Path, tree: Path, models: Path, accept: bool, gpu: bool, timeout: float = 600) -> dict[str, Any]:
-    """What OUT holds; SystemExit with the model and the reason where anything is wrong."""
+def judge(
+    archive: Path,
+    tree: Path,
+    models: Path,
+    accept: bool,
+    gpu: bool,
+    timeout: float = 600,
+    key: str = "",
+    signature: str = "",
+) -> dict[str, Any]:
+    """What OUT holds; SystemExit with the model and the reason where anything is wrong.
+
+    With a public `key` first of all the tree must be what its `signature` says.
+    """
     files = unpack(archive, tree)
+    if key:
+        verify(tree, key, signature)
     names = sorted({path.split("/")[0] for path in files})
     if lacking := sorted(set(CLIENT) - set(names)):
         raise SystemExit(
@@ -109,6 +124,18 @@ def unpack(archive: Path, tree: Path) -> dict[str, str]:
                 f"{archive.name}: {path!r}; expected a model's name of letters, digits, _ . - and no % or ="
             )
     return files
+
+
+def verify(tree: Path, key: str, signature: str) -> None:
+    """Say what was signed; SystemExit where the tree is not that."""
+    pythons = sorted(SIGNING.glob("bin/python3.??"))
+    if not pythons:
+        raise SystemExit(f"{SIGNING}: not installed; make {SIGNING}/installed")
+    words = ["-m", "scripts.publish.signature", "verify", key, str(tree), "--bundle", signature]
+    said = subprocess.run([pythons[0], *words], capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise SystemExit(f"{said.stderr.strip()}; nothing of it was run, nothing published")
+    print(said.stdout, end="", flush=True)
 
 
 def beyond(config: Any, gpu: bool) -> str:
@@ -234,11 +261,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
     parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
+    parser.add_argument("--key", default="", help="public key of who signed it")
+    parser.add_argument("--signature", default="", metavar="FILE", help="its model-signing bundle")
     given = parser.parse_args()
     if given.release:
         os.environ["NGC_RELEASE"] = given.release
     try:
-        result = judge(given.archive, given.tree, given.models, os.environ.get("ACCEPT") == "unserved", GPUS.is_dir())
+        accept = os.environ.get("ACCEPT") == "unserved"
+        result = judge(
+            given.archive, given.tree, given.models, accept, GPUS.is_dir(), key=given.key, signature=given.signature
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@
 
 
 EXPLAIN   :=
-artifacts := .venv/installed .venv/installed-for-tests .venv/installed-for-s3 .venv-triton/installed .venv-inference/installed .venv-rtx/installed \
+artifacts := .venv/installed .venv/installed-for-tests .venv/installed-for-s3 .venv-triton/installed .venv-inference/installed .venv-rtx/installed .venv-signing/installed \
              $(entries) $(checkpoints) $(onnx) $(checks) $(onnx_tf32) $(checks_tf32) $(onnx_fp16) $(checks_fp16) $(requests) $(expected) $(rtx) $(plans) $(compared) \
              $(plan_configs) build/checks/verdict.json build/fidelity.json $(judged)
 $(artifacts): FORCE

@@ -13,8 +13,8 @@ $(foreach folder,$(PLANS),$(if $(wildcard $(folder)/*/*.plan),,$(error PLANS=$(f
 $(if $(or $(PLANS),$(TRTEXEC_FLAGS)),$(if $(filter repository,$(MAKECMDGOALS)),$(if $(filter onnx,$(FORMAT)),$(error PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both))))
 $(call one_of,CACHE_MODE,read write)
 $(foreach knob,DRY AGAIN LOCK,$(if $($(knob)),$(call one_of,$(knob),1)))
-$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS PYTHON,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
-$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE ADDRESS PORTS PYTHON PLANS OPSET,$(if $(call special,$($(knob))),$(error \
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE TRITON ADDRESS PYTHON KEY,$(if $(filter-out 0 1,$(words $($(knob)))),$(error $(knob)=$($(knob)): expected one word)))
+$(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE ADDRESS PORTS PYTHON PLANS OPSET KEY,$(if $(call special,$($(knob))),$(error \
   $(knob)=$($(knob)): expected no character that shells or make take for their own: $(call special,$($(knob))))))
 $(if $(filter 1,$(words $(OPSET))),,$(error OPSET=$(OPSET): expected one number))
 $(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
@@ -45,7 +45,7 @@ of_the_published := $(filter verify status graph provenance fidelity report imag
 
 # The kind of weights that REPOSITORY was made from, and each file that was ever published there
 ours = $(file <.make/published/$(subst /,%,$(REPOSITORY)))
-$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter verify status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
+$(if $(and $(filter prebuilt,$(firstword $(ours))),$(filter $(if $(KEY),,verify) status graph report $(if $(CHECK),,provenance),$(MAKECMDGOALS))),$(error \
   $(REPOSITORY) holds the models of a finished archive, of which nothing was built here; make repository FROM=prebuilt checks it))
 
 # Whether the ViT published there is that of tf32 or fp16; with plans alone, the verdict's record tells
@@ -66,7 +66,7 @@ text_of     = $(subst $(newline)<end>,<end>,<start>$(file <$1)<end>)
 models_text := $(call text_of,convertation/models.yaml)
 facts_text  := $(call text_of,.make/models.yaml)
 facts_true  := $(and $(wildcard .make/models.mk),$(findstring $(models_text),$(facts_text)),$(findstring $(facts_text),$(models_text)))
-needless    := help doctor clean distclean image push up reload logs down rollback $(if $(CHECK),provenance)
+needless    := help doctor clean distclean image push up reload logs down rollback sign $(if $(KEY),verify) $(if $(CHECK),provenance)
 ifneq ($(facts_true),)
 include .make/models.mk
 else ifneq ($(filter-out $(needless),$(or $(MAKECMDGOALS),help)),)

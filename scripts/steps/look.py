@@ -14,7 +14,7 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 
 from scripts.steps.records import digest, lock, look, owned, read, record  # noqa: E402
 
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference")
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference", ".venv-signing")
 
 
 def take_notes(files: list[str]) -> None:

@@ -4,6 +4,7 @@ What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests
 with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
 """
 
+import base64
 import json
 import os
 import re
@@ -254,6 +255,23 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
         )
         == "15.0.1"
     )  # which the base image lacks
+
+
+def test_the_image_names_the_digest_that_was_signed(
+    project: Project, base: str, signing: Path, keys: Path, story: Story
+) -> None:
+    assert "chest.signed" not in story.images["first"]["Config"]["Labels"]
+    image = ("image", f"IMAGE={IMAGE}-signed", f"REGISTRY={REGISTRY}")
+    digest = project.make("sign", f"KEY={keys}/key.pem").split()[-1]
+    project.make(*image)
+    assert inspect("image", f"{IMAGE}-signed")["Config"]["Labels"]["chest.signed"] == digest
+    assert "up to date" in project.make(*image)
+    bundle = project.path / f"{REPOSITORY}.sig"
+    signed = json.loads(bundle.read_text())
+    statement = base64.b64decode(signed["dsseEnvelope"]["payload"]).replace(b"vit_onnx", b"vit_oxxx")
+    bundle.write_text(json.dumps(signed | {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}))
+    said = project.make(*image)
+    assert f"{REPOSITORY}.sig signs other files, so that the image does not name it; make sign KEY=key.pem" in said
 
 
 def test_nothing_is_rebuilt_because_files_are_newer(story: Story) -> None:

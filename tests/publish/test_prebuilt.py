@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +53,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def judged(folder: Path, accept: bool = False, gpu: bool = False) -> dict[str, Any]:
+    packed(folder)
+    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
+
+
+def packed(folder: Path) -> None:
     with zipfile.ZipFile(ARCHIVE, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 archive.write(path, path.relative_to(folder))
-    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -73,6 +78,29 @@ def test_good_models_are_served_and_asked(finished: Path) -> None:
     assert result["models"]["vit_onnx"]["says"].startswith("answers within -")
     assert set(result["files"]) == {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     json.dumps(result)
+
+
+def test_with_a_key_nothing_runs_that_its_owner_did_not_sign(
+    finished: Path, served: list[set[str]], signing: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".venv-signing").symlink_to(ROOT / ".venv-signing")
+    Path("scripts").symlink_to(ROOT / "scripts")
+    Path(".make/lock").mkdir(parents=True)
+    sign = [signing, "-m", "scripts.publish.signature", "sign", keys / "key.pem", finished]
+    subprocess.run(sign, check=True, capture_output=True)
+
+    def judge_signed(key: str) -> dict[str, Any]:
+        packed(finished)
+        return judge(ARCHIVE, TREE, MODELS, False, False, key=str(keys / key), signature="finished.sig")
+
+    assert set(judge_signed("key.pub")["models"]) == NOT_SERVED | {"bpr_model"}
+    assert "build/prebuilt is what was signed, digest" in capsys.readouterr().out
+    served.clear()
+    assert "Key mismatch" in refused(lambda: judge_signed("other.pub"))
+    (finished / "bpr_model/1/model.py").write_text("import os")
+    said = refused(lambda: judge_signed("key.pub"))
+    assert said.startswith("build/prebuilt/bpr_model/1/model.py: altered since it was signed\n")
+    assert said.endswith("is not what was signed; nothing of it was run, nothing published") and not served
 
 
 def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(

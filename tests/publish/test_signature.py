@@ -1,0 +1,113 @@
+"""Signatures: what was altered, added or removed is named; another key signs nothing; no network is needed."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, ROOT, Project
+
+from scripts.publish.signature import told
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two models, and Git's mark of an empty folder."""
+    top = tmp_path / "models"
+    for name in ("vit_onnx", "binary_onnx"):
+        (top / name / "1").mkdir(parents=True)
+        (top / name / "1/model.onnx").write_text(name)
+        (top / name / "config.pbtxt").write_text("backend")
+    (top / ".gitkeep").write_text("")
+    (tmp_path / ".make/lock").mkdir(parents=True)
+    return top
+
+
+def run(signing: Path, verb: str, key: Path, folder: Path, *more: str) -> tuple[int, str]:
+    """Exit status and what was said, without any network."""
+    command = [signing, "-m", "scripts.publish.signature", verb, key, folder.name, *more]
+    offline = ["unshare", "--user", "--map-current-user", "--net"]
+    if subprocess.run([*offline, "true"], capture_output=True).returncode:
+        offline = []
+    said = subprocess.run(
+        [*offline, *command], cwd=folder.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert "Traceback" not in said.stderr, said.stderr
+    return said.returncode, said.stdout + said.stderr
+
+
+def test_what_is_signed_is_verified(signing: Path, keys: Path, folder: Path) -> None:
+    status, said = run(signing, "sign", keys / "key.pem", folder)
+    digest, files = told(str(folder.parent / "models.sig"))
+    assert (status, said) == (0, f"models.sig: models signed, digest {digest}\n")
+    assert sorted(files) == [
+        f"{name}_onnx/{file}" for name in ("binary", "vit") for file in ("1/model.onnx", "config.pbtxt")
+    ]
+    (folder / ".gitkeep").unlink()
+    assert run(signing, "verify", keys / "key.pub", folder) == (0, f"models is what was signed, digest {digest}\n")
+
+
+def test_each_file_that_is_not_as_signed_is_named(signing: Path, keys: Path, folder: Path) -> None:
+    run(signing, "sign", keys / "key.pem", folder)
+    (folder / "vit_onnx/1/model.onnx").write_text("another")
+    (folder / "vit_onnx/config.pbtxt").unlink()
+    (folder / ".git").mkdir()  # a folder like any other to Triton, which the library leaves out unless told
+    (folder / ".git/model.py").write_text("code")
+    assert run(signing, "verify", keys / "key.pub", folder) == (
+        1,
+        "models/.git/model.py: added since it was signed\n"
+        "models/vit_onnx/1/model.onnx: altered since it was signed\n"
+        "models/vit_onnx/config.pbtxt: removed since it was signed\n"
+        "models is not what was signed\n",
+    )
+
+
+def test_another_key_verifies_nothing(signing: Path, keys: Path, folder: Path) -> None:
+    run(signing, "sign", keys / "key.pem", folder)
+    status, said = run(signing, "verify", keys / "other.pub", folder)
+    assert status == 1 and f"models: models.sig cannot be verified with KEY={keys}/other.pub: Key mismatch" in said
+
+
+def test_an_altered_list_is_no_longer_signed(signing: Path, keys: Path, folder: Path) -> None:
+    run(signing, "sign", keys / "key.pem", folder)
+    bundle = folder.parent / "models.sig"
+    whole = json.loads(bundle.read_text())
+    other = folder.parent / "other"
+    folder.rename(other)
+    (other / "vit_onnx/1/model.onnx").write_text("another")
+    run(signing, "sign", keys / "other.pem", other)  # another's list under our signature
+    whole["dsseEnvelope"]["payload"] = json.loads((folder.parent / "other.sig").read_text())["dsseEnvelope"]["payload"]
+    bundle.write_text(json.dumps(whole))
+    other.rename(folder)
+    assert run(signing, "verify", keys / "key.pub", folder) == (
+        1, f"models.sig: not signed by KEY={keys}/key.pub, or altered since\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "expected"),
+    [
+        ("sign", "key.pub", "no elliptic private key to sign with"),
+        ("verify", "key.pem", "no public key to verify with"),
+        ("sign", "absent.pem", "No such file"),
+        ("verify", "absent.pub", "absent.pub: no such file; expected the public key"),
+    ],
+)
+def test_a_key_that_is_none_is_one_sentence(
+    signing: Path, keys: Path, folder: Path, verb: str, key: str, expected: str
+) -> None:
+    run(signing, "sign", keys / "key.pem", folder)
+    status, said = run(signing, verb, keys / key, folder)
+    assert status == 1 and expected in said and len(said.splitlines()) == 1
+
+
+def test_make_signs_what_was_judged_and_verifies_it(signing: Path, keys: Path, project: Project) -> None:
+    assert f"{REPOSITORY} signed, digest " in project.make("sign", f"KEY={keys}/key.pem")
+    assert f"{REPOSITORY} is what was signed, digest " in project.make("verify", f"KEY={keys}/key.pub")
+    config = project.path / REPOSITORY / "vit_onnx/config.pbtxt"
+    config.write_text(config.read_text() + "# harmed\n")
+    said = project.fail("verify", f"KEY={keys}/key.pub")
+    assert f"{REPOSITORY}/vit_onnx/config.pbtxt: altered since it was signed\n" in said
+    said = project.fail("sign", f"KEY={keys}/key.pem")
+    assert "vit_onnx/config.pbtxt is not what the verdict was passed on, so that it is not signed" in said
+    assert "make sign KEY=key.pem: expected a private key" in project.fail("sign")
