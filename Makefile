@@ -387,10 +387,14 @@ infer: $$(needs.infer)  ## What the networks find in each CT study: make infer I
 ready_image   := $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))
 judged_as      = --verdict $(if $(filter prebuilt,$(firstword $(ours))),$(judged),build/checks/verdict.json)
 
-image:  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
+needs.image = .venv/installed
+image: $$(needs.image)  ## An image with the published repository inside, rebuilt if that changed: make image IMAGE=registry.example/name:1
 	$(image.$(TARGET))
-image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag $(call quote,$(IMAGE)) $(judged_as)
-image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag $(call quote,$(IMAGE)) $(judged_as)
+image.triton   = @$(system_python) -m scripts.deploy.image $(REPOSITORY) --base $(TRITON_IMAGE) --tag $(call quote,$(IMAGE)) $(judged_as) && \
+                     $(python) -m scripts.deploy.sbom $(REPOSITORY) --base $(TRITON_IMAGE) --tag $(call quote,$(IMAGE)) $(judged_as) build/image-triton.cdx.json
+image.inference = @$(system_python) -m scripts.deploy.inference_image $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag $(call quote,$(IMAGE)) $(judged_as) && \
+                     $(python) -m scripts.deploy.sbom $(REPOSITORY) --base $(REGISTRY)$(BASE) --tag $(call quote,$(IMAGE)) $(judged_as) \
+                       --usual chest-ct-inference --pins requirements-inference.txt build/image-inference.cdx.json
 
 push:  ## Push that image, after consent to its weights' licences
 	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))

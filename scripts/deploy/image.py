@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import docker, inspect, labels, pulled
+from scripts.deploy.engine import base_of, docker, inspect, labels
 from scripts.publish import signature
 from scripts.publish.vouch import vouched_for
 from scripts.steps.records import lock, read, record
@@ -46,7 +46,7 @@ def server(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
     needs = requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    tag = f"{SERVER}:{built_from(pulled(base), {'requirements.txt': sha})[:12]}"
+    tag = f"{SERVER}:{built_from(base_of(base), {'requirements.txt': sha})[:12]}"
     if not inspect("image", tag):
         build(tag, base, {"chest.requirements": sha}, context(needs, repository, {}), target="server")
     return tag
@@ -59,7 +59,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
         kind, tag = named("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict)
         signed = digest_signed(repository, files)
-        inputs = built_from(pulled(base), files | ({"signed": signed} if signed else {}))
+        inputs = built_from(base_of(base), files | ({"signed": signed} if signed else {}))
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
@@ -102,7 +102,7 @@ def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str,
         "org.opencontainers.image.version": read("VERSION").strip(),
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": base,
-        "org.opencontainers.image.base.digest": pulled(base),
+        "org.opencontainers.image.base.digest": base_of(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
         "chest.weights": kind,
         "chest.inputs": inputs,

@@ -9,7 +9,7 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import docker, labels, pulled
+from scripts.deploy.engine import base_of, docker, labels
 from scripts.deploy.image import (
     END,
     authority,
@@ -40,7 +40,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
         models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/" for name in MODELS))}
         program = {str(path): digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]}
-        inputs = built_from(pulled(base), {**models, **program}, DOCKERFILE)
+        inputs = built_from(base_of(base), {**models, **program}, DOCKERFILE)
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return

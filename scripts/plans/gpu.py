@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from scripts.archives.base_image import hold
 from scripts.serve.releases import release
 
 # What the release's CUDA asks for; on data-centre GPUs some older ones do as well
@@ -126,6 +127,8 @@ def image(name: str, pull: bool = True) -> Image:
             )
         run = docker("image", "inspect", name)
     found = json.loads(run.stdout)[0]
+    if pull:  # who only asks what is here locks nothing
+        hold(name, found)
     environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or [])
     version = environment.get("TRT_VERSION") or environment.get("TENSORRT_VERSION") or f"of {name.rpartition(':')[2]}"
     return Image(found["Id"], version.partition("+")[0].replace(" ", "-"))

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, ROOT, Project
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
@@ -166,6 +168,7 @@ class Story:
     index: Any = None
     statuses: dict[str, int] = field(default_factory=dict)
     inside: str = ""
+    bills: list[bytes] = field(default_factory=list)
     left: str = ""
     ports: list[int] = field(default_factory=list)
 
@@ -194,9 +197,11 @@ def story(
     try:
         make("image", "image", f"IMAGE={IMAGE}")
         told.images["first"] = inspect("image", IMAGE)
+        told.bills.append((project.path / "build/image-triton.cdx.json").read_bytes())
         for path in (project.path / REPOSITORY).rglob("*"):
             os.utime(path)
         make("image again", "image", f"IMAGE={IMAGE}")
+        told.bills.append((project.path / "build/image-triton.cdx.json").read_bytes())
         make("up", "up")
         told.container = inspect("container", f"{NAME}-tritonserver-1")
         ask("first")
@@ -255,6 +260,29 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
         )
         == "15.0.1"
     )  # which the base image lacks
+
+
+def test_a_bill_of_materials_tells_what_is_inside_and_is_the_same_twice(story: Story, built: Project) -> None:
+    first, again = story.bills
+    assert first == again
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(first.decode()) is None
+    bill = json.loads(first)
+    assert bill["specVersion"] == "1.6" and "timestamp" not in bill["metadata"]
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    assert parts["base"]["name"].endswith("nvcr.io/nvidia/tritonserver") and parts["base"]["version"] == "24.06-py3"
+    pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "convertation/bpr/requirements.txt").read_text(), re.MULTILINE)
+    assert {part["version"] for ref, part in parts.items() if ref.startswith("pypi/")} == {pin for _, pin in pins}
+    files = json.loads(story.images["first"]["Config"]["Labels"]["chest.files"])
+    for model in ("vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"):
+        part = parts[f"model/{model}"]
+        held = {file["name"]: file["hashes"][0]["content"] for file in part["components"]}
+        assert held == {path: sha for path, sha in files.items() if path.startswith(f"{model}/")}
+        weights = "1/weights/model.onnx" if model == "bpr_model" else "1/model.onnx"
+        assert part["hashes"] == [{"alg": "SHA-256", "content": files[f"{model}/{weights}"]}]
+        assert part["licenses"] == [{"license": {"name": "none: seeded numbers"}}]
+        told = [(one["name"], one["value"].split(" sha256:")[0]) for one in part["properties"]]
+        assert ("chest:weights", "synthetic") in told
+        assert next(value for name, value in told if name == "chest:origin").startswith("build/synthetic/")
 
 
 def test_the_image_names_the_digest_that_was_signed(
@@ -316,6 +344,28 @@ def test_half_a_repository_makes_no_image(project: Project, base: str, change: s
     said = project.fail("image", f"IMAGE={IMAGE}-{change}", f"REGISTRY={REGISTRY}")
     assert "so that no image is made of it; make repository" in said
     assert docker("images", "--quiet", f"{IMAGE}-{change}") == ""
+
+
+def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path) -> None:
+    """A base image of nothing, so that no build on it ends well; which one it is, is asked before."""
+    name = f"{NAME}-moved:1"
+    (tmp_path / "first.tar").write_bytes(bytes(10240))
+    subprocess.run(["tar", "-cf", tmp_path / "second.tar", "-C", tmp_path, "first.tar"], check=True)
+    image = ("image", "TARGET=inference", f"BASE={name}")
+    docker("import", tmp_path / "first.tar", name)
+    try:
+        locked = inspect("image", name)["Id"]
+        assert "docker's own words stand above" in project.fail(*image)
+        assert json.loads((project.path / "docker/images.lock.json").read_text())[name]["id"] == locked
+        docker("import", tmp_path / "second.tar", name)
+        moved = inspect("image", name)["Id"]
+        said = project.fail(*image)
+        assert f"{name} is another image than the locked one: expected {locked}, got {moved}" in said
+        assert "docker's own words" not in said
+        assert "docker's own words stand above" in project.fail(*image, "ACCEPT=1")
+        assert "docker's own words stand above" in project.fail(*image)
+    finally:
+        subprocess.run(["docker", "rmi", "--force", name, locked], capture_output=True)
 
 
 @pytest.mark.parametrize("version", ["", ":1"])
