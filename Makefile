@@ -375,7 +375,7 @@ own_triton  = $(if $(filter prebuilt,$(firstword $(ours))),$(addprefix TRITON_VE
 needs.serve = .venv/installed .venv-triton/installed
 serve: $$(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
-	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS)) $(if $(LOCK),--lock)
+	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS)) $(if $(LOCK),--lock) $(if $(filter prebuilt,$(firstword $(ours))),--foreign)
 
 needs.infer = .venv-inference/installed
 infer: $$(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder

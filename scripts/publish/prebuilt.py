@@ -193,7 +193,7 @@ def serve(
     stage([f"{path}={tree / path}" for path in files if path.split("/")[0] in configs], STAGING)
     with ExitStack() as running:
         try:
-            server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout))
+            server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout, foreign=True))
         except SystemExit as error:
             if not isinstance(error.code, str):  # a signal
                 raise

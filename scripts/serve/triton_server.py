@@ -29,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from scripts.serve import sandbox
 from scripts.serve.check_repository import BYTES, read_config
 
 STAND_IN = Path(__file__).resolve().parents[2] / "docker/backends/onnxruntime/model.py"
@@ -92,11 +93,14 @@ def triton_server(
     ports: Sequence[int] = (),
     timeout: float = 600,
     lock: bool = False,
+    foreign: bool = False,
 ) -> Iterator[Server]:
     """Yields once every model of the repository is loaded; on leaving the server and all its processes are gone.
 
     `ports`: HTTP, gRPC and metrics; none: free ones, without metrics. `timeout`: seconds until ready.
     `lock`: gRPC too loads and unloads models only with the server's key.
+    `foreign`: code of others is among the models; it gets neither network nor the user's files, see sandbox.py. Where
+    that cannot be had, it is said, and the server starts all the same.
     SystemExit: no environment or Docker, a taken port, too little shared memory, a server that died or never got ready.
     Call from the main thread: SIGTERM and SIGHUP become SystemExit inside the block, SIGINT KeyboardInterrupt.
     """
@@ -112,21 +116,28 @@ def triton_server(
     with interrupts(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
         key = secrets.token_hex(16)
+        listeners: list[socket.socket] = []
         if image:
             environment = dict(os.environ)  # docker's own
             command = in_docker(image, name, repository, address, ports, shared) + locked(key, lock)
         else:
             enough_shared_memory(shared)
             environment = clean_environment(Path(scratch))
-            command = in_environment(
-                venv or Path(os.environ.get("TRITON_VENV", ".venv-triton")), Path(scratch), environment
-            )
-            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock), *listening(address, ports)]
+            venv = venv or Path(os.environ.get("TRITON_VENV", ".venv-triton"))
+            command = in_environment(venv, Path(scratch), environment)
+            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
+            confined = foreign and confinable()
+            command += listening("127.0.0.1" if confined else address, ports)
+            if confined:
+                listeners = [listen(address, port) for port in ports]
+                inside = {opened.fileno(): port for opened, port in zip(listeners, ports, strict=True)}
+                command = sandbox.confined(command, Path(scratch), in_sight(repository, venv), inside)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
+                pass_fds=[opened.fileno() for opened in listeners],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -134,6 +145,8 @@ def triton_server(
                 start_new_session=True,
                 preexec_fn=lambda: die_with(parent),
             )
+        for opened in listeners:
+            opened.close()
         host = "127.0.0.1" if address == "0.0.0.0" else address
         urls = [f"{host}:{port}" for port in ports]
         server = Server(process, log, urls[0], urls[1], urls[2] if len(urls) > 2 else None, key)
@@ -255,6 +268,25 @@ def listening(address: str, ports: Sequence[int]) -> list[str]:
     values = [str(value) for port in ports for value in (address, port)]
     pairs = [f"{option}={value}" for option, value in zip(options, values, strict=True)]
     return pairs if len(ports) > 2 else [*pairs, "--allow-metrics=false"]
+
+
+def confinable() -> bool:
+    """Whether code of others can be confined on this machine; says why not."""
+    if reason := sandbox.refused():
+        print(f"code of others runs with your rights, for this machine gives no sandbox ({reason})", flush=True)
+    return not reason
+
+
+def in_sight(repository: Path, venv: Path) -> list[Path]:
+    """What a confined server may read: the repository, where its links lead to, and its Python."""
+    linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
+    return [repository, *linked, *sandbox.python_of(venv)]
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A socket that listens; SystemExit where it cannot."""
+    claim(address, port)
+    return socket.create_server((address, port), backlog=128)
 
 
 def claim(address: str, port: int) -> None:

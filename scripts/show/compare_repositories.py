@@ -86,7 +86,7 @@ class Repository:
             if trouble:
                 raise UnlikeError(f"{self.path / name}: {trouble}")
         try:
-            with serving(SCRATCH / "staging", LOG, image=self.image, venv=venv) as ask:
+            with serving(SCRATCH / "staging", LOG, image=self.image, venv=venv, foreign=True) as ask:
                 return [ask(name, request) for request in requests]
         except UnservedError as error:
             raise UnlikeError(f"{self.path / name}: {error}") from None
