@@ -11,7 +11,10 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements.txt ca.pem* /tmp/pip/
-RUN if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
+# An address with a password is a secret of the build, which no layer and no history keeps
+RUN for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do \
+      if [ -e /run/secrets/$name ]; then export "$name=$(cat /run/secrets/$name)"; fi; done; \
+    if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
     python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
       --requirement /tmp/pip/requirements.txt && rm -r /tmp/pip
 # triton-server, the user that NVIDIA's image has for this; by number, so that Kubernetes can tell that it is not root

@@ -26,6 +26,7 @@ DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
 # The user's own environment that pip needs in the image as well
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+INSTALL = b"RUN for name in PIP_INDEX_URL"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
 CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 END = bytes(1024)  # of a tar archive
@@ -121,16 +122,17 @@ def revision() -> str:
 
 def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
-    for name in PIP:
-        if "@" in os.environ.get(name, ""):
-            raise SystemExit(
-                f"{name} holds a password, which whoever has the image could read; use a mirror without one"
-            )
-    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
+    secret = secrets()
+    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name) and name not in secret]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
     words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
+    words += [f"--secret=id={name},env={name}" for name in secret]
+    kit = {"DOCKER_BUILDKIT": "1"} if secret else {}
     print(f"building {tag}", flush=True)
-    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
+    run = subprocess.Popen(
+        ["docker", "build", f"--tag={tag}", *words, "-"],
+        stdin=subprocess.PIPE, stdout=sys.stderr, env=os.environ | kit,
+    )  # fmt: skip
     assert run.stdin
     try:
         for block in archive:
@@ -144,7 +146,19 @@ def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes]
     finally:
         status = run.wait()
     if status:
-        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+        builder = "; a password in an address takes BuildKit: apt install docker-buildx" if secret else ""
+        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above{builder}")
+
+
+def secrets() -> list[str]:
+    """Return which of pip's variables hold a password, that goes into no layer and no history."""
+    return [name for name in PIP if "@" in os.environ.get(name, "")]
+
+
+def dockerfile(path: str) -> bytes:
+    """Return a Dockerfile, whose RUN of pip gets the secrets there are; the builder before BuildKit knows none."""
+    mounts = "".join(f"--mount=type=secret,id={name} " for name in secrets())
+    return Path(path).read_bytes().replace(INSTALL, INSTALL[:4] + mounts.encode() + INSTALL[4:])
 
 
 def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
@@ -152,7 +166,7 @@ def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator
 
     The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
     """
-    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("Dockerfile", dockerfile(DOCKERFILE))
     yield from member("requirements.txt", needs)
     yield from authority()
     for layer in ("vit", "bpr", "heads"):

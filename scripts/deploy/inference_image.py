@@ -15,6 +15,7 @@ from scripts.deploy.image import (
     authority,
     build,
     built_from,
+    dockerfile,
     header,
     labels_of,
     main,
@@ -51,7 +52,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
 
 def context(repository: str, models: Mapping[str, str], program: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the tar archive that docker builds from."""
-    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("Dockerfile", dockerfile(DOCKERFILE))
     yield from authority()
     places = {path: path for path in program} | {
         f"{'vit' if path.startswith('vit_') else 'models'}/{path}": f"{repository}/{path}" for path in models

@@ -37,9 +37,12 @@ from scripts.serve.verdict import CHANNEL, as_input, stage
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
 VENV = Path(".venv-prebuilt")
+ALWAYS = ["numpy<2"]  # with NumPy 2 Triton's Python stub returns empty tensors
 SIGNING = Path(".venv-signing")
 STAGING = Path("build/staging-prebuilt")
 LOG = Path("build/logs/prebuilt.log")
+# A line that names a package of the index, which versions of it, and where; no option, address, path or variable
+PLAIN = re.compile(r"\s*(#.*|[A-Za-z0-9][\w.-]*\s*(\[[\w\s,.-]*\])?\s*([<>=!~][^;@#/$\\]*)?(;[^#$\\]*)?(\s#.*)?)?")
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -153,9 +156,11 @@ def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
         shutil.rmtree(venv, ignore_errors=True)  # of an earlier archive; `make serve` would take it
         return None, ""
+    if odd := [line for text in theirs for line in text.splitlines() if not PLAIN.fullmatch(line)]:
+        return None, f"its requirements hold more than names and versions, and are not installed: {odd[0].strip()!r}"
     pins = [line for path in (SERVER, OURS) for line in path.read_text(encoding="utf-8").splitlines()]
     wanted = [pin for pin in pins if pin.startswith("nvidia-pytriton")]
-    wanted.append("numpy<2")  # with NumPy 2 Triton's Python stub returns empty tensors
+    wanted += ALWAYS
     if not any(re.match(r"\s*onnxruntime", line) for text in theirs for line in text.splitlines()):
         wanted += [pin for pin in pins if pin.startswith("onnxruntime")]  # for the ONNX models
     text = "\n".join([*wanted, *theirs])
@@ -166,8 +171,10 @@ def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text(text, encoding="utf-8")
     Path(".make/lock").mkdir(parents=True, exist_ok=True)
-    command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), str(listed.with_suffix(".installed"))]
-    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    # Wheels alone, and nothing started in the environment afterwards: installing runs none of their code
+    command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), os.devnull]
+    wheels = os.environ | {"PIP_ONLY_BINARY": ":all:"}
+    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=wheels)
     if made.returncode:
         words = [line for line in made.stderr.splitlines() if line.startswith("ERROR:")] or made.stderr.splitlines()
         shutil.rmtree(venv, ignore_errors=True)

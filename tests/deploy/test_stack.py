@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http import server as http_server
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +332,36 @@ def test_the_models_layers_are_the_same_without_a_cache_and_with_buildkit(
         "image", f"IMAGE={tag}", f"REGISTRY={REGISTRY}", DOCKER_BUILDKIT="1", PATH=f"/usr/bin:{os.environ['PATH']}"
     )
     assert inspect("image", tag)["RootFS"]["Layers"][-3:] == story.images["first"]["RootFS"]["Layers"][-3:]
+
+
+def test_a_token_of_pips_reaches_the_index_and_stays_in_no_layer(
+    project: Project, base: str, story: Story, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    class Index(http_server.BaseHTTPRequestHandler):
+        """An index of nothing, which wants to know who asks."""
+
+        def do_GET(self) -> None:
+            seen.append(base64.b64decode(self.headers.get("Authorization", "").partition(" ")[2]).decode())
+            self.send_response(404 if seen[-1] else 401)
+            self.end_headers()
+
+    gateway = docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Gateway}}")
+    tag = f"{NAME}:synthetic-secret"
+    with http_server.ThreadingHTTPServer((gateway, 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://someone:token-7f3a@{gateway}:{server.server_port}/simple"
+        project.make(
+            "image", f"IMAGE={tag}", f"REGISTRY={REGISTRY}", PIP_EXTRA_INDEX_URL=address, PIP_TRUSTED_HOST=gateway,
+            PATH=f"/usr/bin:{os.environ['PATH']}",
+        )  # fmt: skip
+        server.shutdown()
+    assert "someone:token-7f3a" in seen
+    subprocess.run(["docker", "save", "--output", tmp_path / "image.tar", tag], check=True)
+    for part in (tmp_path / "image.tar").read_bytes(), docker("history", "--no-trunc", tag).encode():
+        assert b"token-7f3a" not in part
+    docker("rmi", tag)
 
 
 @pytest.mark.parametrize("change", ["gone", "more", "half"])
