@@ -45,6 +45,7 @@ INHERITED = ("LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 # What the server prints as errors on every machine without a GPU.
 NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
 SHM = Path("/dev/shm")
+IN_DOCKER = (8000, 8001, 8002)
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -119,7 +120,11 @@ def triton_server(
         listeners: list[socket.socket] = []
         if image:
             environment = dict(os.environ)  # docker's own
-            command = in_docker(image, name, repository, address, ports, shared) + locked(key, lock)
+            command = in_docker(image, name, repository, address, ports, shared, foreign=foreign) + locked(key, lock)
+            listeners = [listen(address, port) for port in ports] if foreign else []
+            for opened, inner in zip(listeners, IN_DOCKER, strict=False):
+                passing = (opened, name, inner)
+                threading.Thread(target=sandbox.pass_on_to_docker, args=passing, daemon=True).start()
         else:
             enough_shared_memory(shared)
             environment = clean_environment(Path(scratch))
@@ -137,7 +142,7 @@ def triton_server(
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                pass_fds=[opened.fileno() for opened in listeners],
+                pass_fds=[] if image else [opened.fileno() for opened in listeners],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -145,8 +150,9 @@ def triton_server(
                 start_new_session=True,
                 preexec_fn=lambda: die_with(parent),
             )
-        for opened in listeners:
-            opened.close()
+        if not image:
+            for opened in listeners:
+                opened.close()
         host = "127.0.0.1" if address == "0.0.0.0" else address
         urls = [f"{host}:{port}" for port in ports]
         server = Server(process, log, urls[0], urls[1], urls[2] if len(urls) > 2 else None, key)
@@ -157,6 +163,9 @@ def triton_server(
             try:
                 stop(process)
             finally:
+                for opened in listeners if image else []:
+                    opened.shutdown(socket.SHUT_RDWR)
+                    opened.close()
                 if image:
                     subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
                 for region in SHM.glob(f"{name}*"):
@@ -213,9 +222,18 @@ def has_gpu() -> bool:
 
 
 def in_docker(
-    image: str, name: str, repository: Path, address: str, ports: Sequence[int], shared: int, gpu: bool | None = None
+    image: str,
+    name: str,
+    repository: Path,
+    address: str,
+    ports: Sequence[int],
+    shared: int,
+    gpu: bool | None = None,
+    foreign: bool = False,
 ) -> list[str]:
     """The command of an image's server; the repository is mounted read-only under its own path.
+
+    `foreign`: without network, rights and a place to write but /tmp; the image has to have what the models require.
 
     Python models get their requirements.txt first, which Triton itself never reads; where the image has them
     already, pip needs no network.
@@ -227,7 +245,7 @@ def in_docker(
     # The files that links in the repository lead to are mounted as well, each where the link says.
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
-    publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, (8000, 8001, 8002), strict=False)]
+    publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, IN_DOCKER, strict=False)]
     here = has_gpu() if gpu is None else gpu
     gpus = shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus=all") if here else []
     mirrors = [
@@ -236,6 +254,10 @@ def in_docker(
     if certificate := os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"):
         mounts.append(f"--mount=type=bind,source={os.path.realpath(certificate)},target=/tmp/ca.pem,readonly")
         mirrors.append("--env=PIP_CERT=/tmp/ca.pem")
+    if foreign:
+        publish = ["--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"]
+        publish += ["--tmpfs=/tmp", "--env=HOME=/tmp"]
+        mirrors = []
     start = (
         'for needs in "$0"/*/1/requirements.txt; do'
         ' if [ -e "$needs" ]; then python3 -m pip install --quiet --requirement "$needs" || exit; fi; done;'

@@ -23,13 +23,17 @@ from http import server as http_server
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, ROOT, Project
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from tritonclient import grpc
 
-from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports
+from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, triton_server
+from scripts.serve.verdict import CHANNEL, as_input
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
+from tests.triton_models import bpr
 
 NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
 pytestmark = [
@@ -517,6 +521,29 @@ def test_verify_asks_the_triton_of_an_image(project: Project, base: str) -> None
     """In the base image what bpr_model requires is installed first, for it lacks it."""
     said = project.make("verify", f"IMAGE={base}")
     assert re.search(r"^bpr_model: READY, differs by 0.0e\+00", said, re.MULTILINE)
+
+
+def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: str, tmp_path: Path) -> None:
+    folder = bpr(tmp_path / "repository")
+    (folder / "1/helper.py").write_text(
+        "import os, socket\nTAG = ''\n"
+        "for name, attempt in {\n"
+        "    'connects': lambda: socket.create_connection(('172.17.0.1', 22), 2),\n"
+        f"    'writes': lambda: open({str(tmp_path)!r} + '/repository/bpr_model/1/mark', 'w'),\n"
+        "    'writes to the image': lambda: open('/opt/mark', 'w'),\n"
+        "    'becomes root': lambda: os.chown('/tmp', 1, 1),\n"
+        "}.items():\n"
+        "    try:\n        attempt()\n        TAG += f'{name};'\n"
+        "    except OSError as error:\n        TAG += f'{type(error).__name__};'\n"
+        "TAG += ','.join(sorted(os.listdir('/sys/class/net')))\n"
+    )
+    with triton_server(tmp_path / "repository", tmp_path / "log", image=base, foreign=True) as server:
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+        request = {"input": np.zeros((1, 300, 300, 300), np.int16), "metadata": np.ones((1, 3), np.float32)}  # 54 MB
+        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        client.close()
+    assert answer.as_numpy("output")[0].decode() == "OSError;OSError;OSError;PermissionError;lo"
+    assert docker("ps", "--all", "--quiet", f"--filter=ancestor={base}") == ""
 
 
 # --- Pushing ------------------------------------------------------------------
