@@ -307,6 +307,8 @@ judged   := $(prebuilt).verdict.json
 # with a key its signature is verified before anything of it runs: FILE.zip.sig, beside the one that was given by hand
 prebuilt_signature := $(if $(KEY),$(or $(REPOSITORY_ZIP),$(prebuilt)).sig)
 $(if $(KEY),$(eval $(judged): $(KEY) $(prebuilt_signature) | .venv-signing/installed))
+%.zip.sig:
+	$(error $@ is missing, the signature of $*.zip that KEY=$(KEY) is to verify; without KEY none is asked for)
 $(judged): $(prebuilt).lock.json $(models:%=build/models/%.json) scripts/publish/prebuilt.py scripts/archives/unpack.py scripts/archives/progress.py \
   scripts/steps/records.py $(verdict) requirements-triton.txt convertation/bpr/requirements.txt scripts/steps/venv.sh \
   | $(prebuilt) .venv/installed .venv-triton/installed

@@ -18,6 +18,7 @@ $(foreach knob,NGC_RELEASE REGISTRY IMAGE BASE ADDRESS PORTS PYTHON PLANS OPSET 
   $(knob)=$($(knob)): expected no character that shells or make take for their own: $(call special,$($(knob))))))
 $(if $(filter 1,$(words $(OPSET))),,$(error OPSET=$(OPSET): expected one number))
 $(if $(filter-out 0 1,$(words $(CACHE))),$(error CACHE=$(CACHE): expected a folder, its name without spaces, or s3://bucket/prefix))
+$(if $(KEY),$(if $(wildcard $(KEY)),,$(error KEY=$(KEY): no such file; a pair of keys: openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub)))
 export ACCEPT CACHE CACHE_MODE PYTHON
 $(call one_of,TARGET,triton inference)
 $(call one_of,DEVICE,gpu cpu)

@@ -1,6 +1,7 @@
 """Signatures: what was altered, added or removed is named; another key signs nothing; no network is needed."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -99,6 +100,25 @@ def test_a_key_that_is_none_is_one_sentence(
     run(signing, "sign", keys / "key.pem", folder)
     status, said = run(signing, verb, keys / key, folder)
     assert status == 1 and expected in said and len(said.splitlines()) == 1
+
+
+def test_a_finished_archive_is_published_if_its_signature_fits(
+    signing: Path, keys: Path, project: Project, tmp_path: Path
+) -> None:
+    archive = tmp_path / "finished.zip"
+    shutil.make_archive(str(archive.with_suffix("")), "zip", project.path / REPOSITORY)
+    take = ("repository", "FROM=prebuilt", f"REPOSITORY_ZIP={archive}", "REPOSITORY=others")
+    said = project.fail(*take, f"KEY={keys}/key.pub")
+    assert f"{archive}.sig is missing, the signature of {archive} that KEY={keys}/key.pub is to verify" in said
+    project.make("sign", f"KEY={keys}/key.pem")
+    shutil.copy(project.path / f"{REPOSITORY}.sig", f"{archive}.sig")
+    said = project.fail(*take, f"KEY={keys}/other.pub")
+    assert "Key mismatch" in said and "nothing of it was run, nothing published" in said
+    assert not (project.path / "others").exists()
+    said = project.make(*take, f"KEY={keys}/key.pub")
+    assert "build/prebuilt is what was signed, digest " in said and "published: others/" in said
+    assert "up to date" in project.make(*take, f"KEY={keys}/key.pub")
+    assert "KEY=absent.pub: no such file" in project.fail(*take, "KEY=absent.pub")
 
 
 def test_make_signs_what_was_judged_and_verifies_it(signing: Path, keys: Path, project: Project) -> None:
