@@ -191,6 +191,7 @@ if [[ $2 == scripts.convert.compare?(_fp16) ]]; then echo '{{"difference": 0.0}}
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
     project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
+    (project.path / ".venv-signing").unlink(missing_ok=True)
     for venv in (".venv", ".venv-triton", ".venv-inference"):
         (project.path / venv).unlink()
         (project.path / venv / "bin").mkdir(parents=True)

@@ -121,6 +121,24 @@ def test_a_finished_archive_is_published_if_its_signature_fits(
     assert "KEY=absent.pub: no such file" in project.fail(*take, "KEY=absent.pub")
 
 
+def test_plans_of_others_are_taken_if_their_folders_signature_fits(
+    signing: Path, keys: Path, stand_ins: Project, tmp_path: Path
+) -> None:
+    (stand_ins.path / ".venv-signing").symlink_to(ROOT / ".venv-signing")  # the real one beside the stand-ins
+    plan = tmp_path / "plans/sm86/vit.plan"
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(b"plan")
+    folder = f"PLANS={tmp_path}/plans"
+    assert "plans signed, digest " in stand_ins.make("sign", folder, f"KEY={keys}/key.pem")
+    assert "plans is what was signed" in stand_ins.make("verify", folder, f"KEY={keys}/key.pub")
+    plan.write_bytes(b"another")
+    take = ("build/plan/sm86/vit.plan", "FORMAT=both", "gpu=sm86", "tensorrt=10.1.0.27", folder)
+    said = stand_ins.fail(*take, f"KEY={keys}/key.pub")
+    assert f"{plan}: altered since it was signed" in said
+    assert "vit.plan: new" not in said  # it was not even looked at
+    assert "vit.plan: new" in stand_ins.fail(*take)  # without a key it is; what it lacks is told
+
+
 def test_make_signs_what_was_judged_and_verifies_it(signing: Path, keys: Path, project: Project) -> None:
     assert f"{REPOSITORY} signed, digest " in project.make("sign", f"KEY={keys}/key.pem")
     assert f"{REPOSITORY} is what was signed, digest " in project.make("verify", f"KEY={keys}/key.pub")
