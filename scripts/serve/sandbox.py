@@ -27,7 +27,7 @@ from types import FrameType
 from typing import NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NEW_USER, NEW_MOUNTS, NEW_NETWORK, NEW_PROCESSES = 0x10000000, 0x00020000, 0x40000000, 0x20000000
+NEW_USER, NEW_MOUNTS, NEW_NETWORK, NEW_IPC, NEW_PROCESSES = 0x10000000, 0x00020000, 0x40000000, 0x08000000, 0x20000000
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
 NOSUID, NODEV = 2, 4
 DETACH = 2
@@ -99,7 +99,7 @@ def python_of(venv: Path) -> list[Path]:
 def enter() -> None:
     """Leave this process's namespaces for new ones, where it is who it was; OSError where that is refused."""
     user, group = os.geteuid(), os.getegid()
-    call("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK)
+    call("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK | NEW_IPC)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         Path(f"/proc/self/{name}").write_text(text)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -129,6 +129,7 @@ def build_root(folder: Path, see: Iterable[Path]) -> None:
         mount("proc", f"{root}/proc", "proc", NOSUID | NODEV)
     except OSError:  # a container that hides parts of its own; other processes are of another user namespace
         mount("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
+    read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
     os.chdir(root)
     if LIBC.syscall(PIVOT_ROOT, b".", b"."):
         raise OSError(ctypes.get_errno(), f"pivot_root: {os.strerror(ctypes.get_errno())}")

@@ -50,6 +50,7 @@ def secrets():
         except PermissionError:
             pass
 attempt("others' processes", lambda: list(secrets()))
+attempt("change the kernel", lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 attempt("kill", lambda: os.kill(%d, 0))
 TAG = json.dumps(got)
 """
