@@ -267,7 +267,7 @@ $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/$$(call p
 
 $(compared): build/plan/%.check.json: build/plan/%.plan build/plan/$$(*F).expected.npy build/models/$$(call plain,$$(*F)).json \
   build/models/$$(*F).tolerance.json build/checks/$$(*F).json $$(if $$(filter vit,$$(call plain,$$(*F))),$$(head_onnx)) scripts/plans/compare_plan.py \
-  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py scripts/convert/ties.py | .venv/installed
+  scripts/plans/expected.py scripts/plans/trtexec.py scripts/plans/gpu.py scripts/archives/base_image.py $(releases) scripts/convert/sample.py scripts/steps/records.py scripts/convert/probabilities.py scripts/convert/ties.py | .venv/installed
 	$(call step,$(python) -m scripts.plans.compare_plan $(wordlist 1,5,$^) $(out) $(filter build/onnx/%,$^),onnxruntime-gpu numpy)
 
 $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json scripts/plans/plan_config.py \
@@ -278,7 +278,7 @@ $(plan_configs): build/plan/%.config.pbtxt: $$(config.$$*) build/models/%.json s
 published.checks := $(foreach model,$(models),build/checks/$(call variant,$(model)).json)
 published.as     := $(foreach model,$(varied),$(filter-out $(varied),$(call variant,$(model))))
 sources := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
-verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/convert/sample.py scripts/convert/ties.py \
+verdict := scripts/serve/verdict.py scripts/convert/collapse.py $(checking) scripts/serve/triton_server.py scripts/serve/sandbox.py scripts/convert/sample.py scripts/convert/ties.py \
            docker/backends/onnxruntime/model.py
 
 build/checks/verdict.json: $(sources) $(published.checks) $(compared) $(models:%=build/models/%.json) $(verdict) requirements-triton.txt \
