@@ -15,14 +15,14 @@ include $(call told,needs)
 
 # --- The pipeline, in order: each artifact, what it is made from, the script that makes it ---
 
-# Environments: ours, Triton's own, one that runs published networks without PyTorch, NVIDIA's TensorRT for RTX
+# Environments: ours, Triton's own, one that runs published networks without PyTorch, TensorRT for RTX, signatures
 .venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
 .venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt \
   scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-triton requirements-triton.txt $(out))
-.venv-inference/installed .venv-rtx/installed: .venv-%/installed: requirements-%.txt requirements-%.lock \
-  scripts/steps/venv.sh
+.venv-inference/installed .venv-rtx/installed .venv-signing/installed: .venv-%/installed: requirements-%.txt \
+  requirements-%.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv-$* requirements-$*.txt $(out))
 .venv/installed-for-s3: requirements-s3.txt requirements-s3.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
@@ -96,6 +96,9 @@ $(built): build/plan/%.plan:
 $(taken): build/plan/%.plan: build/brought/%.json $(call code,scripts.plans.take_plan)
 	$(call step,$(system_python) -m scripts.plans.take_plan --gpu $(*D) --tensorrt $(tensorrt) $< $(request) \
 	  build/models/$(*F).tolerance.json $@ $(out))
+$(if $(KEY),$(taken)): | signed-plans
+signed-plans: .venv-signing/installed
+	$(if $(EXPLAIN),,@$(signature) verify $(call quote,$(KEY)) $(filter-out build/plan,$(PLANS)))
 $(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.expected) \
   | .venv/installed
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
@@ -127,8 +130,11 @@ build/checks/verdict.json: $(sources) $(published:%=build/checks/%.json) $(compa
 	$(call step,$(python) -m scripts.serve.verdict $(judging) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
 $(prebuilt).verdict.json: $(prebuilt).lock.json $(models:%=build/models/%.json) $(call code,scripts.publish.prebuilt) \
   convertation/bpr/requirements.txt scripts/steps/venv.sh $(serving) $(prebuilt)
-	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) --models build/models $(prebuilt) \
-	  build/prebuilt $(out),tritonclient onnx numpy)
+	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) $(if $(KEY),--key $(KEY) \
+	  --signature $(zip_signature)) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
+$(if $(KEY),$(prebuilt).verdict.json): $(KEY) $(zip_signature) | .venv-signing/installed
+%.zip.sig:
+	$(error $@ is missing, the signature of $*.zip that KEY=$(KEY) is to verify; without KEY none is asked for)
 build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(heads)) \
   $(call code,scripts.show.fidelity) \
   $(call code,convertation.vit.ctvit) $(call code,convertation.head.mlp) requirements-inference.txt $(serving) \
@@ -169,9 +175,9 @@ fidelity: build/fidelity.json  ## How far each hop moves the answers, PyTorch to
 compare: $(needs.compare)  ## The published repository against another: make compare WITH=/path [INPUT=folder]
 	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) \
 	  $(addprefix --image ,$(IMAGE)) $(REPOSITORY) $(call quote,$(WITH)) build/compare.json
-verify: $(needs.verify)  ## Check and serve the published repository once more
-	@$(python) -m scripts.serve.verdict $(judging) $(or $(on_a_gpu),$(addprefix --image ,$(IMAGE))) \
-	  --repository $(REPOSITORY) build/verify.json
+verify: $(needs.verify)  ## Check and serve the published repository again; its signature: KEY=key.pub
+	@$(if $(KEY),$(signature) verify $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY)),$(python) -m scripts.serve.verdict \
+	  $(judging) $(or $(on_a_gpu),$(addprefix --image ,$(IMAGE))) --repository $(REPOSITORY) build/verify.json)
 verify-gpu: $(needs.verify-gpu)  ## With a GPU: plans and ONNX models in the real Triton image, speed and memory
 	@$(python) -m scripts.plans.verify_gpu $(published.as:%=--variant %) $(on_a_gpu) $(contents) build/verify-gpu.json
 doctor:  ## What this machine has, lacks, and what to do about it
@@ -181,9 +187,11 @@ doctor:  ## What this machine has, lacks, and what to do about it
 
 serve: $(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
-	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS))
+	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS)) \
+	  $(if $(LOCK),--lock) $(if $(filter prebuilt,$(published_kind)),--foreign)
 up:  ## Triton in Docker Compose; ready images: FROM=prebuilt or IMAGE=…; DEVICE=cpu
 	@$(system_python) -m scripts.deploy.stack up --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE) \
+	  $(if $(LOCK),--lock) \
 	  $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE))
 reload:  ## Let the running Triton take what was published since
 	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)
@@ -200,8 +208,11 @@ infer: $(needs.infer)  ## What the networks find in each CT study: make infer IN
 
 # --- Share --------------------------------------------------------------------
 
-image:  ## The published repository as an image: make image IMAGE=name:1 [TARGET=inference]
+image: $(needs.image)  ## The published repository as an image: make image IMAGE=name:1 [TARGET=inference]
 	@$(system_python) -m $(image.$(TARGET)) $(REPOSITORY) --tag $(call quote,$(IMAGE)) $(judged_as)
+	@$(python) -m scripts.deploy.sbom $(REPOSITORY) --tag $(call quote,$(IMAGE)) $(judged_as) $(sbom.$(TARGET))
+sign: $(needs.sign)  ## Sign the published repository, or the folders in PLANS: make sign KEY=key.pem
+	@$(signature) sign $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY) $(judged_as))
 push:  ## Push that image, after consent to its weights' licences
 	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
 
@@ -224,6 +235,6 @@ help:  ## Show this list; the knobs: KNOBS=1
 $(artifacts): FORCE
 .PRECIOUS: $(artifacts)
 .PHONY: bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \
-  push reload report repository rollback serve status test trt trt-fleet up update verify verify-gpu weights
-.PHONY: FORCE
+  push reload report repository rollback serve sign status test trt trt-fleet up update verify verify-gpu weights
+.PHONY: FORCE signed-plans
 $(if $(taking),$(shell $(take)))

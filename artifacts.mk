@@ -87,7 +87,7 @@ contents := \
 sources   := $(foreach file,$(contents),$(lastword $(subst =, ,$(file))))
 published := $(foreach model,$(models),$(call variant,$(model)))
 
-environments := .venv .venv-triton .venv-inference .venv-rtx
+environments := .venv .venv-triton .venv-inference .venv-rtx .venv-signing
 artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
   $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) \
   $(compared) \
@@ -118,6 +118,8 @@ request   = build/plan/$(*F).request.json
 plan_config = $(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders)
 published.as := $(filter %.tf32 %.fp16,$(published))
 judging   = --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %)
+signature = .venv-signing/bin/$(notdir $(python)) -m scripts.publish.signature
+zip_signature := $(if $(KEY),$(or $(REPOSITORY_ZIP),$(prebuilt)).sig)
 on_a_gpu  = $(if $(compared),--image $(TRITON_IMAGE) --gpu-checks build/plan/$(gpu)/{}.check.json)
 
 fidelity_hops := $(foreach model,vit $(heads),pytorch/$(model)=$(weights)/$($(model).checkpoint) \
@@ -137,10 +139,14 @@ needs.trt := $(if $(CHECK),.venv/installed $(plannable:%=build/checks/%.rtx.json
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed
 needs.compare := .venv/installed .venv-triton/installed $(if $(INPUT),.venv-inference/installed)
-needs.verify := .venv/installed .venv-triton/installed $(published:%=build/checks/%.json) $(compared)
+needs.sign := .venv-signing/installed
+needs.image := .venv/installed
+needs.verify := $(if $(KEY),$(needs.sign),.venv/installed .venv-triton/installed $(published:%=build/checks/%.json) \
+  $(compared))
 needs.verify-gpu := $(onnx) $(published:%=build/checks/%.json) $(plans) $(compared) \
   $(configs:%=build/plan/%.config.pbtxt) .venv-triton/installed
-needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv/installed-for-tests
+needs.test := .venv/installed .venv-triton/installed .venv-inference/installed .venv-signing/installed \
+  .venv/installed-for-tests
 needs.serve := .venv/installed .venv-triton/installed
 needs.bench := $(needs.serve) .venv-inference/installed
 needs.infer := .venv-inference/installed

@@ -47,10 +47,12 @@ GPUS = $(CT_GPUS)
 
 # --- Serve and share ----------------------------------------------------------
 
-# Where `make serve` and `make up` listen; 0.0.0.0 lets other machines ask
+# Where serve and up listen; 0.0.0.0 lets other machines ask, none (up) only the network chest
 ADDRESS = $(or $(CT_ADDRESS),127.0.0.1)
 # Their ports for HTTP, gRPC and metrics
 PORTS = $(or $(CT_PORTS),8000 8001 8002)
+# 1: serve and up load the models at the start, and others only with the key, over gRPC, too
+LOCK = $(CT_LOCK)
 # What `make up` gives Triton: gpu, or cpu where there is none
 DEVICE = $(or $(CT_DEVICE),gpu)
 # The image that image makes, push pushes, up runs and verify asks (nothing: each its own)
@@ -59,6 +61,8 @@ IMAGE = $(CT_IMAGE)
 TARGET = $(or $(CT_TARGET),triton)
 # Base of the inference image: the GPU's libraries; python:3.11-slim is smaller, for CPUs
 BASE = $(or $(CT_BASE),nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04)
+# Private key for `make sign`; the public one for verify, FROM=prebuilt and PLANS
+KEY = $(CT_KEY)
 
 # --- Infer --------------------------------------------------------------------
 

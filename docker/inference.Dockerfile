@@ -15,7 +15,10 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements-inference.txt ca.pem* /tmp/pip/
-RUN if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
+# An address with a password is a secret of the build, which no layer and no history keeps
+RUN for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do \
+      if [ -e /run/secrets/$name ]; then export "$name=$(cat /run/secrets/$name)"; fi; done; \
+    if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
     python3 -m venv /opt/inference && \
     /opt/inference/bin/python3 -m pip install --no-cache-dir --disable-pip-version-check \
       --requirement /tmp/pip/requirements-inference.txt && rm -r /tmp/pip

@@ -132,6 +132,9 @@ def copy_of_the_project(path: Path) -> Project:
     for venv in (".venv", ".venv-triton", ".venv-inference"):
         (path / venv).symlink_to(ROOT / venv)
         shutil.copy(ROOT / f".make/made/{venv}%installed", path / ".make/made")
+    if (ROOT / ".venv-signing/installed").exists():
+        (path / ".venv-signing").symlink_to(ROOT / ".venv-signing")
+        shutil.copy(ROOT / ".make/made/.venv-signing%installed", path / ".make/made")
     return Project(path)
 
 
@@ -186,6 +189,7 @@ if [[ $2 == scripts.convert.compare?(_fp16) ]]; then echo '{{"difference": 0.0}}
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
     project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
+    (project.path / ".venv-signing").unlink(missing_ok=True)
     for venv in (".venv", ".venv-triton", ".venv-inference"):
         (project.path / venv).unlink()
         (project.path / venv / "bin").mkdir(parents=True)
@@ -204,6 +208,26 @@ def stand_ins(built_by_stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
     shutil.copytree(built_by_stand_ins.path, copy.path, copy_function=shutil.copy)
     yield copy
     shutil.rmtree(copy.path)
+
+
+@pytest.fixture(scope="session")
+def signing() -> Path:
+    """Python of the environment that signs; skips where it was not made."""
+    if not (pythons := sorted(ROOT.glob(".venv-signing/bin/python3.??"))):
+        pytest.skip("the environment that signs is not installed here: make .venv-signing/installed")
+    return pythons[0]
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pair of keys, key.pem and key.pub, and another pair, other.pem and other.pub."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("key", "other"):
+        pair = folder / f"{name}.pem", folder / f"{name}.pub"
+        generate = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", pair[0]]
+        subprocess.run(generate, check=True, capture_output=True)
+        subprocess.run(["openssl", "ec", "-in", pair[0], "-pubout", "-out", pair[1]], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

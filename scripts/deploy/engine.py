@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+from scripts.archives.base_image import hold
+
 # What the client says -> what it means to who typed make
 STOPPED = "the Docker engine does not answer at {host}; sudo systemctl start docker"
 TROUBLES = {
@@ -57,6 +59,12 @@ def compose() -> list[str]:
         f"Docker Compose 2.24 or newer is needed, {f'{old} is here' if old else 'there is none'}; "
         "apt install docker-compose-v2 (Ubuntu), docker-compose (Debian 13), docker-compose-plugin (Docker's packages)"
     )
+
+
+def base_of(image: str) -> str:
+    """Return the id of a base image, pulled if it is not here; SystemExit if it is not the one that is locked."""
+    pulled(image)
+    return hold(image, inspect("image", image))
 
 
 def pulled(image: str) -> str:

@@ -17,41 +17,19 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import docker, inspect, labels, pulled
-from scripts.publish.publish import content
-from scripts.steps.records import digest, lock, read, record, wrote
+from scripts.deploy.engine import base_of, docker, inspect, labels
+from scripts.publish import signature
+from scripts.publish.vouch import vouched_for
+from scripts.steps.records import lock, read, record
 
 DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
 # The user's own environment that pip needs in the image as well
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+INSTALL = b"RUN for name in PIP_INDEX_URL"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
 CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 END = bytes(1024)  # of a tar archive
-
-
-def vouched_for(repository: str, verdict: str) -> dict[str, str]:
-    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
-    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
-        raise SystemExit(f"{verdict}: not what its step wrote, so that no image is made; make {verdict}")
-    if unserved := json.loads(told).get("unserved"):
-        raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that no image is made of it")
-    right: dict[str, str] = json.loads(told)["files"]
-    here: dict[str, str] = {}
-    for model in models_in(repository):
-        here |= content(repository, model)
-    if not here:
-        raise SystemExit(f"{repository}: no models there; make repository")
-    for path in sorted(here.keys() | right.keys()):
-        if here.get(path) != right.get(path):
-            there = "is not there" if path not in here else "is not what the verdict was passed on"
-            raise SystemExit(f"{repository}/{path} {there}, so that no image is made of it; make repository")
-    return here
-
-
-def models_in(repository: str) -> list[str]:
-    """Return the names of the published models."""
-    return sorted(entry.name for entry in os.scandir(repository) if entry.is_dir()) if os.path.isdir(repository) else []
 
 
 def requirements(repository: str) -> bytes:
@@ -69,7 +47,7 @@ def server(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
     needs = requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    tag = f"{SERVER}:{built_from(pulled(base), {'requirements.txt': sha})[:12]}"
+    tag = f"{SERVER}:{built_from(base_of(base), {'requirements.txt': sha})[:12]}"
     if not inspect("image", tag):
         build(tag, base, {"chest.requirements": sha}, context(needs, repository, {}), target="server")
     return tag
@@ -81,15 +59,28 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
     with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = named("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict)
-        inputs = built_from(pulled(base), files)
+        signed = digest_signed(repository, files)
+        inputs = built_from(base_of(base), files | ({"signed": signed} if signed else {}))
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
         told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
+        told |= {"chest.signed": signed} if signed else {}
         build(tag, base, told, context(requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
         print("its answers are nonsense, by design, and `make push` refuses it")
+
+
+def digest_signed(repository: str, files: Mapping[str, str]) -> str:
+    """Return the digest that the repository's signature signs, "" if there is none or it is of other files."""
+    if not os.path.exists(bundle := signature.bundle_of(repository)):
+        return ""
+    digest, signed = signature.told(bundle)
+    if signed != files:
+        print(f"{bundle} signs other files, so that the image does not name it; make sign KEY=key.pem")
+        return ""
+    return digest
 
 
 def named(usual: str, tag: str, repository: str) -> tuple[str, str]:
@@ -112,7 +103,7 @@ def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str,
         "org.opencontainers.image.version": read("VERSION").strip(),
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": base,
-        "org.opencontainers.image.base.digest": pulled(base),
+        "org.opencontainers.image.base.digest": base_of(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
         "chest.weights": kind,
         "chest.inputs": inputs,
@@ -131,16 +122,17 @@ def revision() -> str:
 
 def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
-    for name in PIP:
-        if "@" in os.environ.get(name, ""):
-            raise SystemExit(
-                f"{name} holds a password, which whoever has the image could read; use a mirror without one"
-            )
-    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name)]
+    secret = secrets()
+    given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name) and name not in secret]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
     words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
+    words += [f"--secret=id={name},env={name}" for name in secret]
+    kit = {"DOCKER_BUILDKIT": "1"} if secret else {}
     print(f"building {tag}", flush=True)
-    run = subprocess.Popen(["docker", "build", f"--tag={tag}", *words, "-"], stdin=subprocess.PIPE, stdout=sys.stderr)
+    run = subprocess.Popen(
+        ["docker", "build", f"--tag={tag}", *words, "-"],
+        stdin=subprocess.PIPE, stdout=sys.stderr, env=os.environ | kit,
+    )  # fmt: skip
     assert run.stdin
     try:
         for block in archive:
@@ -154,7 +146,19 @@ def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes]
     finally:
         status = run.wait()
     if status:
-        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above")
+        builder = "; a password in an address takes BuildKit: apt install docker-buildx" if secret else ""
+        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above{builder}")
+
+
+def secrets() -> list[str]:
+    """Return which of pip's variables hold a password, that goes into no layer and no history."""
+    return [name for name in PIP if "@" in os.environ.get(name, "")]
+
+
+def dockerfile(path: str) -> bytes:
+    """Return a Dockerfile, whose RUN of pip gets the secrets there are; the builder before BuildKit knows none."""
+    mounts = "".join(f"--mount=type=secret,id={name} " for name in secrets())
+    return Path(path).read_bytes().replace(INSTALL, INSTALL[:4] + mounts.encode() + INSTALL[4:])
 
 
 def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
@@ -162,7 +166,7 @@ def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator
 
     The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
     """
-    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("Dockerfile", dockerfile(DOCKERFILE))
     yield from member("requirements.txt", needs)
     yield from authority()
     for layer in ("vit", "bpr", "heads"):

@@ -9,20 +9,21 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import docker, labels, pulled
+from scripts.deploy.engine import base_of, docker, labels
 from scripts.deploy.image import (
     END,
     authority,
     build,
     built_from,
+    dockerfile,
     header,
     labels_of,
     main,
     member,
     named,
     verified,
-    vouched_for,
 )
+from scripts.publish.vouch import vouched_for
 from scripts.steps.records import digest, lock
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"
@@ -40,7 +41,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
         models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/" for name in MODELS))}
         program = {str(path): digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]}
-        inputs = built_from(pulled(base), {**models, **program}, DOCKERFILE)
+        inputs = built_from(base_of(base), {**models, **program}, DOCKERFILE)
         if labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return
@@ -51,7 +52,7 @@ def image(repository: str, base: str, tag: str, verdict: str) -> None:
 
 def context(repository: str, models: Mapping[str, str], program: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the tar archive that docker builds from."""
-    yield from member("Dockerfile", Path(DOCKERFILE).read_bytes())
+    yield from member("Dockerfile", dockerfile(DOCKERFILE))
     yield from authority()
     places = {path: path for path in program} | {
         f"{'vit' if path.startswith('vit_') else 'models'}/{path}": f"{repository}/{path}" for path in models

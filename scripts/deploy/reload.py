@@ -12,9 +12,10 @@ import time
 import urllib.error
 
 from scripts.deploy.engine import inspect
-from scripts.deploy.image import models_in, requirements
-from scripts.deploy.stack import SERVING, ask, container, folder, http, index
+from scripts.deploy.image import requirements
+from scripts.deploy.stack import SERVING, ask, container, folder, index
 from scripts.publish.publish import content
+from scripts.publish.vouch import models_in
 from scripts.steps.records import lock, read, write
 
 
@@ -27,7 +28,6 @@ def reload(repository: str) -> None:
         raise SystemExit("tritonserver serves the models of its image; make image, then make up IMAGE=…")
     if labels["chest.repository"] != folder(repository):
         raise SystemExit(f"tritonserver serves another folder than {repository}; make up")
-    address = http(identity)
     told = json.loads(read(SERVING) or "{}")
     took = dict(told.get("models", {})) if told.get("container") == identity else {}
     with lock("publish", fcntl.LOCK_SH):  # a model's files must not change while it loads
@@ -39,14 +39,14 @@ def reload(repository: str) -> None:
         for model in [*here, *sorted(ready(identity) - set(here))]:
             files = content(repository, model)
             if not files:
-                request(address, model, "unload")
+                request(identity, model, "unload")
                 took.pop(model, None)
                 print(f"{model}: no longer published, unloaded", flush=True)
             elif took.get(model) == files:
                 print(f"{model}: unchanged, {'READY' if model in ready(identity) else 'not loaded'}", flush=True)
             else:
                 started = time.monotonic()
-                request(address, model, "load")
+                request(identity, model, "load")
                 if model not in ready(identity):
                     raise SystemExit(f"{model}: loaded, and yet not READY; make logs")
                 took[model] = files
@@ -73,10 +73,10 @@ def ready(identity: str) -> set[str]:
     return {model["name"] for model in index(identity) if model.get("state") == "READY"}
 
 
-def request(address: str, model: str, what: str) -> None:
+def request(identity: str, model: str, what: str) -> None:
     """Ask Triton to load or unload a model; SystemExit with its own reason if it does not."""
     try:
-        ask(address, f"/v2/repository/models/{model}/{what}", b"{}")
+        ask(identity, f"/v2/repository/models/{model}/{what}", b"{}")
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace").strip()
         raise SystemExit(f"{model}: not taken, what was loaded before goes on: {said}\nmake logs tells more") from None

@@ -1,25 +1,28 @@
 """Triton under Docker Compose: start it, stop it, show its log.
 
-    python3 -sES -m scripts.deploy.stack up --image IMAGE          [--address A] [--ports "8000 8001 8002"] [--device
-    cpu]
+    python3 -sES -m scripts.deploy.stack up --image IMAGE
+        [--address A|none] [--ports "8000 8001 8002"] [--device cpu] [--lock]
     python3 -sES -m scripts.deploy.stack up --repository FOLDER --base IMAGE     (the same options)
     python3 -sES -m scripts.deploy.stack down | logs
 
 With a repository its folder is mounted in a Triton with what its Python models require; an image brings its own models.
+Each container has a key of its own, see docker/compose.yaml; who may ask Docker may ask it for that.
 """
 
 import argparse
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import urllib.request
 from contextlib import suppress
 
 from scripts.deploy.engine import compose, docker, inspect, labels, pulled
-from scripts.deploy.image import models_in, server
+from scripts.deploy.image import server
 from scripts.publish.publish import content
+from scripts.publish.vouch import models_in
 from scripts.serve.releases import notes
 from scripts.steps.records import read, record, write
 
@@ -27,13 +30,19 @@ SERVICE = "tritonserver"
 SERVING = ".make/serving"  # JSON: which container runs, and the files of each model as it last took them
 
 
-def up(image: str, repository: str, base: str, address: str, ports: list[str], device: str) -> None:
-    """Return once the container is healthy; SystemExit with one reason if it is not, and nothing is left of it."""
+def up(image: str, repository: str, base: str, address: str, ports: list[str], device: str, lock: bool = False) -> None:
+    """Return once the container is healthy; SystemExit with one reason if it is not, and nothing is left of it.
+
+    `lock`: its models are loaded at the start, and with its key alone can others be, over gRPC too.
+    """
     command = compose()
     files = ["compose.yaml"]
     if len(ports) != 3 or not all(port.isdecimal() for port in ports):
         raise SystemExit(f"PORTS={' '.join(ports)}: expected three, for HTTP, gRPC and metrics: PORTS='8100 8101 8102'")
-    chosen = {"ADDRESS": address, "HTTP_PORT": ports[0], "GRPC_PORT": ports[1], "METRICS_PORT": ports[2]}
+    before = container()
+    chosen = {"HTTP_PORT": ports[0], "GRPC_PORT": ports[1], "METRICS_PORT": ports[2]}
+    chosen |= {"CHEST_KEY": (key(before) if before else "") or secrets.token_hex(16), "LOCK": "1" if lock else ""}
+    chosen |= {"START_PERIOD": "300s"} if lock else {}  # it is ready when its models are
     if repository:
         if not models_in(repository):
             raise SystemExit(f"{repository}: no models there; make repository, or a ready image: make up FROM=prebuilt")
@@ -46,7 +55,9 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         pulled(image)
     if device == "cpu":
         files.append("compose.cpu.yaml")
-    before = container()
+    if address == "none":
+        files.append("compose.private.yaml")
+    chosen["ADDRESS"] = "127.0.0.1" if address == "none" else address
     words = [word for file in files for word in ("--file", f"docker/{file}")]
     run = subprocess.Popen(
         [*command, *words, "up", "--detach", "--wait"],
@@ -72,10 +83,12 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
     )
     if kind == "synthetic":
         print("the weights are synthetic: the answers are nonsense, by design")
-    print(f"{SERVICE} is ready: HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};")
+    where = f"HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};"
+    print(f"{SERVICE} is ready: {'no port of this machine,' if address == 'none' else where}")
     for told in notes() if repository else []:  # an image of others tells nothing of its release
         print(told)
-    print(f"in the network {network(now)} {SERVICE}:8001; a client loads what it asks: {names}")
+    does = "a client asks" if lock else "a client loads what it asks"
+    print(f"in the network {network(now)} {SERVICE}:8001; {does}: {names}")
 
 
 def reason(said: str) -> str:
@@ -100,13 +113,20 @@ def container() -> str:
     return docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
 
 
+def key(identity: str) -> str:
+    """Return the key of a container, "" if it has none."""
+    told = inspect("container", identity).get("Config", {}).get("Env") or []
+    return next((word.partition("=")[2] for word in told if word.startswith("CHEST_KEY=")), "")
+
+
 def http(identity: str) -> str:
-    """Return host:port where a container answers HTTP."""
-    ports = inspect("container", identity)["NetworkSettings"]["Ports"]
-    if not ports.get("8000/tcp"):
-        raise SystemExit("tritonserver starts again and again and does not answer; make logs")
-    bound = ports["8000/tcp"][0]
-    return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
+    """Return host:port where a container answers HTTP: a port of this machine, or else its own address."""
+    there = inspect("container", identity)["NetworkSettings"]
+    if bound := (there["Ports"].get("8000/tcp") or [None])[0]:
+        return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
+    if found := [network["IPAddress"] for network in there["Networks"].values() if network["IPAddress"]]:
+        return f"{found[0]}:8000"
+    raise SystemExit("tritonserver starts again and again and does not answer; make logs")
 
 
 def network(identity: str) -> str:
@@ -116,13 +136,14 @@ def network(identity: str) -> str:
 
 def index(identity: str) -> list[dict[str, str]]:
     """Return name, version and state of each model that Triton knows of."""
-    return list(json.loads(ask(http(identity), "/v2/repository/index", b"") or "[]"))
+    return list(json.loads(ask(identity, "/v2/repository/index", b"") or "[]"))
 
 
-def ask(address: str, path: str, body: bytes | None = None) -> str:
-    """Return what an HTTP request is answered with; OSError where it is not."""
+def ask(identity: str, path: str, body: bytes | None = None) -> str:
+    """Return what a container answers to an HTTP request with its key; OSError where it does not."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own server is behind no proxy
-    with direct.open(urllib.request.Request(f"http://{address}{path}", body), timeout=600) as answer:
+    asked = urllib.request.Request(f"http://{http(identity)}{path}", body, {"chest-key": key(identity)})
+    with direct.open(asked, timeout=600) as answer:
         return str(answer.read().decode())
 
 
@@ -154,8 +175,9 @@ if __name__ == "__main__":
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--ports", default="8000 8001 8002")
     parser.add_argument("--device", default="gpu")
+    parser.add_argument("--lock", action="store_true")
     args = parser.parse_args()
     if args.verb == "up":
-        up(args.image, args.repository, args.base, args.address, args.ports.split(), args.device)
+        up(args.image, args.repository, args.base, args.address, args.ports.split(), args.device, args.lock)
     else:
         sys.exit({"down": down, "logs": logs}[args.verb]())

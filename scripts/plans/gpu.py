@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from scripts.archives.base_image import hold
 from scripts.plans.trtexec_options import check_options, split_options
 from scripts.serve.releases import release
 
@@ -127,6 +128,8 @@ def image(name: str, pull: bool = True) -> Image:
             )
         run = docker("image", "inspect", name)
     found = json.loads(run.stdout)[0]
+    if pull:  # who only asks what is here locks nothing
+        hold(name, found)
     environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or [])
     version = environment.get("TRT_VERSION") or environment.get("TENSORRT_VERSION") or f"of {name.rpartition(':')[2]}"
     return Image(found["Id"], version.partition("+")[0].replace(" ", "-"))

@@ -37,8 +37,12 @@ from scripts.serve.verdict import CHANNEL, as_input, stage
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
 VENV = Path(".venv-prebuilt")
+ALWAYS = ["numpy<2"]  # with NumPy 2 Triton's Python stub returns empty tensors
+SIGNING = Path(".venv-signing")
 STAGING = Path("build/staging-prebuilt")
 LOG = Path("build/logs/prebuilt.log")
+# A line that names a package of the index, which versions of it, and where; no option, address, path or variable
+PLAIN = re.compile(r"\s*(#.*|[A-Za-z0-9][\w.-]*\s*(\[[\w\s,.-]*\])?\s*([<>=!~][^;@#/$\\]*)?(;[^#$\\]*)?(\s#.*)?)?")
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -46,9 +50,23 @@ class UnservedError(Exception):
     """A model that this machine does not serve, with the reason."""
 
 
-def judge(archive: Path, tree: Path, models: Path, accept: bool, gpu: bool, timeout: float = 600) -> dict[str, Any]:
-    """What OUT holds; SystemExit with the model and the reason where anything is wrong."""
+def judge(
+    archive: Path,
+    tree: Path,
+    models: Path,
+    accept: bool,
+    gpu: bool,
+    timeout: float = 600,
+    key: str = "",
+    signature: str = "",
+) -> dict[str, Any]:
+    """What OUT holds; SystemExit with the model and the reason where anything is wrong.
+
+    With a public `key` first of all the tree must be what its `signature` says.
+    """
     files = unpack(archive, tree)
+    if key:
+        verify(tree, key, signature)
     names = sorted({path.split("/")[0] for path in files})
     if lacking := sorted(set(CLIENT) - set(names)):
         raise SystemExit(
@@ -111,6 +129,18 @@ def unpack(archive: Path, tree: Path) -> dict[str, str]:
     return files
 
 
+def verify(tree: Path, key: str, signature: str) -> None:
+    """Say what was signed; SystemExit where the tree is not that."""
+    pythons = sorted(SIGNING.glob("bin/python3.??"))
+    if not pythons:
+        raise SystemExit(f"{SIGNING}: not installed; make {SIGNING}/installed")
+    words = ["-m", "scripts.publish.signature", "verify", key, str(tree), "--bundle", signature]
+    said = subprocess.run([pythons[0], *words], capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise SystemExit(f"{said.stderr.strip()}; nothing of it was run, nothing published")
+    print(said.stdout, end="", flush=True)
+
+
 def beyond(config: Any, gpu: bool) -> str:
     """Return why this machine cannot serve such a model, "" if it can."""
     if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
@@ -126,9 +156,11 @@ def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
         shutil.rmtree(venv, ignore_errors=True)  # of an earlier archive; `make serve` would take it
         return None, ""
+    if odd := [line for text in theirs for line in text.splitlines() if not PLAIN.fullmatch(line)]:
+        return None, f"its requirements hold more than names and versions, and are not installed: {odd[0].strip()!r}"
     pins = [line for path in (SERVER, OURS) for line in path.read_text(encoding="utf-8").splitlines()]
     wanted = [pin for pin in pins if pin.startswith("nvidia-pytriton")]
-    wanted.append("numpy<2")  # with NumPy 2 Triton's Python stub returns empty tensors
+    wanted += ALWAYS
     if not any(re.match(r"\s*onnxruntime", line) for text in theirs for line in text.splitlines()):
         wanted += [pin for pin in pins if pin.startswith("onnxruntime")]  # for the ONNX models
     text = "\n".join([*wanted, *theirs])
@@ -139,8 +171,10 @@ def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text(text, encoding="utf-8")
     Path(".make/lock").mkdir(parents=True, exist_ok=True)
-    command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), str(listed.with_suffix(".installed"))]
-    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    # Wheels alone, and nothing started in the environment afterwards: installing runs none of their code
+    command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), os.devnull]
+    wheels = os.environ | {"PIP_ONLY_BINARY": ":all:"}
+    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=wheels)
     if made.returncode:
         words = [line for line in made.stderr.splitlines() if line.startswith("ERROR:")] or made.stderr.splitlines()
         shutil.rmtree(venv, ignore_errors=True)
@@ -166,7 +200,7 @@ def serve(
     stage([f"{path}={tree / path}" for path in files if path.split("/")[0] in configs], STAGING)
     with ExitStack() as running:
         try:
-            server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout))
+            server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout, foreign=True))
         except SystemExit as error:
             if not isinstance(error.code, str):  # a signal
                 raise
@@ -234,11 +268,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
     parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
+    parser.add_argument("--key", default="", help="public key of who signed it")
+    parser.add_argument("--signature", default="", metavar="FILE", help="its model-signing bundle")
     given = parser.parse_args()
     if given.release:
         os.environ["NGC_RELEASE"] = given.release
     try:
-        result = judge(given.archive, given.tree, given.models, os.environ.get("ACCEPT") == "unserved", GPUS.is_dir())
+        accept = os.environ.get("ACCEPT") == "unserved"
+        result = judge(
+            given.archive, given.tree, given.models, accept, GPUS.is_dir(), key=given.key, signature=given.signature
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

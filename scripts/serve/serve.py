@@ -17,13 +17,14 @@ def serve(
     image: str | None,
     timeout: float,
     lock: bool = False,
+    foreign: bool = False,
 ) -> None:
     """Returns after Ctrl-C; SystemExit where the server cannot start or ends by itself."""
     if not repository.is_dir() or not any(repository.glob("*/config.pbtxt")):
         raise SystemExit(f"{repository}: no models there; make them with: make repository")
     try:
         with triton_server(
-            repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock
+            repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock, foreign=foreign
         ) as server:
             models = ", ".join(sorted(model["name"] for model in server.ask("/v2/repository/index", "POST")))
             with told_key(server):
@@ -61,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=Path("build/logs/serve.log"))
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--lock", action="store_true", help="models are neither loaded nor unloaded over gRPC")
+    parser.add_argument("--foreign", action="store_true", help="its code is another's: neither network nor your files")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the start")
     given = parser.parse_args(argv)
     ports = (given.http, given.grpc, given.metrics)
-    serve(given.repository, given.address, ports, given.log, given.image or None, given.timeout, given.lock)
+    serve(
+        given.repository, given.address, ports, given.log, given.image or None, given.timeout, given.lock, given.foreign
+    )
 
 
 if __name__ == "__main__":

@@ -27,15 +27,23 @@ class UnservedError(SystemExit):
 
 @contextmanager
 def serving(
-    repository: Path, log: Path, *, image: str | None = None, venv: Path | None = None, timeout: float = 600
+    repository: Path,
+    log: Path,
+    *,
+    image: str | None = None,
+    venv: Path | None = None,
+    timeout: float = 600,
+    foreign: bool = False,
 ) -> Iterator[Ask]:
-    """Yields ask(model, inputs by name) -> the tensor `output` of the model's version 1.
+    """Yields ask(model, inputs by name) -> the tensor `output` of the model's version 1; `foreign`: see triton_server.
 
     UnservedError where the server does not start, dies, or refuses a request.
     """
     with ExitStack() as running:
         try:
-            server = running.enter_context(triton_server(repository, log, image=image, venv=venv, timeout=timeout))
+            server = running.enter_context(
+                triton_server(repository, log, image=image, venv=venv, timeout=timeout, foreign=foreign)
+            )
         except SystemExit as error:
             if not isinstance(error.code, str):  # a signal
                 raise

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from scripts.serve import sandbox
 from scripts.serve.check_repository import BYTES, read_config
 
 STAND_IN = Path(__file__).resolve().parents[2] / "docker/backends/onnxruntime/model.py"
@@ -44,6 +45,7 @@ INHERITED = ("LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 # What the server prints as errors on every machine without a GPU.
 NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
 SHM = Path("/dev/shm")
+IN_DOCKER = (8000, 8001, 8002)
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -93,12 +95,15 @@ def triton_server(
     timeout: float = 600,
     lock: bool = False,
     maps: Sequence[Path] = (),
+    foreign: bool = False,
 ) -> Iterator[Server]:
     """Yields once every model of the repository is loaded; on leaving the server and all its processes are gone.
 
     `ports`: HTTP, gRPC and metrics; none: free ones, without metrics. `timeout`: seconds until ready.
     `lock`: gRPC too loads and unloads models only with the server's key. `maps`: files in /dev/shm that it may map,
     in a container too.
+    `foreign`: code of others is among the models; it gets neither network nor the user's files, see sandbox.py. Where
+    that cannot be had, it is said, and the server starts all the same.
     SystemExit: no environment or Docker, a taken port, too little shared memory, a server that died or never got ready.
     Call from the main thread: SIGTERM and SIGHUP become SystemExit inside the block, SIGINT KeyboardInterrupt.
     """
@@ -114,21 +119,33 @@ def triton_server(
     with interrupts(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
         key = secrets.token_hex(16)
+        listeners: list[socket.socket] = []
         if image:
             environment = dict(os.environ)  # docker's own
-            command = in_docker(image, name, repository, address, ports, shared, maps=maps) + locked(key, lock)
+            command = in_docker(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
+            command += locked(key, lock)
+            listeners = [listen(address, port) for port in ports] if foreign else []
+            for opened, inner in zip(listeners, IN_DOCKER, strict=False):
+                passing = (opened, name, inner)
+                threading.Thread(target=sandbox.pass_on_to_docker, args=passing, daemon=True).start()
         else:
             enough_shared_memory(shared)
             environment = clean_environment(Path(scratch))
-            command = in_environment(
-                venv or Path(os.environ.get("TRITON_VENV", ".venv-triton")), Path(scratch), environment
-            )
-            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock), *listening(address, ports)]
+            venv = venv or Path(os.environ.get("TRITON_VENV", ".venv-triton"))
+            command = in_environment(venv, Path(scratch), environment)
+            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
+            confined = foreign and confinable()
+            command += listening("127.0.0.1" if confined else address, ports)
+            if confined:
+                listeners = [listen(address, port) for port in ports]
+                inside = {opened.fileno(): port for opened, port in zip(listeners, ports, strict=True)}
+                command = sandbox.confined(command, Path(scratch), in_sight(repository, venv), inside)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
+                pass_fds=[] if image else [opened.fileno() for opened in listeners],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -136,6 +153,9 @@ def triton_server(
                 start_new_session=True,
                 preexec_fn=lambda: die_with(parent),
             )
+        if not image:
+            for opened in listeners:
+                opened.close()
         host = "127.0.0.1" if address == "0.0.0.0" else address
         urls = [f"{host}:{port}" for port in ports]
         server = Server(process, log, urls[0], urls[1], urls[2] if len(urls) > 2 else None, key)
@@ -146,6 +166,9 @@ def triton_server(
             try:
                 stop(process)
             finally:
+                for opened in listeners if image else []:
+                    opened.shutdown(socket.SHUT_RDWR)
+                    opened.close()
                 if image:
                     subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
                 for region in SHM.glob(f"{name}*"):
@@ -210,8 +233,11 @@ def in_docker(
     shared: int,
     gpu: bool | None = None,
     maps: Sequence[Path] = (),
+    foreign: bool = False,
 ) -> list[str]:
     """The command of an image's server; the repository is mounted read-only under its own path.
+
+    `foreign`: without network, rights and a place to write but /tmp; the image has to have what the models require.
 
     Python models get their requirements.txt first, which Triton itself never reads; where the image has them
     already, pip needs no network.
@@ -229,7 +255,7 @@ def in_docker(
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
     mounts += [f"--mount=type=bind,source={path},target={path}" for path in maps]
-    publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, (8000, 8001, 8002), strict=False)]
+    publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, IN_DOCKER, strict=False)]
     here = has_gpu() if gpu is None else gpu
     gpus = shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus=all") if here else []
     mirrors = [
@@ -238,6 +264,10 @@ def in_docker(
     if certificate := os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"):
         mounts.append(f"--mount=type=bind,source={os.path.realpath(certificate)},target=/tmp/ca.pem,readonly")
         mirrors.append("--env=PIP_CERT=/tmp/ca.pem")
+    if foreign:
+        publish = ["--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"]
+        publish += ["--tmpfs=/tmp", "--env=HOME=/tmp"]
+        mirrors = []
     start = (
         'for needs in "$0"/*/1/requirements.txt; do'
         ' if [ -e "$needs" ]; then python3 -m pip install --quiet --requirement "$needs" || exit; fi; done;'
@@ -271,6 +301,25 @@ def listening(address: str, ports: Sequence[int]) -> list[str]:
     values = [str(value) for port in ports for value in (address, port)]
     pairs = [f"{option}={value}" for option, value in zip(options, values, strict=True)]
     return pairs if len(ports) > 2 else [*pairs, "--allow-metrics=false"]
+
+
+def confinable() -> bool:
+    """Whether code of others can be confined on this machine; says why not."""
+    if reason := sandbox.refused():
+        print(f"code of others runs with your rights, for this machine gives no sandbox ({reason})", flush=True)
+    return not reason
+
+
+def in_sight(repository: Path, venv: Path) -> list[Path]:
+    """What a confined server may read: the repository, where its links lead to, and its Python."""
+    linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
+    return [repository, *linked, *sandbox.python_of(venv)]
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A socket that listens; SystemExit where it cannot."""
+    claim(address, port)
+    return socket.create_server((address, port), backlog=128)
 
 
 def claim(address: str, port: int) -> None:

@@ -33,6 +33,7 @@ from scripts.serve.verdict import sha256, stage
 from scripts.show.fidelity_table import SYNTHETIC
 from scripts.show.volumes import found as volume_files
 from scripts.show.volumes import names, volumes
+from scripts.steps.records import read, record
 
 Array = NDArray[Any]
 Request = dict[str, Array]
@@ -51,12 +52,15 @@ class UnlikeError(Exception):
 
 
 class Repository:
-    """One of the two, its models and how they are asked; `foreign`: its Python has requirements of its own."""
+    """One of the two, its models and how they are asked.
 
-    def __init__(self, path: Path, image: str | None, *, foreign: bool = False) -> None:
+    `foreign`: its Python has requirements of its own; `confined`: its code is another's, see triton_server.
+    """
+
+    def __init__(self, path: Path, image: str | None, *, foreign: bool = False, confined: bool = True) -> None:
         if not any(path.glob("*/config.pbtxt")):
             raise SystemExit(f"{path}: no model repository; expected folders with a config.pbtxt")
-        self.path, self.image, self.foreign = path.resolve(), image, foreign
+        self.path, self.image, self.foreign, self.confined = path.resolve(), image, foreign, confined
         self.models = sorted(config.parent.name for config in path.glob("*/config.pbtxt"))
 
     def files(self, name: str) -> dict[str, str]:
@@ -86,7 +90,7 @@ class Repository:
             if trouble:
                 raise UnlikeError(f"{self.path / name}: {trouble}")
         try:
-            with serving(SCRATCH / "staging", LOG, image=self.image, venv=venv) as ask:
+            with serving(SCRATCH / "staging", LOG, image=self.image, venv=venv, foreign=self.confined) as ask:
                 return [ask(name, request) for request in requests]
         except UnservedError as error:
             raise UnlikeError(f"{self.path / name}: {error}") from None
@@ -363,7 +367,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", help="serve by this image's Triton, in Docker")
     given = parser.parse_args(argv)
     image = given.image or None
-    ours, theirs = Repository(given.ours, image), Repository(given.theirs, image, foreign=True)
+    of_others = read(record("published", str(given.ours))).startswith("prebuilt")
+    ours = Repository(given.ours, image, confined=of_others)
+    theirs = Repository(given.theirs, image, foreign=True)
     if given.input:
         volume_files(given.input)  # is it there?
     shutil.rmtree(SCRATCH, ignore_errors=True)

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from scripts.publish.licences import LICENCES
 from scripts.publish.provenance import provenance
 from scripts.serve.releases import notes
 from scripts.show import fidelity_table
@@ -63,10 +64,6 @@ def report(repository: str, steps: dict[str, Step]) -> str:
     )
 
 
-# Who may do what with the weights of a family, as its makers say
-LICENCES = {"vit": "CC BY-NC-SA 4.0 (CT-CLIP, CT-RATE)", "head": "as the team says", "bpr": "Apache-2.0"}
-
-
 def card(kind: str) -> str:
     """What the models are for and what not, what they take, and how far each may differ from PyTorch."""
     said = [
@@ -96,7 +93,9 @@ def card(kind: str) -> str:
             told = ", ".join(f"{name} {value:g}" for name, value in allowed.items() if isinstance(value, float | int))
             shapes = ["×".join(map(str, entry.get(end, []))) or "-" for end in ("input", "output")]
             batches = ", ".join(map(str, entry.get("batch", []))) or "-"
-            licence = "none: seeded numbers" if kind == "synthetic" else LICENCES.get(entry["family"], "unknown")
+            licence = (
+                "none: seeded numbers" if kind == "synthetic" else LICENCES.get(entry["family"], ("", "unknown"))[1]
+            )
             rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), told or "-", licence))
     made = table(rows) if rows[1:] else missing("What each model takes", "make repository")
     return heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in said) + made

@@ -108,6 +108,9 @@ fleet     = exec $(python) -m scripts.plans.fleet scripts/plans/fleet.yaml $(cal
 published_kind = $(firstword $(file <.make/published/$(subst /,%,$(REPOSITORY))))
 own_triton  = $(if $(filter prebuilt,$(published_kind)),$(addprefix TRITON_VENV=,$(wildcard .venv-prebuilt)))
 judged_as   = --verdict $(if $(filter prebuilt,$(published_kind)),$(prebuilt).verdict.json,build/checks/verdict.json)
+sbom.triton     = --base $(TRITON_IMAGE) build/image-triton.cdx.json
+sbom.inference  = --base $(REGISTRY)$(BASE) --usual chest-ct-inference --pins requirements-inference.txt \
+                    build/image-inference.cdx.json
 image.triton    = scripts.deploy.image --base $(TRITON_IMAGE)
 image.inference = scripts.deploy.inference_image --base $(REGISTRY)$(BASE)
 ready_image = $(or $(IMAGE),$(if $(filter prebuilt,$(FROM)),$(REGISTRY)borntowarn/porcupine-tritonserver))

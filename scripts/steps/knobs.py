@@ -18,15 +18,16 @@ ONE_OF = {
     "CACHE_MODE": ("write", "read"),
     "DRY": ("", "1"),
     "AGAIN": ("", "1"),
+    "LOCK": ("", "1"),
     "KNOBS": ("", "1"),
 }
-ONE_WORD = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "TRITON", "ADDRESS", "PYTHON", "OPSET", "FILE")
-BARE = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "ADDRESS", "PORTS", "PYTHON", "PLANS", "OPSET")
+ONE_WORD = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "TRITON", "ADDRESS", "PYTHON", "OPSET", "FILE", "KEY")
+BARE = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "ADDRESS", "PORTS", "PYTHON", "PLANS", "OPSET", "KEY")
 SPECIAL = "'\"`&;|<>*?[]{}!~^\\%$#()"
 SOURCES = (".ci", ".git", ".github", "convertation", "docker", "docs", "scripts", "tests", "training")
 # Targets that speak of what is published, and so take its kind of weights and its precision
 OF_THE_PUBLISHED = {"verify", "status", "graph", "provenance", "fidelity", "report", "image"}
-NOT_OF_PREBUILT = {"verify", "status", "graph", "report"}
+NOT_OF_PREBUILT = {"status", "graph", "report"}
 
 
 def check(knobs: dict[str, str], goals: set[str]) -> None:
@@ -57,6 +58,13 @@ def check(knobs: dict[str, str], goals: set[str]) -> None:
         )
     if "infer" in goals and not (knobs["INPUT"] and knobs["OUTPUT"]):
         raise SystemExit("make infer INPUT=folder OUTPUT=folder: expected both")
+    pair = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+    if knobs["KEY"] and not os.path.exists(knobs["KEY"]):
+        raise SystemExit(
+            f"KEY={knobs['KEY']}: no such file; a pair of keys: {pair} && openssl ec -in key.pem -pubout -out key.pub"
+        )
+    if "sign" in goals and not knobs["KEY"]:
+        raise SystemExit(f"make sign KEY=key.pem: expected a private key; {pair} makes one")
     if "trt-fleet" in goals and knobs["DRY"]:
         raise SystemExit("DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this")
     check_together(knobs, goals)
@@ -136,7 +144,8 @@ def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]
     """
     repository = knobs["REPOSITORY"]
     kind = read(record("published", repository)).partition("\n")[0].strip()
-    if kind == "prebuilt" and (goals & NOT_OF_PREBUILT or ("provenance" in goals and not knobs["CHECK"])):
+    unlike = NOT_OF_PREBUILT | (set() if knobs["KEY"] else {"verify"}) | (set() if knobs["CHECK"] else {"provenance"})
+    if kind == "prebuilt" and goals & unlike:
         raise SystemExit(
             f"{repository} holds the models of a finished archive, of which nothing was built here; "
             "make repository FROM=prebuilt checks it"

@@ -21,10 +21,18 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 from scripts.steps import knobs as knob  # noqa: E402
 from scripts.steps.records import digest, known, lock, look, look_at_tree, owned, read, record, write, wrote  # noqa: E402
 
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-inference", ".venv-rtx", ".venv-prebuilt", ".venv-compare")
+ENVIRONMENTS = (
+    ".venv",
+    ".venv-triton",
+    ".venv-inference",
+    ".venv-rtx",
+    ".venv-signing",
+    ".venv-prebuilt",
+    ".venv-compare",
+)
 JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
 LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
-NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback"}
+NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback", "sign"}
 SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertation/models.yaml"
 RUNS, OLD = ".make/run", 86_400  # s
 
@@ -178,7 +186,8 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
         knob.follow_the_published(knobs, given, goals)
         if not os.path.exists(MODELS):
             raise SystemExit(f"{MODELS} is missing: it describes every model; git checkout {MODELS}")
-        if goals - NEED_NO_MODELS - ({"provenance"} if knobs["CHECK"] else set()):
+        told_apart = ({"provenance"} if knobs["CHECK"] else set()) | ({"verify"} if knobs["KEY"] else set())
+        if goals - NEED_NO_MODELS - told_apart:
             read_modules()
             words["modules"] = MODULES
             words["models"] = f".make/models/{digest(MODELS)[:16]}.mk"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Make or bring up to date a virtual environment; list what is in it in OUT.
+# Make or bring up to date a virtual environment; list what is in it in OUT (/dev/null: it is not started once more).
 #
 #   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS.txt OUT
 #
@@ -55,4 +55,4 @@ fi || {
   echo "$requirements could not be installed; a mirror of the package index: export PIP_INDEX_URL=https://…" >&2
   exit 1
 }
-"$folder/bin/python$version" -m pip freeze > "$out"
+[[ $out == /dev/null ]] || "$folder/bin/python$version" -m pip freeze > "$out"

@@ -4,6 +4,7 @@ What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests
 with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
 """
 
+import base64
 import json
 import os
 import re
@@ -12,19 +13,27 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http import server as http_server
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import yaml
 from conftest import REPOSITORY, ROOT, Project
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from tritonclient import grpc
 
-from scripts.serve.triton_server import free_ports, pinned
+from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned, triton_server
+from scripts.serve.verdict import CHANNEL, as_input
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
+from tests.triton_models import bpr
 
 NEEDED = [name for name in ("mmdebstrap", "docker-registry") if not shutil.which(name)]
 pytestmark = [
@@ -55,6 +64,50 @@ print(ask("binary_onnx", input=features).tolist())
 print(ask("multilabel_onnx", input=features).shape)
 print(ask("bpr_model", input=slices, metadata=np.ones((1, 3), np.float32))[0].decode())
 """
+
+
+REFUSED_BY_GRPC = """
+    try:
+        client.load_model(name)
+    except Exception as error:
+        print(error.message())"""
+# HTTP without a key: refused is what runs code, reads another's memory or settings
+REFUSED: list[tuple[str, bytes | None]] = [
+    ("/v2/repository/index", b""),
+    ("/v2/repository/models/binary_onnx/load", b"{}"),
+    ("/v2/repository/models/own/load", b'{"parameters": {"config": "{}", "file:1/model.py": "YWJj"}}'),
+    ("/v2/repository/models/binary_onnx/unload", b"{}"),
+    ("/v2/systemsharedmemory/status", None),
+    ("/v2/cudasharedmemory/status", None),
+    ("/v2/trace/setting", None),
+    ("/v2/logging", None),
+]
+ALLOWED: list[tuple[str, bytes | None]] = [
+    ("/v2", None),
+    ("/v2/health/live", None),
+    ("/v2/health/ready", None),
+    ("/v2/models/binary_onnx/config", None),
+    ("/v2/models/binary_onnx/stats", None),
+]
+# What code of a model can do in the container
+INSIDE = """grep -E '^(CapEff|CapBnd|NoNewPrivs|Uid)' /proc/1/status
+for place in / /opt/tritonserver /models /usr /etc /home/triton-server /tmp; do
+  if touch $place/probe 2> /dev/null; then echo writes $place; fi
+done"""
+
+
+def key_of(container: Any) -> str:
+    return next(word.partition("=")[2] for word in container["Config"]["Env"] if word.startswith("CHEST_KEY="))
+
+
+def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tuple[int, bytes]:
+    """Status and body that 127.0.0.1:port answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"chest-key": key} if key else {})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
 
 
 def others(image: str) -> dict[str, Any]:
@@ -119,6 +172,9 @@ class Story:
     answers: dict[str, list[str]] = field(default_factory=dict)
     container: Any = None
     index: Any = None
+    statuses: dict[str, int] = field(default_factory=dict)
+    inside: str = ""
+    bills: list[bytes] = field(default_factory=list)
     left: str = ""
     ports: list[int] = field(default_factory=list)
 
@@ -147,9 +203,11 @@ def story(
     try:
         make("image", "image", f"IMAGE={IMAGE}")
         told.images["first"] = inspect("image", IMAGE)
+        told.bills.append((project.path / "build/image-triton.cdx.json").read_bytes())
         for path in (project.path / REPOSITORY).rglob("*"):
             os.utime(path)
         make("image again", "image", f"IMAGE={IMAGE}")
+        told.bills.append((project.path / "build/image-triton.cdx.json").read_bytes())
         make("up", "up")
         told.container = inspect("container", f"{NAME}-tritonserver-1")
         ask("first")
@@ -157,10 +215,9 @@ def story(
         project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
         make("repository", "repository")
         make("reload", "reload")
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{told.ports[0]}/v2/repository/index", b"")
-        ) as answer:
-            told.index = json.load(answer)
+        told.index = json.loads(http(told.ports[0], "/v2/repository/index", b"", key_of(told.container))[1])
+        told.statuses = {path: http(told.ports[0], path, body)[0] for path, body in REFUSED + ALLOWED}
+        told.inside = docker("exec", f"{NAME}-tritonserver-1", "sh", "-c", INSIDE)
         ask("second")
         make("up again", "up")
         make("image of the second", "image", f"IMAGE={IMAGE}")
@@ -194,12 +251,10 @@ def test_the_image_holds_the_published_files_and_says_so(story: Story, built: Pr
 def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) -> None:
     config = story.images["first"]["Config"]
     assert config["User"] == "1000:1000"
+    assert config["Cmd"][:2] == ["sh", "-c"]
+    assert "exec tritonserver --model-repository=/models --model-control-mode=explicit" in config["Cmd"][2]
     pool = f"--pinned-memory-pool-byte-size={pinned(ROOT / 'convertation')}"  # as triton_server gives it
-    assert config["Cmd"] == ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", pool]
-    assert (
-        config["Cmd"]
-        == yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["tritonserver"]["command"].split()
-    )
+    assert pool in config["Cmd"][2] and pool in (ROOT / "docker/compose.yaml").read_text()
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
         "packages of bpr_model"
@@ -213,6 +268,46 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
         )
         == "15.0.1"
     )  # which the base image lacks
+
+
+def test_a_bill_of_materials_tells_what_is_inside_and_is_the_same_twice(story: Story, built: Project) -> None:
+    first, again = story.bills
+    assert first == again
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(first.decode()) is None
+    bill = json.loads(first)
+    assert bill["specVersion"] == "1.6" and "timestamp" not in bill["metadata"]
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    assert parts["base"]["name"].endswith("nvcr.io/nvidia/tritonserver") and parts["base"]["version"] == "24.06-py3"
+    pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "convertation/bpr/requirements.txt").read_text(), re.MULTILINE)
+    assert {part["version"] for ref, part in parts.items() if ref.startswith("pypi/")} == {pin for _, pin in pins}
+    files = json.loads(story.images["first"]["Config"]["Labels"]["chest.files"])
+    for model in ("vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"):
+        part = parts[f"model/{model}"]
+        held = {file["name"]: file["hashes"][0]["content"] for file in part["components"]}
+        assert held == {path: sha for path, sha in files.items() if path.startswith(f"{model}/")}
+        weights = "1/weights/model.onnx" if model == "bpr_model" else "1/model.onnx"
+        assert part["hashes"] == [{"alg": "SHA-256", "content": files[f"{model}/{weights}"]}]
+        assert part["licenses"] == [{"license": {"name": "none: seeded numbers"}}]
+        told = [(one["name"], one["value"].split(" sha256:")[0]) for one in part["properties"]]
+        assert ("chest:weights", "synthetic") in told
+        assert next(value for name, value in told if name == "chest:origin").startswith("build/synthetic/")
+
+
+def test_the_image_names_the_digest_that_was_signed(
+    project: Project, base: str, signing: Path, keys: Path, story: Story
+) -> None:
+    assert "chest.signed" not in story.images["first"]["Config"]["Labels"]
+    image = ("image", f"IMAGE={IMAGE}-signed", f"REGISTRY={REGISTRY}")
+    digest = project.make("sign", f"KEY={keys}/key.pem").split()[-1]
+    project.make(*image)
+    assert inspect("image", f"{IMAGE}-signed")["Config"]["Labels"]["chest.signed"] == digest
+    assert "up to date" in project.make(*image)
+    bundle = project.path / f"{REPOSITORY}.sig"
+    signed = json.loads(bundle.read_text())
+    statement = base64.b64decode(signed["dsseEnvelope"]["payload"]).replace(b"vit_onnx", b"vit_oxxx")
+    bundle.write_text(json.dumps(signed | {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}))
+    said = project.make(*image)
+    assert f"{REPOSITORY}.sig signs other files, so that the image does not name it; make sign KEY=key.pem" in said
 
 
 def test_nothing_is_rebuilt_because_files_are_newer(story: Story) -> None:
@@ -245,6 +340,36 @@ def test_the_models_layers_are_the_same_without_a_cache_and_with_buildkit(
     assert inspect("image", tag)["RootFS"]["Layers"][-3:] == story.images["first"]["RootFS"]["Layers"][-3:]
 
 
+def test_a_token_of_pips_reaches_the_index_and_stays_in_no_layer(
+    project: Project, base: str, story: Story, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    class Index(http_server.BaseHTTPRequestHandler):
+        """An index of nothing, which wants to know who asks."""
+
+        def do_GET(self) -> None:
+            seen.append(base64.b64decode(self.headers.get("Authorization", "").partition(" ")[2]).decode())
+            self.send_response(404 if seen[-1] else 401)
+            self.end_headers()
+
+    gateway = docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Gateway}}")
+    tag = f"{NAME}:synthetic-secret"
+    with http_server.ThreadingHTTPServer((gateway, 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://someone:token-7f3a@{gateway}:{server.server_port}/simple"
+        project.make(
+            "image", f"IMAGE={tag}", f"REGISTRY={REGISTRY}", PIP_EXTRA_INDEX_URL=address, PIP_TRUSTED_HOST=gateway,
+            PATH=f"/usr/bin:{os.environ['PATH']}",
+        )  # fmt: skip
+        server.shutdown()
+    assert "someone:token-7f3a" in seen
+    subprocess.run(["docker", "save", "--output", tmp_path / "image.tar", tag], check=True)
+    for part in (tmp_path / "image.tar").read_bytes(), docker("history", "--no-trunc", tag).encode():
+        assert b"token-7f3a" not in part
+    docker("rmi", tag)
+
+
 @pytest.mark.parametrize("change", ["gone", "more", "half"])
 def test_half_a_repository_makes_no_image(project: Project, base: str, change: str) -> None:
     top = project.path / REPOSITORY
@@ -257,6 +382,28 @@ def test_half_a_repository_makes_no_image(project: Project, base: str, change: s
     said = project.fail("image", f"IMAGE={IMAGE}-{change}", f"REGISTRY={REGISTRY}")
     assert "so that no image is made of it; make repository" in said
     assert docker("images", "--quiet", f"{IMAGE}-{change}") == ""
+
+
+def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path) -> None:
+    """A base image of nothing, so that no build on it ends well; which one it is, is asked before."""
+    name = f"{NAME}-moved:1"
+    (tmp_path / "first.tar").write_bytes(bytes(10240))
+    subprocess.run(["tar", "-cf", tmp_path / "second.tar", "-C", tmp_path, "first.tar"], check=True)
+    image = ("image", "TARGET=inference", f"BASE={name}")
+    docker("import", tmp_path / "first.tar", name)
+    try:
+        locked = inspect("image", name)["Id"]
+        assert "docker's own words stand above" in project.fail(*image)
+        assert json.loads((project.path / "docker/images.lock.json").read_text())[name]["id"] == locked
+        docker("import", tmp_path / "second.tar", name)
+        moved = inspect("image", name)["Id"]
+        said = project.fail(*image)
+        assert f"{name} is another image than the locked one: expected {locked}, got {moved}" in said
+        assert "docker's own words" not in said
+        assert "docker's own words stand above" in project.fail(*image, "ACCEPT=1")
+        assert "docker's own words stand above" in project.fail(*image)
+    finally:
+        subprocess.run(["docker", "rmi", "--force", name, locked], capture_output=True)
 
 
 @pytest.mark.parametrize("version", ["", ":1"])
@@ -283,6 +430,21 @@ def test_the_container_is_what_the_team_joins(story: Story) -> None:
     assert story.container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     (mount,) = story.container["Mounts"]
     assert (mount["Destination"], mount["RW"]) == ("/models", False)
+
+
+def test_http_without_its_key_answers_and_neither_loads_nor_tells_settings(story: Story) -> None:
+    assert {path: story.statuses[path] for path, _ in REFUSED} == dict.fromkeys([path for path, _ in REFUSED], 403)
+    assert {path: story.statuses[path] for path, _ in ALLOWED} == dict.fromkeys([path for path, _ in ALLOWED], 200)
+
+
+def test_the_container_has_no_rights_and_writes_nowhere_but_in_tmp(story: Story) -> None:
+    status, _, places = story.inside.partition("\nwrites")
+    assert dict(line.split()[:2] for line in status.splitlines()) == {
+        "CapEff:": "0" * 16, "CapBnd:": "0" * 16, "NoNewPrivs:": "1", "Uid:": "1000",
+    }  # fmt: skip
+    assert places.split() == ["/tmp"]
+    limits = story.container["HostConfig"]
+    assert (limits["ReadonlyRootfs"], limits["PidsLimit"], limits["Memory"]) == (True, 4096, 16 << 30)
 
 
 def test_a_client_on_the_network_loads_and_asks_every_model(story: Story) -> None:
@@ -327,10 +489,64 @@ def test_a_ready_image_serves_its_own_models(story: Story, project: Project, env
         project.make("down", **environment)
 
 
+def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
+    story: Story, project: Project, base: str, environment: dict[str, str]
+) -> None:
+    options = [f"REGISTRY={REGISTRY}", "DEVICE=cpu", "LOCK=1", "ADDRESS=none"]
+    asked = CLIENT.replace("client.load_model(name)", REFUSED_BY_GRPC, 1)
+    try:
+        said = project.make("up", *options, **environment)
+        assert "is ready: no port of this machine," in said and "a client asks: binary_onnx, bpr_model" in said
+        assert docker("port", f"{NAME}-tritonserver-1") == ""
+        client = (
+            "run",
+            "--rm",
+            f"--network={NAME}",
+            "--env=TRITON_URL=tritonserver:8001",
+            base,
+            "python3",
+            "-c",
+            asked,
+        )
+        answered = docker(*client).splitlines()
+        assert answered[:4] == ["This protocol is restricted, expecting header 'triton-grpc-protocol-chest-key'"] * 4
+        assert answered[5] == "(1, 20)"
+        assert "binary_onnx: unchanged, READY" in project.make("reload", **environment)
+        project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
+        project.make("repository")
+        assert "binary_onnx: READY, taken in" in project.make("reload", **environment)
+        assert docker(*client).splitlines()[4] != answered[4]
+    finally:
+        project.make("down", **environment)
+
+
 def test_verify_asks_the_triton_of_an_image(project: Project, base: str) -> None:
     """In the base image what bpr_model requires is installed first, for it lacks it."""
     said = project.make("verify", f"IMAGE={base}")
     assert re.search(r"^bpr_model: READY, differs by 0.0e\+00", said, re.MULTILINE)
+
+
+def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: str, tmp_path: Path) -> None:
+    folder = bpr(tmp_path / "repository")
+    (folder / "1/helper.py").write_text(
+        "import os, socket\nTAG = ''\n"
+        "for name, attempt in {\n"
+        "    'connects': lambda: socket.create_connection(('172.17.0.1', 22), 2),\n"
+        f"    'writes': lambda: open({str(tmp_path)!r} + '/repository/bpr_model/1/mark', 'w'),\n"
+        "    'writes to the image': lambda: open('/opt/mark', 'w'),\n"
+        "    'becomes root': lambda: os.chown('/tmp', 1, 1),\n"
+        "}.items():\n"
+        "    try:\n        attempt()\n        TAG += f'{name};'\n"
+        "    except OSError as error:\n        TAG += f'{type(error).__name__};'\n"
+        "TAG += ','.join(sorted(os.listdir('/sys/class/net')))\n"
+    )
+    with triton_server(tmp_path / "repository", tmp_path / "log", image=base, foreign=True) as server:
+        client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
+        request = {"input": np.zeros((1, 300, 300, 300), np.int16), "metadata": np.ones((1, 3), np.float32)}  # 54 MB
+        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        client.close()
+    assert answer.as_numpy("output")[0].decode() == "OSError;OSError;OSError;PermissionError;lo"
+    assert docker("ps", "--all", "--quiet", f"--filter=ancestor={base}") == ""
 
 
 # --- Pushing ------------------------------------------------------------------
@@ -436,6 +652,24 @@ def test_compose_alone_runs_a_ready_image() -> None:
     assert service["shm_size"] == str(2 << 30)
     ports = {(port["host_ip"], port["published"], port["target"]) for port in service["ports"]}
     assert ports == {("127.0.0.1", str(port), port) for port in (8000, 8001, 8002)}
+
+
+def test_the_image_runs_what_compose_runs() -> None:
+    """Without Make and without Compose the same is closed; CHEST_KEY and LOCK are read inside the container."""
+    service = composed("compose.yaml")["services"]["tritonserver"]
+    lines = (ROOT / "docker/triton.Dockerfile").read_text().replace("\\\n", "").splitlines()
+    (command,) = (line for line in lines if line.startswith("CMD ["))
+    assert json.loads(command.removeprefix("CMD "))[2] == service["command"][2].replace("$$", "$")
+    text = service["command"][2]
+    assert f"--http-restricted-api=model-repository,{LOCKED}:" in text
+    assert f":+model-repository,}}{LOCKED}:" in text and f"key={KEY_HEADER}=" in text
+
+
+def test_an_image_of_others_runs_with_as_few_rights() -> None:
+    service = composed("compose.yaml", IMAGE="borntowarn/porcupine-tritonserver")["services"]["tritonserver"]
+    assert (service["user"], service["cap_drop"], service["read_only"]) == ("1000:1000", ["ALL"], True)
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "ports" not in composed("compose.yaml", "compose.private.yaml")["services"]["tritonserver"]
 
 
 def test_the_repository_is_mounted_over_the_models() -> None:

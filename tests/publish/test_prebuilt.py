@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +54,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def judged(folder: Path, accept: bool = False, gpu: bool = False) -> dict[str, Any]:
+    packed(folder)
+    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
+
+
+def packed(folder: Path) -> None:
     with zipfile.ZipFile(ARCHIVE, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 archive.write(path, path.relative_to(folder))
-    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -75,6 +81,29 @@ def test_good_models_are_served_and_asked(finished: Path) -> None:
     json.dumps(result)
 
 
+def test_with_a_key_nothing_runs_that_its_owner_did_not_sign(
+    finished: Path, served: list[set[str]], signing: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".venv-signing").symlink_to(ROOT / ".venv-signing")
+    Path("scripts").symlink_to(ROOT / "scripts")
+    Path(".make/lock").mkdir(parents=True)
+    sign = [signing, "-m", "scripts.publish.signature", "sign", keys / "key.pem", finished]
+    subprocess.run(sign, check=True, capture_output=True)
+
+    def judge_signed(key: str) -> dict[str, Any]:
+        packed(finished)
+        return judge(ARCHIVE, TREE, MODELS, False, False, key=str(keys / key), signature="finished.sig")
+
+    assert set(judge_signed("key.pub")["models"]) == NOT_SERVED | {"bpr_model"}
+    assert "build/prebuilt is what was signed, digest" in capsys.readouterr().out
+    served.clear()
+    assert "Key mismatch" in refused(lambda: judge_signed("other.pub"))
+    (finished / "bpr_model/1/model.py").write_text("import os")
+    said = refused(lambda: judge_signed("key.pub"))
+    assert said.startswith("build/prebuilt/bpr_model/1/model.py: altered since it was signed\n")
+    assert said.endswith("is not what was signed; nothing of it was run, nothing published") and not served
+
+
 def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +117,65 @@ def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(
     assert "binary_onnx: READY" in said
     result = judged(finished, accept=True)
     assert set(result["unserved"]) == {"bpr_model"} and set(result["models"]) == NOT_SERVED
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--index-url https://other.example/simple", "-e .", "evil @ https://other.example/evil.tar.gz", "./evil",
+     "https://other.example/evil-1.0-py3-none-any.whl", "-r /etc/passwd", "git+https://other.example/evil",
+     "evil==1 \\", "evil==${AWS_SECRET_ACCESS_KEY}"],
+)  # fmt: skip
+def test_requirements_that_hold_more_than_names_and_versions_are_not_installed(finished: Path, line: str) -> None:
+    (finished / "bpr_model/1/requirements.txt").write_text(f"# usual\nnumpy==1.26.4\n{line}\n")
+    assert environment(finished) == (
+        None, f"its requirements hold more than names and versions, and are not installed: {line!r}",
+    )  # fmt: skip
+
+
+def test_requirements_as_people_write_them_are_plain() -> None:
+    text = (ROOT / "convertation/bpr/requirements.txt").read_text()
+    for line in [
+        *text.splitlines(),
+        "numpy",
+        "a.b-c[extra, more] >= 1.0, <2 ; python_version < '3.12'  # why",
+        "",
+        "x~=1",
+    ]:
+        assert prebuilt.PLAIN.fullmatch(line), line
+
+
+def test_installing_runs_no_code_of_theirs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An sdist is not built; what a wheel would run at each start of its Python is not started."""
+    mark = tmp_path / "mark"
+    index = tmp_path / "index"
+    index.mkdir()
+    files = {
+        "probe.pth": f"import pathlib; pathlib.Path({str(mark)!r}).write_text('ran')\n",
+        "probe-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: probe\nVersion: 1.0\n",
+        "probe-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files["probe-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in [*files, "probe-1.0.dist-info/RECORD"])
+    with zipfile.ZipFile(index / "probe-1.0-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    (tmp_path / "sdist/built-1.0").mkdir(parents=True)
+    (tmp_path / "sdist/built-1.0/setup.py").write_text(f"open({str(mark)!r}, 'w').write('ran')\n")
+    (tmp_path / "sdist/built-1.0/PKG-INFO").write_text("Metadata-Version: 2.1\nName: built\nVersion: 1.0\n")
+    with tarfile.open(index / "built-1.0.tar.gz", "w:gz") as sdist:
+        sdist.add(tmp_path / "sdist/built-1.0", "built-1.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / "requirements-triton.txt").write_text("")
+    monkeypatch.setattr(prebuilt, "ALWAYS", [])
+    for name in ("built", "probe"):
+        (finished / "bpr_model/1/requirements.txt").write_text(
+            f"{name}==1.0\nonnxruntime-none==1 ; python_version < '3'\n"
+        )
+        venv, trouble = environment(finished)
+        assert (venv is None) == (name == "built"), trouble
+        assert not mark.exists()
+    assert list(Path(".venv-prebuilt").glob("lib/*/site-packages/probe.pth"))
 
 
 def test_a_wrong_answer_is_no_matter_of_acceptance(finished: Path) -> None:

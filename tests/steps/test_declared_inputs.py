@@ -27,7 +27,7 @@ def explained(built_by_stand_ins: Project) -> dict[str, tuple[str, set[str]]]:
             "EXPLAIN=1",
             "repository",
             "build/fidelity.json",
-            "build/checks/vit.rtx.json",
+            f"build/checks/vit{'.fp16' if 'PRECISION=fp16' in more else ''}.rtx.json",
             "WITH=lipro",
             f"WEIGHTS={weights}",
             f"REPOSITORY={weights}",

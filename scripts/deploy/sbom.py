@@ -1,0 +1,154 @@
+"""Write what an image holds, a CycloneDX 1.6 bill of materials: base image, pinned packages, models, where from, whose.
+
+    python -m scripts.deploy.sbom REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [--pins FILE.txt] OUT.cdx.json
+
+The same image has the same bytes: no clock, and a serial number made of the image's own digest.  It tells what `make
+image` put there; what the base image holds, its maker tells.  https://cyclonedx.org/docs/1.6/json/
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
+
+from scripts.deploy.engine import inspect, labels
+from scripts.deploy.image import named, requirements
+from scripts.publish.licences import LICENCES
+from scripts.steps.records import made_from, read, wrote
+
+ARCHIVES = Path("training/archives.json")
+ENTRIES = Path("build/models")
+WEIGHTS = (".onnx", ".plan")
+
+
+def bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, inputs: str, verdict: str) -> str:
+    """Return the JSON of an image of these published files, sha256 by path; `inputs`: its label chest.inputs."""
+    bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"chest:{inputs}"))
+    name, _, version = tag.rpartition(":")
+    root = Component(type=ComponentType.CONTAINER, name=name, version=version, bom_ref="image")
+    root.properties = [Property(name="chest:inputs", value=inputs), Property(name="chest:weights", value=kind)]
+    root.licenses = [licence("MIT", "")]
+    bom.metadata.component = root
+    parts = [base_image(base), *packages(pins)]
+    for model in sorted({path.partition("/")[0] for path in files}):
+        own = {path: sha for path, sha in files.items() if path.startswith(f"{model}/")}
+        parts.append(model_of(model, own, kind, verdict))
+    bom.components = parts
+    bom.register_dependency(root, parts)
+    written = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
+    del written["metadata"]["timestamp"]  # which the library always writes
+    return json.dumps(written, indent=2, sort_keys=True) + "\n"
+
+
+def base_image(base: str) -> Component:
+    """What the image starts from, by the digest that it has here."""
+    there = inspect("image", base)
+    name, _, tag = base.rpartition(":")
+    sha = str(there.get("Id", "")).removeprefix("sha256:")
+    told = [Property(name="chest:digest", value=value) for value in there.get("RepoDigests") or []]
+    return Component(
+        type=ComponentType.CONTAINER, name=name, version=tag, bom_ref="base", properties=told,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha)] if sha else [],
+        description="the base image; the hash is that of its configuration, as docker image inspect tells",
+    )  # fmt: skip
+
+
+def packages(pins: str) -> list[Component]:
+    """The Python packages that are installed there, from lines name==version."""
+    found = {(re.sub("[-_.]+", "-", name).lower(), version) for name, version in
+             re.findall(r"^([\w.-]+)==([^\s;\\]+)", pins, re.MULTILINE)}  # fmt: skip
+    return [
+        Component(type=ComponentType.LIBRARY, name=name, version=version, bom_ref=f"pypi/{name}",
+                  purl=PackageURL("pypi", None, name, version))
+        for name, version in sorted(found)
+    ]  # fmt: skip
+
+
+def model_of(model: str, files: dict[str, str], kind: str, verdict: str) -> Component:
+    """A published model: digest of its weights, licence, origin, kind of weights; beneath it each of its files."""
+    short = model.rpartition("_")[0]
+    entry = json.loads(read(str(ENTRIES / f"{short}.json")) or "{}")
+    weights = {path: sha for path, sha in files.items() if path.endswith(WEIGHTS)}
+    told = [Property(name="chest:weights", value=kind)]
+    told += [Property(name="chest:origin", value=line) for line in origin(files, verdict)]
+    known = LICENCES.get(entry.get("family", ""), ("", "unknown"))
+    identifier, words = ("", "none: seeded numbers") if kind == "synthetic" else known
+    within = [
+        Component(type=ComponentType.FILE, name=path, bom_ref=f"file/{path}",
+                  hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha)])
+        for path, sha in sorted(files.items())
+    ]  # fmt: skip
+    return Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL, name=model, bom_ref=f"model/{model}", components=within,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha) for sha in weights.values()],
+        licenses=[licence(identifier, words)], properties=told, external_references=downloads(kind),
+    )  # fmt: skip
+
+
+def origin(files: dict[str, str], verdict: str) -> list[str]:
+    """What the files of a model were made from, by the records: each checkpoint, or the archive, and its sha256."""
+    judged = made_from(verdict)
+    told = {f"{path} sha256:{sha}" for path, sha in judged.items() if path.endswith(".zip.lock.json")}
+    ahead = [(path, sha) for path, sha in judged.items() if path.endswith(WEIGHTS) and sha in files.values()]
+    seen = set(ahead)
+    while ahead:
+        path, sha = ahead.pop()
+        if path.endswith((".pt", ".pth")):
+            told.add(f"{path} sha256:{sha}")
+        elif wrote(path) == sha:
+            ahead += [one for one in made_from(path).items() if one not in seen]
+            seen |= set(ahead)
+    return sorted(told)
+
+
+def downloads(kind: str) -> list[ExternalReference]:
+    """Where the weights are published."""
+    if kind == "synthetic":
+        return []
+    archive = "model_repository_running.zip" if kind == "prebuilt" else "weights.zip"
+    link: str = json.loads(ARCHIVES.read_text())["archives"][archive]["link"]
+    return [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(link))]
+
+
+def licence(identifier: str, words: str) -> Any:
+    """A licence by its SPDX identifier, or by what is said of it."""
+    return DisjunctiveLicense(id=identifier) if identifier else DisjunctiveLicense(name=words)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository")
+    parser.add_argument("out", type=Path, metavar="OUT.cdx.json")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--verdict", required=True)
+    parser.add_argument("--usual", default="chest-ct-triton", help="name of an image without --tag")
+    parser.add_argument("--pins", type=Path, help="what is installed there (nothing: what the Python models require)")
+    given = parser.parse_args()
+    kind, tag = named(given.usual, given.tag, given.repository)
+    told = labels(tag)
+    if not told.get("chest.inputs"):
+        raise SystemExit(f"{tag}: no image of make image, so that nothing is told of it; make image")
+    pins = given.pins.read_text() if given.pins else requirements(given.repository).decode()
+    files = json.loads(told["chest.files"])
+    text = bill(tag, given.base, files, kind, pins, told["chest.inputs"], given.verdict)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    draft = given.out.with_name(f"{given.out.name}~")
+    draft.write_text(text)
+    draft.replace(given.out)
+    print(f"{given.out}: {tag}, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+
+
+if __name__ == "__main__":
+    main()

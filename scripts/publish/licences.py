@@ -1,0 +1,7 @@
+"""Whose the weights of a family of models are, as their makers say: SPDX identifier ("": there is none), and words."""
+
+LICENCES = {
+    "vit": ("CC-BY-NC-SA-4.0", "CC BY-NC-SA 4.0 (CT-CLIP, CT-RATE)"),
+    "head": ("", "as the team says"),
+    "bpr": ("Apache-2.0", "Apache-2.0"),
+}

@@ -1,0 +1,139 @@
+"""Sign a folder of models, or verify it, offline: an OpenSSF model-signing bundle beside the folder.
+
+    .venv-signing/bin/python3 -m scripts.publish.signature sign KEY.pem FOLDER... [--verdict FILE]
+    .venv-signing/bin/python3 -m scripts.publish.signature verify KEY.pub FOLDER...
+
+The bundle of FOLDER is FOLDER.sig, in the format of https://github.com/ossf/model-signing-spec: a list of every file
+with its sha256, signed with an elliptic key (P-256, P-384, P-521).  KEY_PASSWORD in the environment opens a private
+key.  With --verdict a folder is signed only if it is just what the verdict was passed on.
+"""
+
+import argparse
+import base64
+import binascii
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scripts.publish.vouch import vouched_for
+from scripts.steps.records import lock, sha256
+
+# Of ours and not the model's: Git's mark of an empty folder
+IGNORED = (".gitkeep",)
+NEW_KEY = (
+    "openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub; "
+    "key.pem signs and stays secret, key.pub verifies"
+)
+
+
+def bundle_of(folder: str) -> str:
+    """Return where the bundle of a folder lies: beside it."""
+    return f"{folder.rstrip('/')}.sig"
+
+
+def sign(folder: str, key: str, verdict: str = "") -> str:
+    """Write the bundle of a folder and return the digest that it signs; SystemExit where there is nothing to sign."""
+    from model_signing import signing  # type: ignore[import-not-found]
+
+    if not Path(folder).is_dir():
+        raise SystemExit(f"{folder}: no such folder; expected one with models")
+    bundle = Path(bundle_of(folder))
+    draft = bundle.with_name(f"{bundle.name}~")
+    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        right = vouched_for(folder, verdict, "it is not signed") if verdict else {}
+        password = os.environ.get("KEY_PASSWORD", "").encode() or None
+        try:
+            config = signing.Config().use_elliptic_key_signer(private_key=key, password=password)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise SystemExit(
+                f"KEY={key}: no elliptic private key to sign with ({error}); a new one: {NEW_KEY}"
+            ) from None
+        try:
+            config.set_hashing_config(hashing()).sign(folder, draft)
+        except ValueError as error:
+            raise SystemExit(f"{folder}: not signed: {error}") from None
+    digest, files = told(str(draft))
+    if right and files != right:
+        draft.unlink()
+        raise SystemExit(f"{folder}: not signed: {differences(right, files)[0]}, which was not judged; make repository")
+    draft.replace(bundle)
+    return digest
+
+
+def verify(folder: str, key: str, bundle: str = "") -> str:
+    """Return the digest that was signed; SystemExit names each file that was altered, added or removed since."""
+    from cryptography.exceptions import InvalidSignature
+    from model_signing import verifying
+
+    bundle = bundle or bundle_of(folder)
+    for path, what in ((bundle, "the signature"), (key, "the public key"), (folder, "the folder")):
+        if not Path(path).exists():
+            raise SystemExit(f"{path}: no such file; expected {what}; make sign KEY=key.pem writes a signature")
+    try:
+        config = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SystemExit(f"KEY={key}: no public key to verify with ({error}); a new pair: {NEW_KEY}") from None
+    try:
+        config.set_hashing_config(hashing()).verify(Path(folder), bundle)
+    except InvalidSignature:
+        raise SystemExit(f"{bundle}: not signed by KEY={key}, or altered since") from None
+    except Exception as error:  # of a bundle that is none the library says so in many ways
+        if not str(error).startswith("Signature mismatch"):  # which it says after the signature itself was right
+            raise SystemExit(f"{folder}: {bundle} cannot be verified with KEY={key}: {error}") from None
+        wrong = differences(told(bundle)[1], files_in(folder)) or [str(error)]
+        raise SystemExit(
+            "\n".join([*(f"{folder}/{line}" for line in wrong), f"{folder} is not what was signed"])
+        ) from None
+    return told(bundle)[0]
+
+
+def hashing() -> Any:
+    """Return how files are hashed: each whole, by sha256; nothing but .gitkeep left out, where the library would."""
+    from model_signing import hashing
+
+    return hashing.Config().set_ignored_paths(paths=IGNORED, ignore_git_paths=False)
+
+
+def told(bundle: str) -> tuple[str, dict[str, str]]:
+    """Return what a bundle says, which is worth nothing until it is verified: digest of all; sha256 of each file."""
+    try:
+        payload = json.loads(Path(bundle).read_bytes())["dsseEnvelope"]["payload"]
+        statement = json.loads(base64.b64decode(payload))
+        files = {one["name"]: one["digest"] for one in statement["predicate"]["resources"]}
+        return str(statement["subject"][0]["digest"]["sha256"]), files
+    except (ValueError, KeyError, TypeError, IndexError, binascii.Error):
+        raise SystemExit(f"{bundle}: no model-signing bundle; make sign KEY=key.pem writes one") from None
+
+
+def files_in(folder: str) -> dict[str, str]:
+    """Return the sha256 of each file of a folder, by its path there."""
+    paths = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
+    return {name: sha256(str(path)) for name, path in paths.items() if name not in IGNORED}
+
+
+def differences(signed: dict[str, str], here: dict[str, str]) -> list[str]:
+    """Return a line for each file that was altered, added or removed."""
+    kinds = {path: "removed" if path not in here else "added" if path not in signed else "altered"
+             for path in sorted(signed.keys() | here.keys()) if signed.get(path) != here.get(path)}  # fmt: skip
+    return [f"{path}: {kind} since it was signed" for path, kind in kinds.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("sign", "verify"))
+    parser.add_argument("key", metavar="KEY")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    parser.add_argument("--verdict", default="")
+    parser.add_argument("--bundle", default="", help="of a single folder, where it lies elsewhere")
+    given = parser.parse_args()
+    for folder in given.folders:
+        if given.verb == "sign":
+            print(f"{bundle_of(folder)}: {folder} signed, digest {sign(folder, given.key, given.verdict)}")
+        else:
+            print(f"{folder} is what was signed, digest {verify(folder, given.key, given.bundle)}")
+
+
+if __name__ == "__main__":
+    main()

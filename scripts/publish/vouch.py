@@ -1,0 +1,31 @@
+"""Is the published repository just what the verdict was passed on?  What is signed or put into an image must be."""
+
+import json
+from pathlib import Path
+
+from scripts.publish.publish import content
+from scripts.steps.records import digest, read, wrote
+
+
+def vouched_for(repository: str, verdict: str, then: str = "no image is made of it") -> dict[str, str]:
+    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
+    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
+        raise SystemExit(f"{verdict}: not what its step wrote, so that {then}; make {verdict}")
+    if unserved := json.loads(told).get("unserved"):
+        raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that {then}")
+    right: dict[str, str] = json.loads(told)["files"]
+    here: dict[str, str] = {}
+    for model in models_in(repository):
+        here |= content(repository, model)
+    if not here:
+        raise SystemExit(f"{repository}: no models there; make repository")
+    for path in sorted(here.keys() | right.keys()):
+        if here.get(path) != right.get(path):
+            there = "is not there" if path not in here else "is not what the verdict was passed on"
+            raise SystemExit(f"{repository}/{path} {there}, so that {then}; make repository")
+    return here
+
+
+def models_in(repository: str) -> list[str]:
+    """Return the names of the published models."""
+    return sorted(path.name for path in Path(repository).glob("*") if path.is_dir())

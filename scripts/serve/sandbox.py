@@ -1,0 +1,307 @@
+"""Run a server whose code is another's: without network, secrets or a place to write but its own scratch folder.
+
+    python3 -sESB -m scripts.serve.sandbox FOLDER [--see PATH]... --port FD=PORT... -- COMMAND...
+
+The command gets namespaces of its own (user, mounts, network, processes; man 7 namespaces), which Linux gives to anyone
+unless it was told not to.  It sees the system (/usr and so on), each PATH and FOLDER, of which it may write to FOLDER
+alone; /tmp and /dev/shm are its own and empty.  Its network is a loopback of its own.  Each FD is a socket that listens
+outside: whoever connects there is passed on to 127.0.0.1:PORT inside.  Standard library only; Linux 5.12 or newer.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+NEW_USER, NEW_MOUNTS, NEW_NETWORK, NEW_IPC, NEW_PROCESSES = 0x10000000, 0x00020000, 0x40000000, 0x08000000, 0x20000000
+BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
+NOSUID, NODEV = 2, 4
+DETACH = 2
+PIVOT_ROOT, MOUNT_SETATTR = 155, 442  # x86-64
+READ_ONLY, AT_RECURSIVE = 1, 0x8000
+SET_DEATH, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 24, 38
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # of a network interface
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix", "/sys")
+FILES = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "passwd", "group", "nsswitch.conf", "localtime")
+DEVICES = ("null", "zero", "full", "random", "urandom")
+BLOCK = 1 << 20
+# In a container: between standard input and output and a port there
+RELAY = """
+import os, socket, sys, threading
+inner = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+def send():
+    while data := os.read(0, 1 << 20):
+        inner.sendall(data)
+    inner.shutdown(socket.SHUT_WR)
+threading.Thread(target=send, daemon=True).start()
+while data := inner.recv(1 << 20):
+    while data:
+        data = data[os.write(1, data):]
+"""
+
+
+def call(name: str, *arguments: object) -> None:
+    """Call a function of the C library; OSError where it fails."""
+    if getattr(LIBC, name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
+    """As mount(2); OSError where it is refused."""
+    call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
+
+
+@cache
+def refused() -> str:
+    """Why this kernel gives no such namespaces, "" if it does."""
+    with tempfile.TemporaryDirectory(prefix="chest-sandbox-") as folder:
+        command = confined(["/bin/sh", "-c", ":"], Path(folder), [], {})
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
+
+
+def confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> list[str]:
+    """The command that runs `command` in here; `ports`: the port inside of each socket that listens outside."""
+    words = [word for path in dict.fromkeys(see) for word in ("--see", str(path))]
+    words += [word for number, port in ports.items() for word in ("--port", f"{number}={port}")]
+    return [sys.executable, "-sESB", str(Path(__file__).resolve()), str(folder), *words, "--", *command]
+
+
+def python_of(venv: Path) -> list[Path]:
+    """What an environment's Python is made of: the environment, and each place that its links lead to."""
+    found = [venv.absolute(), venv.resolve()]
+    link = venv.resolve() / "bin/python3"
+    for _ in range(40):
+        home = link.parent.parent
+        if home != Path("/") and not Path.home().is_relative_to(home):
+            found.append(home)
+        if not link.is_symlink():
+            break
+        link = link.parent / link.readlink()
+    return found
+
+
+def enter() -> None:
+    """Leave this process's namespaces for new ones, where it is who it was; OSError where that is refused."""
+    user, group = os.geteuid(), os.getegid()
+    call("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK | NEW_IPC)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        Path(f"/proc/self/{name}").write_text(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        told = fcntl.ioctl(any_socket, GET_FLAGS, struct.pack("16sh14x", b"lo", 0))
+        flags = struct.unpack("16sh14x", told)[1] | UP
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh14x", b"lo", flags))
+
+
+def build_root(folder: Path, see: Iterable[Path]) -> None:
+    """Make a root of what may be seen, all of it read-only but `folder`, and go there.  In the new process 1."""
+    mount("none", "/", flags=RECURSIVE | PRIVATE)
+    root = os.path.realpath("/tmp")  # the new root comes over it, and so it must be no part of what is seen
+    writable = os.open(folder, os.O_PATH)
+    opened = {path: os.open(path, os.O_PATH) for path in [*places(see), *(f"/dev/{name}" for name in DEVICES)]}
+    mount("tmpfs", root, "tmpfs", NOSUID | NODEV, "mode=755,size=64m")
+    for path, size in (("/tmp", "size=1g"), ("/dev/shm", "size=90%")):
+        os.makedirs(f"{root}{path}")
+        mount("tmpfs", f"{root}{path}", "tmpfs", NOSUID | NODEV, f"mode=1777,{size}")
+    for path in SYSTEM:
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), f"{root}{path}")
+    for path, number in opened.items():
+        bind(number, f"{root}{path}", os.path.isdir(f"/proc/self/fd/{number}"), writable=path.startswith("/dev/"))
+    bind(writable, f"{root}{folder}", True, writable=True)
+    os.makedirs(f"{root}/proc")
+    try:
+        mount("proc", f"{root}/proc", "proc", NOSUID | NODEV)
+    except OSError:  # a container that hides parts of its own; other processes are of another user namespace
+        mount("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
+    read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
+    os.chdir(root)
+    if LIBC.syscall(PIVOT_ROOT, b".", b"."):
+        raise OSError(ctypes.get_errno(), f"pivot_root: {os.strerror(ctypes.get_errno())}")
+    call("umount2", b".", DETACH)
+    read_only("/", recursive=False)
+    os.chdir(folder)
+    for number in (writable, *opened.values()):  # a folder that is open could be left by its ..
+        os.close(number)
+
+
+def places(see: Iterable[Path]) -> list[str]:
+    """Each path to be seen, its links resolved as well, those above others first."""
+    system = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
+    named = [*system, *(f"/etc/{name}" for name in FILES), *map(str, see)]
+    both = {way for path in named if os.path.exists(path) for way in (os.path.abspath(path), os.path.realpath(path))}
+    return sorted(path for path in both if not any(path.startswith(f"{above}/") for above in system))
+
+
+def bind(number: int, target: str, folder: bool, writable: bool = False) -> None:
+    """Let what is open as `number` be seen as `target`."""
+    os.makedirs(target if folder else os.path.dirname(target), exist_ok=True)
+    if not folder and not os.path.exists(target):
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+    mount(f"/proc/self/fd/{number}", target, flags=BIND | RECURSIVE)
+    if not writable:
+        read_only(target, recursive=True)
+
+
+def read_only(path: str, recursive: bool) -> None:
+    """Let nobody write there."""
+    attributes = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
+    if LIBC.syscall(MOUNT_SETATTR, -100, path.encode(), AT_RECURSIVE if recursive else 0, attributes, len(attributes)):
+        raise OSError(ctypes.get_errno(), f"mount_setattr {path}: {os.strerror(ctypes.get_errno())}")
+
+
+def give_up_rights() -> None:
+    """No capability is left after the next exec, nor can any be had."""
+    for capability in range(64):
+        LIBC.prctl(DROP_BOUND, capability, 0, 0, 0)
+    call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+
+
+def pass_on(listening: socket.socket, port: int) -> None:
+    """Pass each connection on to the port inside, for ever."""
+    while True:
+        outer, _ = listening.accept()
+        threading.Thread(target=join, args=(outer, port), daemon=True).start()
+
+
+def join(outer: socket.socket, port: int) -> None:
+    """Pass on what either side of a connection says, until both have ended."""
+    with outer, socket.socket() as inner, suppress(OSError):
+        inner.connect(("127.0.0.1", port))
+        for end in (outer, inner):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=pump, args=(inner, outer), daemon=True)
+        back.start()
+        pump(outer, inner)
+        back.join()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what one side says, and that it ended."""
+    buffer = memoryview(bytearray(BLOCK))
+    with suppress(OSError):
+        while count := source.recv_into(buffer):
+            target.sendall(buffer[:count])
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def pass_on_to_docker(listening: socket.socket, container: str, port: int) -> None:
+    """Pass each connection on to a port of a container without network, until the socket is shut down."""
+    command = ["docker", "exec", "--interactive", container, "python3", "-c", RELAY, str(port)]
+
+    def join_docker(outer: socket.socket) -> None:
+        with outer:
+            subprocess.run(command, stdin=outer.fileno(), stdout=outer.fileno(), stderr=subprocess.DEVNULL, check=False)
+
+    with suppress(OSError):
+        while True:
+            outer, _ = listening.accept()
+            threading.Thread(target=join_docker, args=(outer,), daemon=True).start()
+
+
+def run(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:
+    """Return the exit status of the command, or less than 0: the signal that killed it.
+
+    Three processes: this one passes connections on; the keeper, for whoever leaves the others' processes has no more
+    threads; process 1, with which the command and all that it started end.
+    """
+    enter()
+    call("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
+    if not (keeper := os.fork()):
+        end_with(guard(lambda: keep(command, folder, see, ports)))
+    stopping(keeper)
+    for number, port in ports.items():
+        threading.Thread(target=pass_on, args=(socket.socket(fileno=number), port), daemon=True).start()
+    return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
+
+
+def keep(command: Sequence[str], folder: Path, see: Iterable[Path], ports: Iterable[int]) -> int:
+    """Return how the command ended, process 1 of a world of its own."""
+    call("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
+    for number in ports:
+        os.close(number)
+    call("unshare", NEW_PROCESSES)
+    if not (child := os.fork()):
+        guard(lambda: begin(command, folder, see))
+    stopping(child)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return 128 - status if status > 128 else status  # process 1 cannot end by a signal, and says which it was
+
+
+def begin(command: Sequence[str], folder: Path, see: Iterable[Path]) -> int:
+    """Start the command as process 1, which signals would not end otherwise, and reap what it leaves."""
+    call("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
+    build_root(folder, see)
+    give_up_rights()
+    if not (child := os.fork()):
+        os.execvp(command[0], list(command))
+    stopping(child)
+    while (ended := os.wait())[0] != child:
+        pass
+    status = os.waitstatus_to_exitcode(ended[1])
+    os._exit(128 - status if status < 0 else status)
+
+
+def guard(action: Callable[[], int]) -> int:
+    """Do it in a child, which never goes on with what its parent does."""
+    try:
+        return action()
+    except BaseException as error:
+        print(f"sandbox: {error}", file=sys.stderr, flush=True)
+        os._exit(125)
+
+
+def stopping(child: int) -> None:
+    """Hand to a child what asks this process to stop."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
+def end_with(status: int) -> NoReturn:
+    """End as the command did, so that whoever waits sees the same end."""
+    if status < 0:
+        with suppress(OSError):  # SIGKILL has nothing but its default
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--see", type=Path, action="append", default=[])
+    parser.add_argument("--port", action="append", default=[], metavar="FD=PORT")
+    parser.add_argument("command", nargs="+")
+    given = parser.parse_args()
+    ports = {int(number): int(port) for number, _, port in (pair.partition("=") for pair in given.port)}
+    try:
+        status = run(given.command, given.folder.resolve(), given.see, ports)
+    except OSError as error:
+        raise SystemExit(f"sandbox: {error.strerror}") from None
+    sys.stdout.flush()
+    end_with(status)
+
+
+if __name__ == "__main__":
+    main()
