@@ -322,8 +322,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         fetch(options.name, options.out, options.given)
-        for path in options.out, Path(f"{options.out}.lock.json"):
-            digest(str(path))  # noted, so that make need not look again
+        if Path(".make").is_dir():  # noted, so that make need not look again
+            for path in options.out, Path(f"{options.out}.lock.json"):
+                digest(str(path))
     except OSError as error:
         raise SystemExit(f"{options.name}: {error}") from None
     except KeyboardInterrupt:

@@ -21,17 +21,11 @@ sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: tha
 from scripts.steps import knobs as knob  # noqa: E402
 from scripts.steps.records import digest, known, lock, look, look_at_tree, owned, read, record, write, wrote  # noqa: E402
 
-ENVIRONMENTS = (
-    ".venv",
-    ".venv-triton",
-    ".venv-inference",
-    ".venv-rtx",
-    ".venv-signing",
-    ".venv-prebuilt",
-    ".venv-compare",
-)
+NAMES = ("", "-triton", "-inference", "-rtx", "-signing", "-prebuilt", "-compare")
+ENVIRONMENTS = tuple(f".venv{name}" for name in NAMES)
 JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
 LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
+BUILD = {"repository", "onnx", "trt", "trt-fleet", "weights", "fidelity"}
 NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback", "sign"}
 SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertation/models.yaml"
 RUNS, OLD = ".make/run", 86_400  # s
@@ -152,6 +146,8 @@ def copied() -> list[str]:
 
 def finish_what_was_cut_short() -> None:
     """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
+    if not copied() and not (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
+        return
     from scripts.steps.swap import finish, finish_copies
 
     with lock("publish"):
@@ -177,8 +173,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
     words = {"run": run or str(time.time_ns())}
     if goals - LOOK_AT_NOTHING:
         refuse_links_to_nowhere()
-        if copied() or (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
-            finish_what_was_cut_short()
+        finish_what_was_cut_short()
         forget_dead_environments()
         with lock("publish", fcntl.LOCK_SH):
             take_notes({MODELS, "requirements.txt"})
@@ -195,7 +190,8 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
         words["python"] = find_python(knobs["PYTHON"], "PYTHON" in given)
         if not nested:
             forget_old_runs()
-            if knobs["WEIGHTS"] == "yandex" and knobs["FROM"] == "weights":
+            builds = goals & BUILD or any("/" in goal for goal in goals)
+            if builds and knobs["WEIGHTS"] == "yandex" and knobs["FROM"] == "weights":
                 tell_own_files()
     words |= {name: knobs[name] for name in ("REPOSITORY", "WEIGHTS", "PRECISION")}
     return " ".join(f"{name}={value}" for name, value in words.items())

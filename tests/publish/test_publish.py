@@ -4,7 +4,6 @@ replaced."""
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -14,12 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from scripts.publish import publish
-from scripts.steps import records, swap
+from scripts.steps import look, records, swap
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REPOSITORY = "repository"
@@ -43,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def ready(place: Path) -> Path:
     """OLD is published, NEW is built and judged."""
-    publish_set(OLD, [*OLD])
+    publish_set(OLD)
     build(NEW)
     return place
 
@@ -79,9 +77,9 @@ def build(models: dict[str, str]) -> None:
     records.write(records.record("made", VERDICT), f"{VERDICT}={records.digest(VERDICT)} verdict : {judged}")
 
 
-def publish_set(models: dict[str, str], changed: list[str], where: str = REPOSITORY, weights: str = "real") -> None:
+def publish_set(models: dict[str, str], where: str = REPOSITORY, weights: str = "real") -> None:
     build(models)
-    publish.publish(where, weights, VERDICT, sorted(changed), sources(models))
+    publish.publish(where, weights, VERDICT, sources(models))
 
 
 def present(repository: str = REPOSITORY) -> dict[str, str]:
@@ -96,15 +94,15 @@ def present(repository: str = REPOSITORY) -> dict[str, str]:
 
 def next_run() -> None:
     """What every make does first."""
-    with patch.object(sys, "argv", ["look.py"]):
-        runpy.run_path(str(SCRIPTS / "steps/look.py"), run_name="__main__")
+    look.finish_what_was_cut_short()
+    look.take_notes(set())
 
 
 # --- A new set takes the place of the old one ---------------------------------
 
 
 def test_the_set_is_published_the_dropped_model_leaves_and_rollback_brings_it_back(ready: Path) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
     publish.rollback(REPOSITORY)
     assert present() == OLD
@@ -113,9 +111,9 @@ def test_the_set_is_published_the_dropped_model_leaves_and_rollback_brings_it_ba
 
 
 def test_a_model_that_is_dropped_while_all_others_stay_leaves_and_comes_back(place: Path) -> None:
-    publish_set(OLD, [*OLD])
+    publish_set(OLD)
     smaller = {"changed": "old", "same": "old"}
-    publish_set(smaller, ["dropped"])
+    publish_set(smaller)
     assert present() == smaller
     publish.rollback(REPOSITORY)
     assert present() == OLD
@@ -124,7 +122,7 @@ def test_a_model_that_is_dropped_while_all_others_stay_leaves_and_comes_back(pla
 
 
 def test_where_folders_cannot_be_exchanged_it_ends_the_same(ready: Path, no_exchange: None) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
     publish.rollback(REPOSITORY)
     assert present() == OLD
@@ -140,7 +138,7 @@ def test_the_top_folder_and_unchanged_models_stay_and_what_changed_is_fresh(read
     for path in Path("build").rglob("*"):
         os.utime(path, (0, 0))
 
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
 
     assert Path(REPOSITORY).stat().st_ino == top
     assert states(f"{REPOSITORY}/same") == same
@@ -150,7 +148,7 @@ def test_the_top_folder_and_unchanged_models_stay_and_what_changed_is_fresh(read
 
 def test_a_large_file_is_moved_and_has_one_name(ready: Path) -> None:
     inode = Path("build/onnx/changed.onnx").stat().st_ino
-    publish.publish(REPOSITORY, "real", VERDICT, FORWARD, sources(NEW))
+    publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
 
     published = Path(REPOSITORY, "changed/1/model.onnx").stat()
     assert published.st_ino == inode
@@ -163,17 +161,17 @@ def test_a_large_file_is_moved_and_has_one_name(ready: Path) -> None:
 def test_a_repository_on_another_file_system_gets_a_copy(place: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         assert Path(folder).stat().st_dev != place.stat().st_dev
-        publish_set(OLD, [*OLD], f"{folder}/deep/repository")
+        publish_set(OLD, f"{folder}/deep/repository")
         assert present(f"{folder}/deep/repository") == OLD
-        publish_set(NEW, FORWARD, f"{folder}/deep/repository")
+        publish_set(NEW, f"{folder}/deep/repository")
         assert present(f"{folder}/deep/repository") == NEW
         publish.rollback(f"{folder}/deep/repository")
         assert present(f"{folder}/deep/repository") == OLD
 
 
 def test_what_was_moved_when_it_was_published_can_be_published_elsewhere(ready: Path) -> None:
-    publish.publish(REPOSITORY, "real", VERDICT, FORWARD, sources(NEW))
-    publish.publish("another", "real", VERDICT, sorted(NEW), sources(NEW))
+    publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
+    publish.publish("another", "real", VERDICT, sources(NEW))
     assert present("another") == present() == NEW
 
 
@@ -258,7 +256,7 @@ def test_a_kill_before_any_change_of_a_publication_leaves_whole_models(
     if not exchange:
         request.getfixturevalue("no_exchange")
     changes = at_every_change(
-        ready, lambda: publish.publish(REPOSITORY, "real", VERDICT, FORWARD, sources(NEW)), OLD, NEW, exchange
+        ready, lambda: publish.publish(REPOSITORY, "real", VERDICT, sources(NEW)), OLD, NEW, exchange
     )
     assert changes > 50
 
@@ -276,7 +274,7 @@ def test_a_journal_that_was_cut_short_itself_never_counted(ready: Path, draft: s
 def test_a_kill_before_any_change_of_a_rollback_leaves_whole_models(
     ready: Path, exchange: bool, request: pytest.FixtureRequest
 ) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     if not exchange:
         request.getfixturevalue("no_exchange")
     changes = at_every_change(ready, lambda: publish.rollback(REPOSITORY), NEW, OLD, exchange)
@@ -300,14 +298,12 @@ def test_a_file_that_no_step_published_is_in_the_way(ready: Path) -> None:
     Path(REPOSITORY, "changed/2").mkdir()
     Path(REPOSITORY, "changed/2/model.onnx").write_text("mine")
     way_out = ("move it away (mv repository repository.old)", "REPOSITORY=dir")
-    refused(
-        "repository/changed/2/model.onnx was not made by this build", *way_out, act=lambda: publish_set(NEW, FORWARD)
-    )
+    refused("repository/changed/2/model.onnx was not made by this build", *way_out, act=lambda: publish_set(NEW))
 
 
 def test_a_dropped_model_with_a_file_of_the_users_own_stays(ready: Path) -> None:
     Path(REPOSITORY, "dropped/notes.txt").write_text("mine")
-    refused("repository/dropped/notes.txt was not made by this build", act=lambda: publish_set(NEW, FORWARD))
+    refused("repository/dropped/notes.txt was not made by this build", act=lambda: publish_set(NEW))
 
 
 def test_a_link_to_a_folder_is_no_model_of_ours(ready: Path) -> None:
@@ -315,13 +311,13 @@ def test_a_link_to_a_folder_is_no_model_of_ours(ready: Path) -> None:
     Path("elsewhere/mine").write_text("mine")
     shutil.rmtree(f"{REPOSITORY}/dropped")
     Path(REPOSITORY, "added").symlink_to("../elsewhere")
-    refused("repository/added", "was not made by this build", act=lambda: publish_set(NEW, ["added", "changed"]))
+    refused("repository/added", "was not made by this build", act=lambda: publish_set(NEW))
 
 
 def test_models_of_the_users_own_beside_ours_are_left_alone(ready: Path) -> None:
     Path(REPOSITORY, "theirs").mkdir()
     Path(REPOSITORY, "theirs/config.pbtxt").write_text("mine")
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     publish.rollback(REPOSITORY)
     assert Path(REPOSITORY, "theirs/config.pbtxt").read_text() == "mine"
 
@@ -329,21 +325,21 @@ def test_models_of_the_users_own_beside_ours_are_left_alone(ready: Path) -> None
 def test_what_python_caches_in_a_model_is_no_obstacle(ready: Path) -> None:
     Path(REPOSITORY, "changed/1/__pycache__").mkdir()
     Path(REPOSITORY, "changed/1/__pycache__/model.pyc").write_text("")
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
 
 
 @pytest.mark.parametrize("before, now", [("real", "synthetic"), ("synthetic", "real")])
 def test_one_kind_of_weights_never_replaces_another(place: Path, before: str, now: str) -> None:
-    publish_set(OLD, [*OLD], weights=before)
+    publish_set(OLD, weights=before)
     refused(f"repository is made from {before} weights, these are {now}", "REPOSITORY=dir",
-            act=lambda: publish_set(NEW, FORWARD, weights=now))  # fmt: skip
+            act=lambda: publish_set(NEW, weights=now))  # fmt: skip
 
 
 def test_a_source_that_changed_after_the_verdict_is_not_published(ready: Path) -> None:
     Path("configs/changed.pbtxt").write_text("edited meanwhile")
     refused("nothing published: configs/changed.pbtxt is not what build/checks/verdict.json was passed on",
-            act=lambda: publish.publish(REPOSITORY, "real", VERDICT, FORWARD, sources(NEW)))  # fmt: skip
+            act=lambda: publish.publish(REPOSITORY, "real", VERDICT, sources(NEW)))  # fmt: skip
 
 
 def test_without_an_earlier_set_there_is_nothing_to_roll_back_to(place: Path) -> None:
@@ -351,7 +347,7 @@ def test_without_an_earlier_set_there_is_nothing_to_roll_back_to(place: Path) ->
 
 
 def test_the_first_set_cannot_be_rolled_back_to_an_empty_repository(place: Path) -> None:
-    publish_set(OLD, [*OLD])
+    publish_set(OLD)
     refused("nothing to roll back to", act=lambda: publish.rollback(REPOSITORY))
     assert present() == OLD
 
@@ -360,7 +356,7 @@ def test_a_repository_that_is_mounted_from_another_file_system_is_refused(place:
     """Its models could not be exchanged with those beside it; a symbolic link stands for the mount here."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         Path(REPOSITORY).symlink_to(folder)
-        refused("repository", "another file system", act=lambda: publish_set(OLD, [*OLD]))
+        refused("repository", "another file system", act=lambda: publish_set(OLD))
         assert present() == {}
 
 
@@ -371,11 +367,11 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
 
     monkeypatch.setattr(publish, "place", full)
     with pytest.raises(OSError, match="No space left"):
-        publish.publish(REPOSITORY, "real", VERDICT, FORWARD, sources(NEW))
+        publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
     assert present() == OLD
     monkeypatch.undo()
     os.chdir(ready)
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
 
 
@@ -383,17 +379,17 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
 
 
 def test_a_second_make_with_the_same_set_leaves_what_rollback_goes_back_to(ready: Path) -> None:
-    publish_set(NEW, FORWARD)
-    publish_set(NEW, FORWARD)  # it has waited for the first
+    publish_set(NEW)
+    publish_set(NEW)  # it has waited for the first
     publish.rollback(REPOSITORY)
     assert present() == OLD
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("config of changed: harm\n")])
 def test_a_repair_leaves_what_rollback_goes_back_to(ready: Path, harm: Callable[[Path], None]) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     harm(Path(REPOSITORY, "changed/config.pbtxt"))
-    publish_set(NEW, ["changed"])
+    publish_set(NEW)
     assert present() == NEW and (BESIDE / "harmed/changed").is_dir()
     publish.rollback(REPOSITORY)
     assert present() == OLD
@@ -403,14 +399,14 @@ def test_a_repair_leaves_what_rollback_goes_back_to(ready: Path, harm: Callable[
 def test_earlier_models_that_are_no_longer_what_was_published_stay_where_they_are(
     ready: Path, harm: Callable[[Path], None]
 ) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     harm(BESIDE / "previous/changed/1/model.onnx")
     refused("previous/changed is not as it was published", act=lambda: publish.rollback(REPOSITORY))
     assert present() == NEW
 
 
 def test_a_rollback_takes_no_file_of_the_users_own_along(ready: Path) -> None:
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     Path(REPOSITORY, "changed/notes.txt").write_text("mine\n")
     refused("repository/changed/notes.txt", "move it away", act=lambda: publish.rollback(REPOSITORY))
     assert Path(REPOSITORY, "changed/notes.txt").read_text() == "mine\n"
@@ -419,7 +415,7 @@ def test_a_rollback_takes_no_file_of_the_users_own_along(ready: Path) -> None:
 def test_another_repository_with_the_same_names_is_not_replaced(ready: Path) -> None:
     for path in [path for path in Path(REPOSITORY).rglob("*") if path.is_file()]:
         path.write_text("made by hand\n")
-    refused("repository/changed was not made by this build", act=lambda: publish_set(NEW, FORWARD))
+    refused("repository/changed was not made by this build", act=lambda: publish_set(NEW))
     assert Path(REPOSITORY, "changed/1/model.onnx").read_text() == "made by hand\n"
 
 
@@ -434,8 +430,8 @@ def layered(place: Path) -> Iterator[Path]:
         (base / name).mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", base / "upper"], check=False)
     os.chdir(base / "lower")
-    publish_set(OLD, [*OLD])
-    publish_set(OLD | {"changed": "older"}, ["changed"])
+    publish_set(OLD)
+    publish_set(OLD | {"changed": "older"})
     for name in "data", "work":
         (base / "upper" / name).mkdir()
     folders = f"lowerdir={base}/lower,upperdir={base}/upper/data,workdir={base}/upper/work"
@@ -454,7 +450,7 @@ def layered(place: Path) -> Iterator[Path]:
 def test_what_lies_in_a_lower_layer_of_overlayfs_is_replaced_and_rolled_back(layered: Path) -> None:
     with pytest.raises(OSError, match="Invalid cross-device link"):
         Path(REPOSITORY, "changed").rename(Path(REPOSITORY, "elsewhere"))
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
     publish.rollback(REPOSITORY)
     assert present() == OLD | {"changed": "older"}
@@ -469,7 +465,7 @@ def test_a_rollback_is_the_first_thing_done_above_a_lower_layer(layered: Path) -
 def test_a_copy_that_was_complete_when_a_kill_came_is_put_in_its_place(layered: Path) -> None:
     shutil.copytree(f"{REPOSITORY}/changed", BESIDE / "copies/live/changed")
     Path(f"{REPOSITORY}/changed/config.pbtxt").unlink()  # half removed
-    publish_set(NEW, FORWARD)
+    publish_set(NEW)
     assert present() == NEW
     publish.rollback(REPOSITORY)
     assert present() == OLD | {"changed": "older"}
