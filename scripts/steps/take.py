@@ -38,6 +38,7 @@ def take(explained: str) -> None:
         recipe = " ".join([command, ":", *(f"{name}={known(name)}" for name in inputs)])
         if stale.intersection(inputs):
             stale.add(target)
+            wanted |= set(inputs) - stale
         elif current(target, recipe) or (is_cached(target) and look_up(target, recipe, cache)):
             recipes[target] = recipe
         else:
