@@ -29,7 +29,7 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
 # What asks for a key, and LOCK=1: docker/compose.yaml
 CMD ["sh", "-c", "key=chest-key=${CHEST_KEY:-$(cat /proc/sys/kernel/random/uuid)}; \
 exec tritonserver --model-repository=/models --model-control-mode=explicit $CHEST_OPTIONS \
- --pinned-memory-pool-byte-size=1769472000 \
+--pinned-memory-pool-byte-size=1769472000 \
 ${LOCK:+\"--load-model=*\"} \
 \"--http-restricted-api=model-repository,shared-memory,trace,logging:$key\" \
 \"--grpc-restricted-protocol=${LOCK:+model-repository,}shared-memory,trace,logging:$key\""]

@@ -121,6 +121,7 @@ def triton_server(
         key = secrets.token_hex(16)
         listeners: list[socket.socket] = []
         if image:
+            refuse_absent(image)
             environment = dict(os.environ)  # docker's own
             command = in_docker(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
             command += locked(key, lock)
@@ -224,6 +225,19 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or bool(os.environ.get("DOCKER_GPUS"))
 
 
+def refuse_absent(image: str) -> None:
+    """SystemExit where there is no Docker, or the image is not on this machine; any other trouble `docker run` tells."""
+    if not shutil.which("docker"):
+        raise SystemExit(
+            f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
+        )
+    look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
+    if look.returncode and "no such image" in look.stderr.lower():  # any other trouble, `docker run` tells
+        raise SystemExit(
+            f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
+        )
+
+
 def in_docker(
     image: str,
     name: str,
@@ -242,15 +256,6 @@ def in_docker(
     Python models get their requirements.txt first, which Triton itself never reads; where the image has them
     already, pip needs no network.
     """
-    if not shutil.which("docker"):
-        raise SystemExit(
-            f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
-        )
-    look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
-    if look.returncode and "no such image" in look.stderr.lower():  # any other trouble, `docker run` tells
-        raise SystemExit(
-            f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
-        )
     # The files that links in the repository lead to are mounted as well, each where the link says.
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]

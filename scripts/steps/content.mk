@@ -47,7 +47,8 @@ run    = +@$(system_python) -m scripts.steps.step $(if $(wanted),--wanted) $@ $(
 include $(call told,modules) $(call told,models)
 code = $(if $(call told,modules),$(or $($1),$(error $(subst .,/,$1).py is missing)))
 python := $(call told,python)
-.make/models/%.mk .make/models/%.needs.mk: | $(if $(wildcard $(call told,models)),,.venv/installed)
+living = $(and $(wildcard $(python)),$(wildcard .venv/installed))
+.make/models/%.mk .make/models/%.needs.mk: | $(if $(living),,.venv/installed)
 	@mkdir -p $(@D) && $(python) -m scripts.convert.model_entry facts convertation/models.yaml .make/models/$*.mk
 
 override REPOSITORY := $(call told,REPOSITORY)

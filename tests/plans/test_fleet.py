@@ -140,7 +140,8 @@ def test_all_plans_are_published_in_one_folder_and_their_comparisons_count(check
     target = ("gpu=sm80", "tensorrt=10.1.0.27", "FORMAT=both", "PLANS=build/plan", *KNOBS)
     checkout.make("build/plan/binary.config.pbtxt", *target)
     config = (checkout.path / "build/plan/binary.config.pbtxt").read_text()
-    assert re.findall(r'(?:key|value): "(.*)"', config) == ["8.0", "sm80.plan", "8.9", "sm89.plan"]
+    pairs = re.findall(r'cc_model_filenames \{\s*key: "(.*)"\s*value: "(.*)"', config)
+    assert pairs == [("8.0", "sm80.plan"), ("8.9", "sm89.plan")]
     explained = checkout.make("EXPLAIN=1", "repository", *target)
     verdict = next(line for line in explained.splitlines() if line.startswith("build/checks/verdict.json="))
     compared = re.findall(r"build/plan/(\S+)/binary.check.json=", verdict)
