@@ -226,7 +226,7 @@ def has_gpu() -> bool:
 
 
 def refuse_absent(image: str) -> None:
-    """SystemExit where there is no Docker, or the image is not on this machine; any other trouble `docker run` tells."""
+    """SystemExit where there is no Docker, or the image is not on this machine; other trouble `docker run` tells."""
     if not shutil.which("docker"):
         raise SystemExit(
             f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
