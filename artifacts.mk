@@ -36,8 +36,8 @@ ifneq ($(filter verify-gpu,$(MAKECMDGOALS)),)
 override FORMAT := both
 endif
 with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
-asking := $(if $(CHECK)$(EXPLAIN)$(gpu)$(dry),,$(filter trt verify-gpu \
-            $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS)))
+asking := $(filter trt verify-gpu $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS))
+asking := $(if $(gpu)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
 ifneq ($(asking),)
 answer := $(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); \
             $(if $(filter verify-gpu,$(asking)),$(system_python) -m scripts.plans.doctor --gpu >&2 &&) \

@@ -91,7 +91,8 @@ tell      = @$(if $(file <.make/run/$(MAKE_RUN)),$(system_python) -m scripts.ste
 taken_for = $(filter $(artifacts) repository,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
 taking    = $(and $(CACHE),$(models),$(taken_for),$(if $(EXPLAIN)$(nested)$(dry),,yes))
 take      = export CACHE=$(call quote,$(CACHE)) CACHE_MODE=$(CACHE_MODE) MAKE_COMMAND=$(MAKE) VENV_PYTHON=$(python) \
-              MAKE_RUN=$(MAKE_RUN); $(system_python) -m scripts.steps.take $(taken_for) -- \
+              MAKE_RUN=$(MAKE_RUN) CT_GPU=$(gpu) CT_TENSORRT=$(tensorrt); \
+              $(system_python) -m scripts.steps.take $(taken_for) -- \
               $(foreach knob,$(given),$(call quote,$(knob)=$($(knob))))
 
 # Targets whose command has branches

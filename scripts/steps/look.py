@@ -26,7 +26,10 @@ ENVIRONMENTS = tuple(f".venv{name}" for name in NAMES)
 JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
 LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
 BUILD = {"repository", "onnx", "trt", "trt-fleet", "weights", "fidelity"}
-NEED_NO_MODELS = LOOK_AT_NOTHING | {"image", "push", "up", "reload", "logs", "down", "rollback", "sign"}
+NEED_NO_MODELS = LOOK_AT_NOTHING | {
+    "image", "push", "sign", "up", "reload", "logs", "down", "rollback", "serve", "infer", "update", "test", "bench",
+    "bench-gpu",
+}  # fmt: skip
 SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertation/models.yaml"
 RUNS, OLD = ".make/run", 86_400  # s
 

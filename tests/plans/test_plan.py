@@ -644,6 +644,7 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     said = both.make("trt", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "up to date" in said
     assert "nothing rebuilt" in both.make("repository", "FORMAT=both", *KNOBS, DOCKER_GPUS=docker_gpus())
+    assert "nothing to do: " in both.make("status", "FORMAT=both", *KNOBS, DOCKER_GPUS=docker_gpus())
     # Another checkpoint file with the same numbers: the ONNX file says so, its graph is the same
     both.append("convertation/head/torch2onnx.py", "\n# nothing\n")
     both.edit("convertation/export.py", '{"weights": weights, "model"', '{"weights": weights, "by": "test", "model"')
