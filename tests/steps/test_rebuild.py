@@ -345,6 +345,7 @@ def test_a_dry_run_makes_nothing(stand_ins: Project) -> None:
     before = stand_ins.published()
     said = stand_ins.make("-n", "repository")
     assert announced(said) == set() and stand_ins.published() == before
+    assert "  build/onnx/binary.onnx: mlp.py changed\n" in said
 
 
 def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None:
