@@ -23,6 +23,7 @@ from tests.triton_models import CLASSES, CONFIG, FEATURES, linear
 
 NETWORKS = "vit_onnx", "binary_onnx", "multilabel_onnx"
 CLIENTS, REQUESTS, FIRST = 4, 500, 100
+BUFFERS = 60  # requests until tritonserver itself, which keeps them, grows no more
 GROWTH = 1.05
 
 
@@ -184,26 +185,22 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
 
 
 def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
-    """Through the published bpr_model; the largest come first, for what they take is kept."""
-    chance = np.random.default_rng(0)
-    sizes = [
-        (48, 160, 160),
-        *((int(z), int(y), int(x)) for z, y, x in chance.integers((8, 64, 64), (48, 160, 160), (199, 3))),
-    ]
+    """Through the published bpr_model; the largest come first, until each of the server's buffers has held one."""
+    chance, largest = np.random.default_rng(0), (48, 160, 160)
+    sizes = [largest] * BUFFERS
+    sizes += [(int(z), int(y), int(x)) for z, y, x in chance.integers((8, 64, 64), largest, (200, 3))]
     spacing = np.array([[2.5, 2.5, 5]], np.float32)
     whole = tmp_path / "repository"
     whole.mkdir()
     (whole / "bpr_model").symlink_to(built.path / REPOSITORY / "bpr_model")
     with triton_server(whole, tmp_path / "log", venv=ROOT / ".venv-triton") as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
-        known, before = set(), 0
-        for number, size in enumerate(sizes, 1):
+        taken = []  # KiB after each
+        for size in sizes:
             series = chance.integers(-1000, 1000, (1, *size), dtype=np.int16)
             tensors = [as_input("input", series), as_input("metadata", spacing)]
-            result = client.infer("bpr_model", tensors, model_version="1", client_timeout=120)
-            known.add(result.as_numpy("output")[0].decode())
-            before = max(before, memory(server)) if number <= FIRST else before  # the most that it ever took
+            client.infer("bpr_model", tensors, model_version="1", client_timeout=120)
+            taken.append(memory(server))
         client.close()
-        after = memory(server)
-    print(before, after, known)
-    assert after <= GROWTH * before
+    most, at_the_end = max(taken[: BUFFERS + FIRST]), min(taken[-10:])  # what is kept is there after each
+    assert at_the_end <= GROWTH * most, taken
