@@ -189,7 +189,10 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
 
 
 def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
-    """Through the published bpr_model; the largest come first, as what they take is kept."""
+    """Through the published bpr_model, whose own process is counted; the largest come first, as what they take is kept.
+
+    tritonserver around it goes on growing slowly: 178 MB after 100 series, 187 after 300, 200 after 600.
+    """
     chance, largest = np.random.default_rng(0), (48, 160, 160)
     sizes = [largest] * LARGEST
     sizes += [(int(z), int(y), int(x)) for z, y, x in chance.integers((8, 64, 64), largest, (200, 3))]
