@@ -92,8 +92,10 @@ class Clients:
 
 
 def memory(server: Server, stubs_alone: bool = False) -> int:
-    """KiB of the server and its stubs, what they share counted once; nothing is being unloaded meanwhile.
+    """KiB that the server and its stubs took, what they share counted once; nothing is being unloaded meanwhile.
 
+    Pages of files (libraries) are left out: they are divided among all programs that map them, so that they would
+    grow whenever another Triton on this machine ends.
     `stubs_alone`: of the processes that run Python models, without tritonserver, which keeps a buffer per request.
     """
     for _ in range(600):
@@ -106,7 +108,8 @@ def memory(server: Server, stubs_alone: bool = False) -> int:
         time.sleep(0.1)
     counted = [path for path in group if not stubs_alone or path.name != str(server.process.pid)]
     rollups = [(path / "smaps_rollup").read_text() for path in counted]
-    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+    lines = [line.split() for text in rollups for line in text.splitlines()]
+    return sum(int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
 
 def pgrp(process: Path) -> str:
