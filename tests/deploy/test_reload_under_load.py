@@ -91,12 +91,11 @@ class Clients:
             thread.join()
 
 
-def memory(server: Server, stubs_alone: bool = False) -> int:
+def memory(server: Server) -> int:
     """KiB that the server and its stubs took, what they share counted once; nothing is being unloaded meanwhile.
 
     Pages of files (libraries) are left out: they are divided among all programs that map them, so that they would
     grow whenever another Triton on this machine ends.
-    `stubs_alone`: of the processes that run Python models, without tritonserver, which keeps a buffer per request.
     """
     for _ in range(600):
         states = {model.get("state") for model in server.ask("/v2/repository/index", "POST")}
@@ -106,9 +105,7 @@ def memory(server: Server, stubs_alone: bool = False) -> int:
         if "UNLOADING" not in states and len(group) == 1 + len(states_of_stubs(server)):
             break
         time.sleep(0.1)
-    counted = [path for path in group if not stubs_alone or path.name != str(server.process.pid)]
-    rollups = [(path / "smaps_rollup").read_text() for path in counted]
-    lines = [line.split() for text in rollups for line in text.splitlines()]
+    lines = [line.split() for path in group for line in (path / "smaps_rollup").read_text().splitlines()]
     return sum(int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
 
@@ -192,10 +189,7 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
 
 
 def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
-    """Through the published bpr_model, whose own process is counted; the largest come first, as what they take is kept.
-
-    tritonserver around it goes on growing slowly: 178 MB after 100 series, 187 after 300, 200 after 600.
-    """
+    """Through the published bpr_model; the largest come first, as the server keeps what they took."""
     chance, largest = np.random.default_rng(0), (48, 160, 160)
     sizes = [largest] * LARGEST
     sizes += [(int(z), int(y), int(x)) for z, y, x in chance.integers((8, 64, 64), largest, (200, 3))]
@@ -205,12 +199,11 @@ def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Pro
     (whole / "bpr_model").symlink_to(built.path / REPOSITORY / "bpr_model")
     with triton_server(whole, tmp_path / "log", venv=ROOT / ".venv-triton") as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
-        taken = []  # KiB after each
-        for size in sizes:
+        for number, size in enumerate(sizes, start=1):
             series = chance.integers(-1000, 1000, (1, *size), dtype=np.int16)
             tensors = [as_input("input", series), as_input("metadata", spacing)]
             client.infer("bpr_model", tensors, model_version="1", client_timeout=120)
-            taken.append(memory(server, stubs_alone=True))
+            if number == LARGEST + FIRST:
+                before = memory(server)
         client.close()
-    most, at_the_end = max(taken[: LARGEST + FIRST]), min(taken[-10:])  # what is kept is there after each
-    assert at_the_end <= GROWTH * most, taken
+        assert memory(server) <= GROWTH * before
