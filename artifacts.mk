@@ -51,7 +51,7 @@ export CT_GPU := $(gpu)
 export CT_TENSORRT := $(tensorrt)
 
 # Plans of other machines: taken=sm89/vit, or there=sm89/vit where a fleet built it into build/plan
-brought  := $(if $(and $(PLANS),$(gpu)),$(shell $(system_python) -m scripts.plans.bring $(PLANS) || echo failed))
+brought  := $(if $(and $(PLANS),$(gpu)),$(shell $(system_python) -m scripts.plans.find_plans $(PLANS) || echo failed))
 $(if $(filter failed,$(brought)),$(error PLANS=$(PLANS): nothing was taken))
 fitting   = $(foreach plan,$(patsubst $1=%,%,$(filter $1=%,$(brought))), \
               $(if $(filter $(notdir $(plan)),$(planned)),$(plan)))

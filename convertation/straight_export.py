@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convertation.head.mlp import MLP
-from convertation.vit.ctvit import LOGIT_SCALE, Attention, CTViT, as_grid, as_sequences, cut, split_heads
+from convertation.vit.ctvit import LOGIT_SCALE, Attention, CTViT, as_grid, as_sequences, cut_patches, split_heads
 
 
 class Straight(nn.Module):
@@ -31,7 +31,7 @@ class Straight(nn.Module):
         """(b, c, frames, height, width) -> (b, output)"""
         vit, grid = self.network.VIT, self.network.grid
         t, h, w = grid
-        x = vit.to_patch_emb(cut(volume, self.network.patch))
+        x = vit.to_patch_emb(cut_patches(volume, self.network.patch))
         d = x.shape[-1]
         bias = self.bias()
         x = x.reshape(-1, h * w, d)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convertation.head import mlp
 from convertation.vit import ctvit
 from scripts.infer.findings import FINDINGS
-from scripts.infer.volume import preprocess
+from scripts.infer.volume import preprocess_volume
 from tests.dicom_studies import volume_of
 
 ROOT = Path(__file__).parent.parent
@@ -51,11 +51,11 @@ def expected(studies: Path) -> dict[str, NDArray[np.float64]]:
     files = {
         name: ROOT / "build/synthetic" / entry["checkpoint"].format(VIT="LiPro") for name, entry in entries.items()
     }
-    network = ctvit.load(files["vit"], entries["vit"])
-    binary, multilabel = (mlp.load(files[name], entries[name]) for name in ("binary", "multilabel"))
+    network = ctvit.load_network(files["vit"], entries["vit"])
+    binary, multilabel = (mlp.load_network(files[name], entries[name]) for name in ("binary", "multilabel"))
     answers = {}
     for path in sorted(studies.iterdir()):
-        volume = torch.from_numpy(preprocess(volume_of(path)))
+        volume = torch.from_numpy(preprocess_volume(volume_of(path)))
         embedding = torch.nn.functional.normalize(network(volume[None, None]), dim=-1)
         pathology, findings = binary(embedding).softmax(dim=-1)[0, 1:], multilabel(embedding).sigmoid()[0]
         answers[path.name] = torch.cat([pathology, findings]).double().numpy()

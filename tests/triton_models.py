@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 FEATURES, CLASSES = 8, 3
 ENTRY: dict[str, Any] = {
@@ -103,7 +103,7 @@ def answers(build: Path, name: str = "binary", shift: float = 0.0) -> None:
     entry = ENTRY | {"name": name}
     served = []
     for seed, batch in ((0, 1), (1, 4)):
-        output = sample(entry, seed, batch)["input"].astype(np.float64) @ WEIGHT + shift
+        output = make_sample(entry, seed, batch)["input"].astype(np.float64) @ WEIGHT + shift
         served.append({"seed": seed, "batch": batch, "output": output.tolist(), "allowed": 1e-5})
     write(build, name, entry, {"model": name, "scale": 3.0, "served": served})
 

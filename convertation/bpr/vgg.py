@@ -48,23 +48,23 @@ class VGG(nn.Module):
         return scores
 
 
-def build(entry: dict[str, Any]) -> VGG:
+def build_network(entry: dict[str, Any]) -> VGG:
     """The network an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return VGG(**entry["network"], side=entry["input"][-1])
 
 
-def load(checkpoint: Path, entry: dict[str, Any]) -> VGG:
+def load_network(checkpoint: Path, entry: dict[str, Any]) -> VGG:
     """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
-    network = build(entry)
+    network = build_network(entry)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 
 
-def multiply_adds(entry: dict[str, Any]) -> int:
+def count_multiply_adds(entry: dict[str, Any]) -> int:
     """Multiplications (each with its addition) that one slice costs: the unit of the benchmark."""
     side, total = entry["input"][-1], 0
-    for module in build(entry).modules():
+    for module in build_network(entry).modules():
         if isinstance(module, nn.MaxPool2d):
             side //= 2
         elif isinstance(module, nn.Conv2d):
@@ -74,13 +74,13 @@ def multiply_adds(entry: dict[str, Any]) -> int:
     return total
 
 
-def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
+def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry` with which a series that brightens from slice to slice has a tag.
 
     Channel 0 carries intensity + 1 from end to end, the others random features that change the score a little; so every
     weight counts in a comparison, and the score still is, nearly, a line in the intensity.
     """
-    state = {key: _random(key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
+    state = {key: _random_tensor(key, tuple(tensor.shape)) for key, tensor in build_network(entry).state_dict().items()}
     for key, tensor in state.items():
         if tensor.ndim == 4:
             tensor[0] = 0
@@ -97,14 +97,14 @@ def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _random(key: str, shape: tuple[int, ...]) -> Tensor:
+def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     """Weights by their fan-in, so that what they make of ReLUs keeps its size; small biases."""
     tensor = torch.from_numpy(np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32))
     return tensor.mul_(2).sub_(1).mul_(math.sqrt(6 / math.prod(shape[1:])) if len(shape) > 1 else 0.05)
 
 
-def synthetic_settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """An inference-settings.json for `synthetic`: landmarks evenly spaced from -9 to 9, thresholds as published."""
+def make_synthetic_settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """An inference-settings.json for synthetic weights: landmarks evenly from -9 to 9, thresholds as published."""
     names = ["pelvis_start", "femur_end", "pelvis_end", *(f"L{i}" for i in range(5, 0, -1))]
     names += [*(f"Th{i}" for i in range(12, 0, -1)), *(f"C{i}" for i in range(7, 0, -1)), "eyes_end", "head_end"]
     last = names.index("eyes_end")

@@ -60,30 +60,33 @@ class MLP(nn.Module):
         return self
 
 
-def build(entry: dict[str, Any], classifier: bool = True) -> MLP:
+def build_network(entry: dict[str, Any], classifier: bool = True) -> MLP:
     """The network an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return MLP(**entry["network"], classifier=classifier)
 
 
-def load(checkpoint: Path, entry: dict[str, Any]) -> MLP:
+def load_network(checkpoint: Path, entry: dict[str, Any]) -> MLP:
     """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`.
 
     The checkpoint's keys tell under which of its two names a head without hidden sizes was saved.
     """
     in_layers = any(re.search(r"(^|\.)2\.weight$", key) for key in keys_within(read_checkpoint(checkpoint)))
-    network = build(entry, classifier=not in_layers)
+    network = build_network(entry, classifier=not in_layers)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 
 
-def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
+def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry`; every tensor depends on the file's name, its own key and shape only."""
     seed = str(entry.get("checkpoint"))
-    return {key: _random(seed + key, tuple(tensor.shape)) for key, tensor in build(entry).state_dict().items()}
+    return {
+        key: _random_tensor(seed + key, tuple(tensor.shape))
+        for key, tensor in build_network(entry).state_dict().items()
+    }
 
 
-def _random(key: str, shape: tuple[int, ...]) -> Tensor:
+def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     """As after training: means and shifts around 0, variances and factors around 1, weights by their fan-in."""
     if key.endswith("num_batches_tracked"):
         return torch.tensor(1000)

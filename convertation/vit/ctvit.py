@@ -53,7 +53,7 @@ class Position(nn.Module):
     def fold(self, gpu: bool) -> None:
         """In place: for a GPU, the weights of each frame that a token sees become weights of their own."""
         if gpu:
-            self.taps = frozen([tap.contiguous() for tap in self.dsconv.weight.unbind(dim=2)])
+            self.taps = freeze_parts([tap.contiguous() for tap in self.dsconv.weight.unbind(dim=2)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d)"""
@@ -111,11 +111,11 @@ class Attention(nn.Module):
         """
         scale = self.q_scale.double() * self.k_scale.double() * LOGIT_SCALE
         self.scale = scale.float()
-        self.halves = frozen(halves(self.to_kv.weight))
+        self.halves = freeze_parts(split_in_two(self.to_kv.weight))
         if gpu:
             root = math.sqrt(len(scale))
             self.pieces = 1
-            self.gains = frozen([(scale / root).float(), torch.full_like(self.scale, 1 / root)])
+            self.gains = freeze_parts([(scale / root).float(), torch.full_like(self.scale, 1 / root)])
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
@@ -127,9 +127,9 @@ class Attention(nn.Module):
             q, k = [(by_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
         q, k, v = [split_heads(part, self.heads) for part in (q, k, v)]
         if self.gains is None and self.scale is not None:
-            q, k = unit(q) * self.scale, unit(k)
+            q, k = normalise(q) * self.scale, normalise(k)
         elif self.gains is None:
-            q, k = unit(q) * self.q_scale * LOGIT_SCALE, unit(k) * self.k_scale
+            q, k = normalise(q) * self.q_scale * LOGIT_SCALE, normalise(k) * self.k_scale
         k = k.transpose(-2, -1)
 
         def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
         """(…, n, d) -> two of (…, n, heads·dim_head)"""
-        return [functional.linear(x, half) for half in self.halves or halves(self.to_kv.weight)]
+        return [functional.linear(x, half) for half in self.halves or split_in_two(self.to_kv.weight)]
 
 
 class FeedForward(nn.Sequential):
@@ -161,16 +161,16 @@ class FeedForward(nn.Sequential):
 
         What is added is zeros, which change no sum; GPUs are slow with an odd size.
         """
-        (value, gate), down = halves(self[1].get_parameter("weight")), self[4].get_parameter("weight")
+        (value, gate), down = split_in_two(self[1].get_parameter("weight")), self[4].get_parameter("weight")
         more = -len(value) % MULTIPLE
         rows = [functional.pad(half, (0, 0, 0, more)) for half in (value, gate)]
-        self.parts = frozen([*rows, functional.pad(down, (0, more))])
+        self.parts = freeze_parts([*rows, functional.pad(down, (0, more))])
         self.pieces = 1 if gpu else FEED_FORWARD_PIECES
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, sequences, n, d) -> (b, sequences, n, d)"""
         norm, up, down = self[0], self[1].get_parameter("weight"), self[4].get_parameter("weight")
-        value, gate, down = self.parts or (*halves(up), down)  # cut the weights, not what passes through
+        value, gate, down = self.parts or (*split_in_two(up), down)  # cut the weights, not what passes through
 
         def gated(x: Tensor) -> Tensor:
             return functional.linear(functional.linear(x, value) * functional.gelu(functional.linear(x, gate)), down)
@@ -235,7 +235,7 @@ class SpatialBias(nn.Module):
         """-> (heads, h·w, h·w); the network sees each of the (2h-1)·(2w-1) distances once."""
         last = self.net[2]
         assert isinstance(last, nn.Linear)
-        distance = distances(height, width, like=last.weight)
+        distance = list_distances(height, width, like=last.weight)
         bias: Tensor = self.net(distance.sign() * distance.abs().log1p())
         return bias.T[:, distance_index(height, width).to(bias.device)]
 
@@ -286,7 +286,7 @@ class Projection(nn.Module):
 
     def fold(self, gpu: bool) -> None:
         """In place: the parts become weights of their own."""
-        self.columns = frozen(self.parts())
+        self.columns = freeze_parts(self.parts())
 
     def parts(self) -> Sequence[Tensor]:
         return self.weight.chunk(PARTIAL_SUMS, dim=1)
@@ -369,7 +369,7 @@ class CTViT(nn.Module):
         Folded, each patch loses its mean before LayerNorm, which is blind to it: ONNX Runtime, still 1.22, takes the
         variance as the mean square minus the square of the mean, and of that of air, at -1, nothing is left.
         """
-        pixels = cut(volume, self.patch)
+        pixels = cut_patches(volume, self.patch)
         if self.centred:
             pixels = pixels - pixels.mean(dim=-1, keepdim=True)
         embedded: Tensor = self.VIT.to_patch_emb(pixels)
@@ -420,7 +420,7 @@ class CTViT(nn.Module):
 
     def codebook_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """-> (codebook, d), rows of length 1"""
-        return unit(self.rows().to(dtype))
+        return normalise(self.rows().to(dtype))
 
 
 def in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Tensor:
@@ -431,7 +431,7 @@ def in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Ten
     return torch.cat([work(*part) for part in parts], dim=1)
 
 
-def unit(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     """(…, d) -> (…, d) of length 1; zeros stay zeros."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12)
@@ -447,17 +447,17 @@ def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Identity(), nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
 
 
-def frozen(parts: Sequence[Tensor]) -> nn.ParameterList:
+def freeze_parts(parts: Sequence[Tensor]) -> nn.ParameterList:
     """Parts of a weight as weights, still mapped from the file."""
     return nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in parts)
 
 
-def halves(weight: Tensor) -> tuple[Tensor, Tensor]:
+def split_in_two(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(2·n, d) -> two of (n, d)"""
     return weight[: len(weight) // 2], weight[len(weight) // 2 :]
 
 
-def cut(volume: Tensor, patch: list[int]) -> Tensor:
+def cut_patches(volume: Tensor, patch: list[int]) -> Tensor:
     """(b, c, t·pt, h·ph, w·pw) -> (b, t, h, w, c·pt·ph·pw)"""
     b, c, *sizes = volume.shape
     (pt, ph, pw), (t, h, w) = patch, [size // part for size, part in zip(sizes, patch, strict=True)]
@@ -481,7 +481,7 @@ def as_sequences(x: Tensor, grid: list[int]) -> Tensor:
     return x.reshape(-1, grid[1] * grid[2], grid[0], x.shape[-1])
 
 
-def distances(height: int, width: int, like: Tensor) -> Tensor:
+def list_distances(height: int, width: int, like: Tensor) -> Tensor:
     """((2·h-1)·(2·w-1), 2): all (y, x) distances between two places, type and device of `like`."""
     y = torch.arange(1 - height, height).to(like)
     x = torch.arange(1 - width, width).to(like)
@@ -495,37 +495,37 @@ def distance_index(height: int, width: int) -> Tensor:
     return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
 
 
-def build(entry: dict[str, Any]) -> CTViT:
+def build_network(entry: dict[str, Any]) -> CTViT:
     """The network an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return CTViT(input=entry["input"], output=entry["output"], **entry["network"])
 
 
-def load(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
+def load_network(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
     """The network of `entry` with the weights of `checkpoint`, unfolded; errors as in `load_state_dict`."""
-    network = build(entry)
+    network = build_network(entry)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""), unused=UNUSED)
     return network
 
 
-def synthetic(entry: dict[str, Any]) -> dict[str, Tensor]:
+def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
     """A seeded state dict of `entry` with all the keys of real files, the decoder and the codebook's statistics too.
 
     Every tensor depends on the file's name, its own key and shape only. Weights keep the size of what passes through.
     """
-    network, (channels, *_), patch = build(entry), entry["input"], entry["network"]["patch"]
+    network, (channels, *_), patch = build_network(entry), entry["input"], entry["network"]["patch"]
     dim, size = entry["network"]["dim"], entry["network"]["codebook"]
     seed = str(entry.get("checkpoint"))  # the variants of the network differ
-    tensors = {key: _random(seed + key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
+    tensors = {key: _random_tensor(seed + key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
     for decoder, pixels in (("to_pixels_first_frame", patch[1] * patch[2]), ("to_pixels", math.prod(patch))):
         for part, shape in (("weight", (channels * pixels, dim)), ("bias", (channels * pixels,))):
             key = f"VIT.{decoder}.0.{part}"
-            tensors[key] = _random(seed + key, shape)
+            tensors[key] = _random_tensor(seed + key, shape)
     statistics = {"initted": torch.ones(1), "cluster_size": torch.ones(1, size), "embed_avg": torch.zeros(1, size, dim)}
     return tensors | {f"VIT.vq._codebook.{key}": tensor for key, tensor in statistics.items()}
 
 
-def _random(key: str, shape: tuple[int, ...]) -> Tensor:
+def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     """Uniform, around 1 for what multiplies (norms, scales), else around 0 and as wide as its fan-in allows."""
     draw = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
     tensor = torch.from_numpy(draw).mul_(2).sub_(1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from convertation.export import export, main
-from convertation.vit.ctvit import CTViT, load
+from convertation.vit.ctvit import CTViT, load_network
 
 
 class Visible(nn.Module):
@@ -48,7 +48,7 @@ def torch2onnx(
     Inside, the values `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 bear these names.
     `target` is what computes it: "gpu" fast, "cpu" with little memory; either runs on both.
     """
-    network = Visible(load(checkpoint, entry).fold(gpu=target == "gpu")).eval()
+    network = Visible(load_network(checkpoint, entry).fold(gpu=target == "gpu")).eval()
     sample = torch.empty(2, *entry["input"])
     batch_max, inner = entry["batch"][-1], ("tokens", "codes")
     alike = [f"network.VIT.enc_{kind}_transformer.layers" for kind in ("spatial", "temporal")]

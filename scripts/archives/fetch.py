@@ -26,36 +26,36 @@ from pathlib import Path
 import requests
 
 from scripts.archives.partial import CHUNK, Partial
-from scripts.archives.progress import Progress, amount
-from scripts.archives.unpack import IN_PARTS, is_part, opened
+from scripts.archives.progress import Progress, format_bytes
+from scripts.archives.unpack import IN_PARTS, is_part, open_archive
 from scripts.archives.yandex_disk import (
     Archive,
     Pause,
     RefusedError,
     Source,
     TroubleError,
-    address,
-    ask,
-    busy,
-    difference,
-    innermost,
-    locked,
-    persist,
-    record,
-    secure,
-    source,
-    timeouts,
+    ask_for_address,
+    ask_for_archive,
+    check_https,
+    describe_difference,
+    find_cause,
+    make_busy_error,
+    read_lock,
+    read_source,
+    read_timeouts,
+    retry_action,
+    write_lock,
 )
-from scripts.steps.records import digest
-from scripts.steps.tell import tell
+from scripts.steps.printing import print_text
+from scripts.steps.records import current_digest
 
 
-def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
+def fetch_archive(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
     """Make `out` the archive `name`, from `given` or from Yandex.Disk; SystemExit if it is not what the lock says."""
-    origin = source(name)
+    origin = read_source(name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with alone(out):
-        lock = locked(origin)
+    with wait_for_lock(out):
+        lock = read_lock(origin)
         if os.environ.get("CI", "").lower() in ("true", "1") and (lock is None or not lock.sha256):
             lack = "is missing" if lock is None else "has no sha256"
             raise SystemExit(
@@ -63,86 +63,86 @@ def fetch(name: str, out: Path, given: Path | None = None, pause: Pause = time.s
                 + (f"\nOr do without it: {origin.without}" if origin.without else "")
             )
         if given is not None:
-            take(origin, lock, given, out)
+            link_given(origin, lock, given, out)
             return
-        if lock and out.exists() and not difference(lock, here := look(out, lock)):
-            settle(origin, lock, here, out)
-            tell(f"{out} is what {origin.lock} says; nothing to download")
+        if lock and out.exists() and not describe_difference(lock, here := identify_file(out, lock)):
+            record_lock(origin, lock, here, out)
+            print_text(f"{out} is what {origin.lock} says; nothing to download")
             return
         if not lock and out.exists():
-            there = persist(origin, lambda: ask(origin), pause=pause)
-            if not difference(there, here := look(out, there)):
-                settle(origin, there, here, out)
-                tell(f"{out} is what Yandex.Disk has; nothing to download")
+            there = retry_action(origin, lambda: ask_for_archive(origin), pause=pause)
+            if not describe_difference(there, here := identify_file(out, there)):
+                record_lock(origin, there, here, out)
+                print_text(f"{out} is what Yandex.Disk has; nothing to download")
                 return
-        download(origin, lock, out, pause)
+        download_archive(origin, lock, out, pause)
 
 
-def download(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> None:
+def download_archive(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> None:
     """Bring the archive to `out`, in as many tries as it takes."""
     with Partial(out) as part:
         try:
-            there = persist(
+            there = retry_action(
                 origin,
-                lambda: attempt(origin, lock, part),
+                lambda: continue_download(origin, lock, part),
                 reached=lambda: part.best,
                 pause=pause,
-                kept=lambda: f"; {amount(part.size)} of it wait in {part.path}" if part.size else "",
+                kept=lambda: f"; {format_bytes(part.size)} of it wait in {part.path}" if part.size else "",
             )
         except KeyboardInterrupt:
-            print(f"\n{origin.name}: stopped; the next run goes on from {amount(part.size)}", file=sys.stderr)
+            print(f"\n{origin.name}: stopped; the next run goes on from {format_bytes(part.size)}", file=sys.stderr)
             sys.exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise SystemExit(f"{part.path}: {error.strerror}; free some, the next run goes on from there") from None
         got = replace(there, sha256=part.sha256.hexdigest())
-        if wrong := difference(there, replace(got, md5=part.md5.hexdigest() if part.md5 else "")):
+        if wrong := describe_difference(there, replace(got, md5=part.md5.hexdigest() if part.md5 else "")):
             bad = part.set_aside()
             raise SystemExit(
                 f"{origin.name}: what came is not what Yandex.Disk announced: {wrong}; it is set aside as {bad}, "
                 f"the next run starts anew\n{origin.way_out}"
             )
-        if lock and (wrong := difference(lock, got)):  # the API gave no sha256 to compare beforehand
-            raise SystemExit(f"{part.set_aside()}: {changed(origin, wrong)}")
+        if lock and (wrong := describe_difference(lock, got)):  # the API gave no sha256 to compare beforehand
+            raise SystemExit(f"{part.set_aside()}: {describe_change(origin, wrong)}")
         if out.exists() and not out.is_symlink():
-            tell(f"{out} was another archive; it is kept as {(old := unused(out))}")
+            print_text(f"{out} was another archive; it is kept as {(old := find_free_name(out))}")
             out.rename(old)
         part.finish(out)
-    settle(origin, there, got, out)
-    tell(f"{out}: {amount(got.size)}, sha256 {got.sha256}")
+    record_lock(origin, there, got, out)
+    print_text(f"{out}: {format_bytes(got.size)}, sha256 {got.sha256}")
 
 
-def attempt(origin: Source, lock: Archive | None, part: Partial) -> Archive:
+def continue_download(origin: Source, lock: Archive | None, part: Partial) -> Archive:
     """Go on from where `part` is to its end; return what the API says the archive is."""
-    there = ask(origin)
-    agree(origin, lock, there)
+    there = ask_for_archive(origin)
+    check_against_lock(origin, lock, there)
     part.belong(there)
     if part.size == there.size:
         return there
-    room(part.path, there.size - part.size, origin.name)
+    check_free_space(part.path, there.size - part.size, origin.name)
     headers = {"Accept-Encoding": "identity"}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"
         if part.guard:
             headers["If-Range"] = part.guard
-    with requests.get(address(origin), headers=headers, stream=True, timeout=timeouts()) as response:
-        secure(origin, response.url)
-        place(response, part, there.size)
+    with requests.get(ask_for_address(origin), headers=headers, stream=True, timeout=read_timeouts()) as response:
+        check_https(origin, response.url)
+        seek_to_answer(response, part, there.size)
         part.guarded_by(response.headers)
         with closing(Progress(origin.name, there.size, part.size)) as progress:
             while block := response.raw.read1(min(CHUNK, there.size + 1 - part.size)):
                 if part.size + len(block) > there.size:
                     part.restart()
-                    raise TroubleError(f"more came than the {amount(there.size)} announced")
+                    raise TroubleError(f"more came than the {format_bytes(there.size)} announced")
                 part.write(block)
                 progress.add(len(block))
     if part.size < there.size:
-        raise TroubleError(f"the connection ended at {amount(part.size)} of {amount(there.size)}")
+        raise TroubleError(f"the connection ended at {format_bytes(part.size)} of {format_bytes(there.size)}")
     return there
 
 
-def place(response: requests.Response, part: Partial, size: int) -> None:
+def seek_to_answer(response: requests.Response, part: Partial, size: int) -> None:
     """Put `part` to the byte at which the answer begins; raise TroubleError if it is not an answer to go on with."""
     status, kind = response.status_code, response.headers.get("Content-Type", "")
     if status in (403, 404, 410):
@@ -151,7 +151,7 @@ def place(response: requests.Response, part: Partial, size: int) -> None:
         part.restart()
         raise TroubleError("the server has no such range (416)")
     if status == 429 or status >= 500:
-        raise busy(response, "")
+        raise make_busy_error(response, "")
     if status not in (200, 206):
         raise RefusedError(f"the storage host answered {status}")
     if kind.startswith("text/html"):
@@ -174,13 +174,13 @@ def place(response: requests.Response, part: Partial, size: int) -> None:
         part.restart()
 
 
-def agree(origin: Source, lock: Archive | None, there: Archive) -> None:
+def check_against_lock(origin: Source, lock: Archive | None, there: Archive) -> None:
     """Raise SystemExit if the archive on Yandex.Disk is not the locked one."""
-    if lock and (wrong := difference(lock, there)):
-        raise SystemExit(changed(origin, wrong))
+    if lock and (wrong := describe_difference(lock, there)):
+        raise SystemExit(describe_change(origin, wrong))
 
 
-def changed(origin: Source, wrong: str) -> str:
+def describe_change(origin: Source, wrong: str) -> str:
     """Return the message about an archive that is not the locked one."""
     return (
         f"{origin.name} is not the one in {origin.lock}: {wrong}\n"
@@ -188,41 +188,41 @@ def changed(origin: Source, wrong: str) -> str:
     )
 
 
-def settle(origin: Source, told: Archive, got: Archive, path: Path) -> None:
+def record_lock(origin: Source, told: Archive, got: Archive, path: Path) -> None:
     """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`.
 
     SystemExit, and no lock, if `path`, the archive, cannot be read.
     """
-    lock = locked(origin)
+    lock = read_lock(origin)
     if not (lock and lock.sha256):
         try:
-            prove(path)
+            check_archive(path)
         except SystemExit as unreadable:
             raise SystemExit(
                 f"{unreadable}\n{origin.lock} is not recorded; of what you pack anew: {origin.by_hand}"
             ) from None
-        record(origin, replace(told, sha256=got.sha256))
-        tell(f"{origin.lock}: recorded, as it was the first time; commit it")
+        write_lock(origin, replace(told, sha256=got.sha256))
+        print_text(f"{origin.lock}: recorded, as it was the first time; commit it")
 
 
-def prove(archive: Path) -> None:
+def check_archive(archive: Path) -> None:
     """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
-    with opened(archive) as (_, members):
+    with open_archive(archive) as (_, members):
         if not members:
             raise SystemExit(f"{archive}: a zip archive without a file in it; expected the models' files")
 
 
-def unreadable(archive: Path) -> bool:
+def is_unreadable(archive: Path) -> bool:
     """Tell whether `archive` is there and cannot be read."""
     try:
         if archive.exists():
-            prove(archive)
+            check_archive(archive)
     except SystemExit:
         return True
     return False
 
 
-def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
+def link_given(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
     if not given.is_file():
         raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
@@ -233,34 +233,38 @@ def take(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
     told = lock
     if not told:
         try:
-            told = ask(origin)
+            told = ask_for_archive(origin)
         except (TroubleError, RefusedError, requests.RequestException) as error:
-            print(f"{given}: not compared with Yandex.Disk: {innermost(error)}", file=sys.stderr, flush=True)
+            print(f"{given}: not compared with Yandex.Disk: {find_cause(error)}", file=sys.stderr, flush=True)
             told = Archive(given.stat().st_size)
-    here = look(given, told)
-    if (wrong := difference(told, here)) and unreadable(out) and not difference(told, look(out, told)):
-        prove(given)  # it was packed anew, since what Yandex.Disk has cannot be read
-        tell(f"{out} cannot be read; {given} takes its place: {wrong}")
-        here = told = look(given, Archive(given.stat().st_size))
-        record(origin, told)
-        tell(f"{origin.lock}: recorded; commit it")
+    here = identify_file(given, told)
+    if (
+        (wrong := describe_difference(told, here))
+        and is_unreadable(out)
+        and not describe_difference(told, identify_file(out, told))
+    ):
+        check_archive(given)  # it was packed anew, since what Yandex.Disk has cannot be read
+        print_text(f"{out} cannot be read; {given} takes its place: {wrong}")
+        here = told = identify_file(given, Archive(given.stat().st_size))
+        write_lock(origin, told)
+        print_text(f"{origin.lock}: recorded; commit it")
     elif wrong:
         other = f"not what Yandex.Disk has now: {wrong}; fetch it again from {origin.link}"
-        raise SystemExit(f"{given}: {changed(origin, wrong) if lock else other}")
-    settle(origin, told, here, given)
-    if out.exists() and (out.samefile(given) or not difference(here, look(out, here))):
-        tell(f"{out}: {amount(here.size)}, used as it is")
+        raise SystemExit(f"{given}: {describe_change(origin, wrong) if lock else other}")
+    record_lock(origin, told, here, given)
+    if out.exists() and (out.samefile(given) or not describe_difference(here, identify_file(out, here))):
+        print_text(f"{out}: {format_bytes(here.size)}, used as it is")
         return
     if out.is_symlink():
         out.unlink()
     elif out.exists():
-        tell(f"{out} makes room for a link; it is kept as {(old := unused(out))}")
+        print_text(f"{out} makes room for a link; it is kept as {(old := find_free_name(out))}")
         out.rename(old)
     out.symlink_to(given.resolve())
-    tell(f"{out}: a link to {given.resolve()}, {amount(here.size)}, sha256 {here.sha256}")
+    print_text(f"{out}: a link to {given.resolve()}, {format_bytes(here.size)}, sha256 {here.sha256}")
 
 
-def look(path: Path, like: Archive) -> Archive:
+def identify_file(path: Path, like: Archive) -> Archive:
     """Return what the file is: digests only if it has the size of `like`, MD5 only if `like` has no SHA-256."""
     size = path.stat().st_size
     if size != like.size:
@@ -274,16 +278,17 @@ def look(path: Path, like: Archive) -> Archive:
     return Archive(size, sha256.hexdigest(), md5.hexdigest() if like.md5 and not like.sha256 else "")
 
 
-def room(path: Path, needed: int, name: str) -> None:
+def check_free_space(path: Path, needed: int, name: str) -> None:
     """Raise SystemExit if the disk has not `needed` bytes free."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise SystemExit(
-            f"{name} needs {amount(needed)} more in {path.parent.resolve()}, {amount(free)} are free; make room first"
+            f"{name} needs {format_bytes(needed)} more in {path.parent.resolve()}, {format_bytes(free)} are free; "
+            "make room first"
         )
 
 
-def unused(path: Path) -> Path:
+def find_free_name(path: Path) -> Path:
     """Return a free name for a file that `path` was."""
     number = 0
     while (old := path.with_name(f"{path.name}.old{number or ''}")).exists():
@@ -292,7 +297,7 @@ def unused(path: Path) -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def wait_for_lock(path: Path) -> Iterator[None]:
     """Wait, and say so, until no other process works on `path`; whoever is killed has let go of it."""
     guard = path.with_name(f"{path.name}.busy")
     while True:
@@ -300,7 +305,7 @@ def alone(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                tell(f"{path}: waiting for another process that fetches it")
+                print_text(f"{path}: waiting for another process that fetches it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 held = os.path.samestat(os.fstat(file.fileno()), guard.stat())
@@ -321,10 +326,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args()
     try:
-        fetch(options.name, options.out, options.given)
+        fetch_archive(options.name, options.out, options.given)
         if Path(".make").is_dir():  # noted, so that make need not look again
             for path in options.out, Path(f"{options.out}.lock.json"):
-                digest(str(path))
+                current_digest(str(path))
     except OSError as error:
         raise SystemExit(f"{options.name}: {error}") from None
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ class Progress:
             self.past.popleft()
         (since, before), columns = self.past[0], shutil.get_terminal_size().columns
         rate = (self.done - before) / (now - since) if now > since else 0.0
-        text = status(self.title, self.done, self.total, rate)
+        text = format_status(self.title, self.done, self.total, rate)
         if self.terminal:
             room = max(0, min(40, columns - len(text) - 4))
             filled = room * self.done // self.total if self.total else room
@@ -72,18 +72,18 @@ class Progress:
             self.open = False
 
 
-def status(title: str, done: int, total: int, rate: float) -> str:
+def format_status(title: str, done: int, total: int, rate: float) -> str:
     """Return e.g. "weights.zip  40 %  1.2 of 3.0 GB  12.0 MB/s  2:30 left"; `rate` in bytes per second."""
     percent = 100 * done // total if total else 100
-    parts = [title, f"{percent:3d} %", f"{amount(done)} of {amount(total)}"]
+    parts = [title, f"{percent:3d} %", f"{format_bytes(done)} of {format_bytes(total)}"]
     if rate > 0:
         seconds = round((total - done) / rate)
         hours = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-        parts += [f"{amount(rate)}/s", f"{hours.removeprefix('0:')} left"]
+        parts += [f"{format_bytes(rate)}/s", f"{hours.removeprefix('0:')} left"]
     return "  ".join(parts)
 
 
-def amount(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return a number of bytes as people say it: "512 bytes", "3.2 GB" (decimal units)."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale * 0.99995:

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from scripts.archives.progress import Progress, amount
-from scripts.steps.records import wrote as step_wrote
+from scripts.archives.progress import Progress, format_bytes
+from scripts.steps.records import written_digest as step_wrote
 
 CHUNK = 1 << 20
 MOST_BYTES = 500 * 10**9  # unpacked; the real archives are far smaller
@@ -52,28 +52,28 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Unicod
 Members = dict[str, zipfile.ZipInfo]
 
 
-def unpack(archive: Path, member: str, out: Path) -> None:
+def unpack_member(archive: Path, member: str, out: Path) -> None:
     """Make `out` the content of `member`, which may lie in one more top folder of the archive.
 
     SystemExit(NOT_IN_ARCHIVE) if there is none, and a file of the user's own is where a step would put it.
     """
     target = Path(str(out).removeprefix(".make/out/"))
-    with opened(archive) as (content, members):
+    with open_archive(archive) as (content, members):
         if target.is_file() and not any(
-            matches(name, root, glob.escape(member)) for name in members for root in tops(name)
+            matches_pattern(name, root, glob.escape(member)) for name in members for root in list_tops(name)
         ):
             print(f"local: {target} is yours, {archive.name} has none; it is used", flush=True)
             raise SystemExit(NOT_IN_ARCHIVE)
         mention_others(target)
-        info = rooted(archive, members, glob.escape(member))[member]
-        if out.is_file() and same(content, info, out):
+        info = select_members(archive, members, glob.escape(member))[member]
+        if out.is_file() and compare_content(content, info, out):
             return
         out.parent.mkdir(parents=True, exist_ok=True)
-        room(out.parent, info.file_size, archive)
+        check_free_space(out.parent, info.file_size, archive)
         draft = out.with_name(f"{out.name}.part")
         draft.unlink(missing_ok=True)  # of a run that was killed
         try:
-            extract(content, info, draft)
+            extract_member(content, info, draft)
             draft.replace(out)
         finally:
             draft.unlink(missing_ok=True)
@@ -93,20 +93,20 @@ def unpack_all(
     ours(path, sha256): did a step write this content there?  wrote(path, sha256): it has just been written, or found.
     All new content is written and checked beside the tree before the first file of it is replaced.
     """
-    with opened(archive) as (content, members):
+    with open_archive(archive) as (content, members):
         kept, new = [], []
-        for name, info in (rooted(archive, members, tree) if tree else members).items():
+        for name, info in (select_members(archive, members, tree) if tree else members).items():
             target = folder / name
-            if target.is_file() and (digest := same(content, info, target)):
+            if target.is_file() and (digest := compare_content(content, info, target)):
                 wrote(str(target), digest)
                 progress(info.file_size)
-            elif not replaceable(target, folder, ours):
+            elif not is_replaceable(target, folder, ours):
                 kept.append(target)
                 progress(info.file_size)
             else:
                 new.append((target, info))
         folder.mkdir(parents=True, exist_ok=True)
-        room(folder, sum(info.file_size for _, info in new), archive)
+        check_free_space(folder, sum(info.file_size for _, info in new), archive)
         drafts = folder / DRAFTS
         shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
         try:
@@ -114,11 +114,11 @@ def unpack_all(
             digests = []
             for target, info in new:  # under its own name, which the file system may refuse
                 place = target.relative_to(folder)
-                with named(archive, place):
+                with explain_name_errors(archive, place):
                     (drafts / place).parent.mkdir(parents=True, exist_ok=True)
-                    digests.append(extract(content, info, drafts / place, progress))
+                    digests.append(extract_member(content, info, drafts / place, progress))
             for (target, _), digest in zip(new, digests, strict=True):
-                move(drafts / target.relative_to(folder), target)
+                move_draft(drafts / target.relative_to(folder), target)
                 wrote(str(target), digest)
         finally:
             shutil.rmtree(drafts, ignore_errors=True)
@@ -126,7 +126,7 @@ def unpack_all(
 
 
 @contextmanager
-def named(archive: Path, name: Path) -> Iterator[None]:
+def explain_name_errors(archive: Path, name: Path) -> Iterator[None]:
     """SystemExit, naming it, where the file system does not take a new file of this name."""
     try:
         yield
@@ -140,18 +140,18 @@ def named(archive: Path, name: Path) -> Iterator[None]:
         ) from None
 
 
-def replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
+def is_replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
     """Tell whether nothing is in the way of `target` but a file that a step wrote and nobody has changed since."""
     above = target.relative_to(folder).parents
     if any(os.path.lexists(folder / parent) and not (folder / parent).is_dir() for parent in above):
         return False
     if not os.path.lexists(target):
         return True
-    return target.is_file() and not target.is_symlink() and ours(str(target), sha256(target))
+    return target.is_file() and not target.is_symlink() and ours(str(target), hash_file(target))
 
 
 @contextmanager
-def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
+def open_archive(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     """Open the archive and give its members by their path; SystemExit for one that is damaged or hostile."""
     try:
         content = zipfile.ZipFile(archive)
@@ -162,7 +162,7 @@ def opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
             raise SystemExit(IN_PARTS.format(archive)) from None
         raise SystemExit(f"{archive}: no zip archive, or not all of one: {error}; remove and fetch it again") from None
     with content:
-        members = inspect(content, archive)
+        members = list_members(content, archive)
         try:
             yield content, members
         except DAMAGED as error:
@@ -181,14 +181,14 @@ def is_part(archive: Path) -> bool:
         return file.read(4) == b"PK\7\x08"
 
 
-def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
+def list_members(content: zipfile.ZipFile, archive: Path) -> Members:
     """Return the files in the archive by their path; SystemExit, naming the member, for whatever no honest one has."""
     members: Members = {}
     end = total = 0
     if any(info.volume for info in content.infolist()):
         raise SystemExit(IN_PARTS.format(archive))
     for info in sorted(content.infolist(), key=lambda info: info.header_offset):
-        name = told(info)
+        name = decode_name(info)
         path = PurePosixPath(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
         folder = name.endswith("/")
@@ -221,13 +221,13 @@ def inspect(content: zipfile.ZipFile, archive: Path) -> Members:
         if PurePosixPath(name).parts[0] in (DRAFTS, LIST):
             raise SystemExit(f"{archive}: refused, nothing was unpacked: {name!r} is a name that unpacking itself uses")
     if total > MOST_BYTES or len(members) > MOST_FILES:
-        most = f"{amount(MOST_BYTES)} in {MOST_FILES} files"
-        held = f"{amount(total)} in {len(members)} files"
+        most = f"{format_bytes(MOST_BYTES)} in {MOST_FILES} files"
+        held = f"{format_bytes(total)} in {len(members)} files"
         raise SystemExit(f"{archive}: refused, nothing was unpacked: it holds {held}, expected at most {most}")
     return members
 
 
-def told(info: zipfile.ZipInfo) -> str:
+def decode_name(info: zipfile.ZipInfo) -> str:
     """Return a member's name with `/` between its folders, as its archiver meant it.
 
     Windows PowerShell 5 (.NET before 4.6.1) writes backslashes. A name without the flag of UTF-8 is read by zipfile as
@@ -243,7 +243,7 @@ def told(info: zipfile.ZipInfo) -> str:
         return raw.decode("cp866")
 
 
-def tops(name: str) -> set[str]:
+def list_tops(name: str) -> set[str]:
     """Return the folders from which a member may be found: the archive's top, and one or two below it."""
     above = PurePosixPath(name).parts[:-1]
     return {"", *("/".join(above[:depth]) for depth in (1, 2))}
@@ -264,10 +264,10 @@ def mention_others(target: Path) -> None:
             )
 
 
-def rooted(archive: Path, members: Members, pattern: str) -> Members:
+def select_members(archive: Path, members: Members, pattern: str) -> Members:
     """Return the members below the folder, the archive's top or one or two below it, from which `pattern` is found."""
-    places = sorted({top for name in members for top in tops(name)})
-    roots = [root for root in places if any(matches(name, root, pattern) for name in members)]
+    places = sorted({top for name in members for top in list_tops(name)})
+    roots = [root for root in places if any(matches_pattern(name, root, pattern) for name in members)]
     if not roots:
         names = sorted(members)
         held = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
@@ -281,13 +281,13 @@ def rooted(archive: Path, members: Members, pattern: str) -> Members:
     }
 
 
-def matches(name: str, root: str, pattern: str) -> bool:
+def matches_pattern(name: str, root: str, pattern: str) -> bool:
     """Tell whether a member is what `pattern` says, seen from the folder `root`."""
     path, wanted = PurePosixPath(name), PurePosixPath(glob.escape(root), pattern)
     return len(path.parts) == len(wanted.parts) and path.match(str(wanted))
 
 
-def same(content: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
+def compare_content(content: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
     """Return the file's SHA-256 if it has the member's content, else "": by size, by CRC, only then byte for byte."""
     if path.stat().st_size != info.file_size:
         return ""
@@ -298,27 +298,27 @@ def same(content: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
     if crc != info.CRC:
         return ""
     with path.open("rb") as file:
-        for block in blocks(content, info):
+        for block in read_blocks(content, info):
             if block != file.read(len(block)):
                 return ""
             digest.update(block)
     return digest.hexdigest()
 
 
-def extract(
+def extract_member(
     content: zipfile.ZipFile, info: zipfile.ZipInfo, out: Path, progress: Callable[[int], None] = lambda count: None
 ) -> str:
     """Write the member to `out`, with the modes of any new file; return its SHA-256."""
     digest = hashlib.sha256()
     with out.open("xb") as file:
-        for block in blocks(content, info):
+        for block in read_blocks(content, info):
             file.write(block)
             digest.update(block)
             progress(len(block))
     return digest.hexdigest()
 
 
-def blocks(content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def read_blocks(content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     """Give the member's content; raise BadZipFile if its CRC or its size is not the declared one."""
     probe = copy.copy(info)
     probe.file_size += 2 * CHUNK  # zipfile stops at the declared size and would not notice that there is more
@@ -334,7 +334,7 @@ def blocks(content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
         raise zipfile.BadZipFile(f"{info.filename!r} holds {more} than the {info.file_size} bytes it declares")
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -343,7 +343,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def move(draft: Path, target: Path) -> None:
+def move_draft(draft: Path, target: Path) -> None:
     """Put a finished file in its place at one stroke, also where a folder of the tree is on another disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -356,15 +356,17 @@ def move(draft: Path, target: Path) -> None:
         beside.replace(target)
 
 
-def room(folder: Path, needed: int, archive: Path) -> None:
+def check_free_space(folder: Path, needed: int, archive: Path) -> None:
     """Raise SystemExit if the disk has not `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         where = folder.resolve()
-        raise SystemExit(f"{archive} needs {amount(needed)} in {where}, {amount(free)} are free; make room first")
+        raise SystemExit(
+            f"{archive} needs {format_bytes(needed)} in {where}, {format_bytes(free)} are free; make room first"
+        )
 
 
-def listed(folder: Path) -> dict[str, str]:
+def read_list(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file that unpacking has put into `folder`; the last line about a file counts."""
     path = folder / LIST
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -383,15 +385,15 @@ def main() -> None:
     if options.all:
         unpack_tree(options.archive, Path(options.names[0]), options.tree)
     else:
-        unpack(options.archive, options.names[0], Path(options.names[1]))
+        unpack_member(options.archive, options.names[0], Path(options.names[1]))
 
 
 def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
     """Unpack all, keep account of it in `folder`/.unpacked, and say what was kept and what the archive takes."""
-    account = listed(folder)
+    account = read_list(folder)
     total = 0
-    with opened(archive) as (_, members):
-        total = sum(info.file_size for info in (rooted(archive, members, tree) if tree else members).values())
+    with open_archive(archive) as (_, members):
+        total = sum(info.file_size for info in (select_members(archive, members, tree) if tree else members).values())
     meter = Progress(f"unpacking {archive.name}", total)
 
     def ours(path: str, digest: str) -> bool:
@@ -411,7 +413,7 @@ def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
     for path in kept:
         print(f"local: {path} is not what {archive.name} holds; it is kept")
     place = archive.resolve() if archive.is_symlink() else archive
-    print(f"{folder}: all of {archive.name}; rm {place} would free {amount(place.stat().st_size)}", flush=True)
+    print(f"{folder}: all of {archive.name}; rm {place} would free {format_bytes(place.stat().st_size)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,41 +10,50 @@ import argparse
 import sys
 import traceback
 
-from scripts.archives.yandex_disk import Archive, Source, ask, difference, locked, persist, record, source
+from scripts.archives.yandex_disk import (
+    Archive,
+    Source,
+    ask_for_archive,
+    describe_difference,
+    read_lock,
+    read_source,
+    retry_action,
+    write_lock,
+)
 
 CURRENT, CHANGED, UNKNOWN = 0, 1, 2
 
 
-def update(name: str, accept: bool = False) -> int:
+def check_for_update(name: str, accept: bool = False) -> int:
     """Print the locked archive beside the one on Yandex.Disk; return CURRENT, CHANGED or UNKNOWN."""
-    origin = source(name)
-    lock = locked(origin)
-    there = persist(origin, lambda: ask(origin))
-    state, verdict = compare(lock, there)
-    print(beside(origin, lock, there))
+    origin = read_source(name)
+    lock = read_lock(origin)
+    there = retry_action(origin, lambda: ask_for_archive(origin))
+    state, verdict = compare_with_lock(lock, there)
+    print(format_comparison(origin, lock, there))
     print(f"{name}: {verdict}")
     if state == CURRENT:
         return CURRENT
     if accept:
-        record(origin, there)
+        write_lock(origin, there)
         print(f"{origin.lock}: recorded; commit it, and make fetches what changed")
         return CURRENT
     print(f"take it: make update ACCEPT=1 (records it in {origin.lock})")
     return state
 
 
-def compare(lock: Archive | None, there: Archive) -> tuple[int, str]:
+def compare_with_lock(lock: Archive | None, there: Archive) -> tuple[int, str]:
     """Return the state of the lock and a sentence about it."""
     if lock is None:
         return UNKNOWN, "there is no lock yet to compare with; the first download records one"
-    if wrong := difference(lock, there):
+    if wrong := describe_difference(lock, there):
         return CHANGED, f"changed: {', '.join(word.split()[0] for word in wrong.split(', '))}"
     if (lock.sha256 and there.sha256) or (lock.md5 and there.md5) or lock.modified == there.modified != "":
         return CURRENT, "current"
     return UNKNOWN, "the same size, but no digest to compare; only a download can tell"
 
 
-def beside(origin: Source, lock: Archive | None, there: Archive) -> str:
+def format_comparison(origin: Source, lock: Archive | None, there: Archive) -> str:
     """Return a table: what the lock says, and what the API says now."""
     rows = [("", "locked", "on Yandex.Disk now")]
     for key in ("size", "modified", "md5", "sha256"):
@@ -62,7 +71,7 @@ def main() -> None:
     worst = CURRENT
     for name in options.names:
         try:
-            status = update(name, options.accept)
+            status = check_for_update(name, options.accept)
         except SystemExit as trouble:
             print(trouble, file=sys.stderr)
             status = UNKNOWN

@@ -75,9 +75,9 @@ class RefusedError(Exception):
     """What another try would not change."""
 
 
-def source(name: str) -> Source:
+def read_source(name: str) -> Source:
     """Return where the archive `name` is, by training/archives.json and the environment."""
-    entries = load(SOURCES)
+    entries = read_json(SOURCES)
     known = entries.get("archives")
     if not isinstance(known, dict) or name not in known:
         raise SystemExit(f"{SOURCES}: no archive {name}; it names {', '.join(known or []) or 'none'}")
@@ -94,7 +94,7 @@ def source(name: str) -> Source:
         raise SystemExit(f"{SOURCES}: {name} has no {error}; expected link, path, by_hand, and api on top") from None
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -105,16 +105,16 @@ def load(path: Path) -> dict[str, Any]:
     return entries
 
 
-def locked(origin: Source) -> Archive | None:
+def read_lock(origin: Source) -> Archive | None:
     """Return what the lock says of the archive, None if it was never recorded."""
     if not origin.lock.exists():
         return None
-    if archive := archive_of(load(origin.lock)):
+    if archive := archive_of(read_json(origin.lock)):
         return archive
     raise SystemExit(f"{origin.lock}: expected a size in bytes and sha256, md5, modified as text; see git log")
 
 
-def record(origin: Source, archive: Archive) -> None:
+def write_lock(origin: Source, archive: Archive) -> None:
     """Write the lock."""
     known = {key: value for key, value in asdict(archive).items() if value != ""}
     draft = origin.lock.with_name(f"{origin.lock.name}~")
@@ -131,55 +131,55 @@ def archive_of(entries: Mapping[str, Any]) -> Archive | None:
     return Archive(size, texts["sha256"].lower(), texts["md5"].lower(), texts["modified"])
 
 
-def difference(old: Archive, new: Archive) -> str:
+def describe_difference(old: Archive, new: Archive) -> str:
     """Return in words where the contents differ, "" if nothing known to both does; `modified` is no content."""
     pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("size", "sha256", "md5")]
     return ", ".join(f"{key} {was} -> {now}" for key, was, now in pairs if was != now and was != "" and now != "")
 
 
-def ask(origin: Source) -> Archive:
+def ask_for_archive(origin: Source) -> Archive:
     """Return what the API says the archive is now; raise TroubleError, RefusedError or a RequestException."""
-    entries = call(origin, "", fields=FIELDS)
+    entries = call_api(origin, "", fields=FIELDS)
     if entries.get("type", "file") != "file":
         raise RefusedError(f"{origin.path} in {origin.link} is a folder, not a file")
     if archive := archive_of(entries):
         return archive
-    raise RefusedError(f"{host(origin.api)} names no size of {origin.path}; this API is not the one we know")
+    raise RefusedError(f"{host_of(origin.api)} names no size of {origin.path}; this API is not the one we know")
 
 
-def address(origin: Source) -> str:
+def ask_for_address(origin: Source) -> str:
     """Return a fresh address of the archive's content; its life is short."""
-    href = call(origin, "/download").get("href")
+    href = call_api(origin, "/download").get("href")
     if not isinstance(href, str) or not href.startswith(("https://", "http://")):
-        raise RefusedError(f"{host(origin.api)} gave no address to download {origin.path} from")
-    return secure(origin, href)
+        raise RefusedError(f"{host_of(origin.api)} gave no address to download {origin.path} from")
+    return check_https(origin, href)
 
 
-def host(url: str) -> str:
+def host_of(url: str) -> str:
     """Return the host of `url`, without the user and password that may stand before it."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def secure(origin: Source, url: str) -> str:
+def check_https(origin: Source, url: str) -> str:
     """Return `url`, unless it would leave HTTPS."""
     if origin.api.startswith("https:") and not url.startswith("https:"):
-        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{host(url)}")
+        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{host_of(url)}")
     return url
 
 
-def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
+def call_api(origin: Source, action: str, **query: str) -> dict[str, Any]:
     """Return the API's answer about the archive."""
     query |= {"public_key": origin.link, "path": origin.path}
     url = origin.api.rstrip("/") + action
-    with requests.get(url, params=query, headers={"Accept": "application/json"}, timeout=timeouts()) as response:
-        name = host(response.url)
+    with requests.get(url, params=query, headers={"Accept": "application/json"}, timeout=read_timeouts()) as response:
+        name = host_of(response.url)
         try:
             entries = response.json()
         except ValueError:
             entries = None
         if not isinstance(entries, dict):
             if response.status_code >= 500 or response.status_code == 429:
-                raise busy(response, "")
+                raise make_busy_error(response, "")
             kind = response.headers.get("Content-Type", "something")
             raise RefusedError(f"{name} answered {response.status_code} with {kind}, not JSON; a portal or a captcha?")
         if response.status_code == 200 and "error" not in entries:
@@ -188,14 +188,14 @@ def call(origin: Source, action: str, **query: str) -> dict[str, Any]:
         if "DownloadLimitExceeded" in said and "Retry-After" not in response.headers:
             raise RefusedError(f"too many people download this file today ({response.status_code} {said})")
         if response.status_code >= 500 or response.status_code == 429:
-            raise busy(response, said)
+            raise make_busy_error(response, said)
         meaning = {403: "the owner forbids downloads", 404: f"there is no {origin.path} in {origin.link}"}
         raise RefusedError(f"{meaning.get(response.status_code, f'{name} refuses')} ({response.status_code} {said})")
 
 
-def busy(response: requests.Response, said: str) -> TroubleError:
+def make_busy_error(response: requests.Response, said: str) -> TroubleError:
     """Return the trouble of a server that may answer later, with the pause it asks for."""
-    name, status = host(response.url), response.status_code
+    name, status = host_of(response.url), response.status_code
     reason = f"{name} asks for fewer requests" if status == 429 else f"{name} has an error of its own"
     return TroubleError(
         f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", ""))
@@ -212,13 +212,13 @@ def retry_after(header: str) -> float | None:
         return None
 
 
-def timeouts() -> tuple[float, float]:
+def read_timeouts() -> tuple[float, float]:
     """Return the longest wait for a connection and for the next bytes, in seconds."""
-    silence = seconds("FETCH_TIMEOUT", 60.0)
+    silence = read_seconds("FETCH_TIMEOUT", 60.0)
     return min(15.0, silence), silence
 
 
-def seconds(variable: str, default: float) -> float:
+def read_seconds(variable: str, default: float) -> float:
     """Return a positive number of seconds from the environment."""
     text = os.environ.get(variable) or str(default)
     try:
@@ -229,7 +229,7 @@ def seconds(variable: str, default: float) -> float:
     raise SystemExit(f"{variable}={text}: expected a number of seconds, e.g. {variable}={default:g}")
 
 
-def persist(
+def retry_action(
     origin: Source,
     action: Callable[[], Result],
     *,
@@ -250,19 +250,19 @@ def persist(
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 hint = "behind a proxy of your own, name its certificate: REQUESTS_CA_BUNDLE=/path/ca.pem"
-                raise SystemExit(f"{origin.name}: {innermost(error)}; {hint}\n{origin.way_out}") from None
-            trouble = TroubleError(innermost(error))
+                raise SystemExit(f"{origin.name}: {find_cause(error)}; {hint}\n{origin.way_out}") from None
+            trouble = TroubleError(find_cause(error))
         except TroubleError as error:
             trouble = error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if isinstance(error, ValueError):  # a URL that is none
                 said = re.sub(r"//[^/@\s]*@", "//", str(error))  # without a password
                 raise SystemExit(f"{origin.name}: {said}; see {SOURCES} and YANDEX_DISK_API") from None
-            trouble = TroubleError(innermost(error))
+            trouble = TroubleError(find_cause(error))
         tries += 1
         if reached() >= mark + GAIN:
             tries, mark = 1, reached()
-        wait = seconds("FETCH_BACKOFF", 1.0) * 2 ** (tries - 1) if trouble.pause is None else trouble.pause
+        wait = read_seconds("FETCH_BACKOFF", 1.0) * 2 ** (tries - 1) if trouble.pause is None else trouble.pause
         if wait > PATIENCE:
             raise SystemExit(f"{origin.name}: {trouble}; try again in {wait / 60:.0f} min{kept()}\n{origin.way_out}")
         if tries >= TRIES:
@@ -273,7 +273,7 @@ def persist(
         pause(wait)
 
 
-def innermost(error: BaseException) -> str:
+def find_cause(error: BaseException) -> str:
     """Return the cause of a network error, which comes wrapped in several others, in a few words."""
     if isinstance(error, TroubleError | RefusedError):
         return str(error)
@@ -283,7 +283,7 @@ def innermost(error: BaseException) -> str:
     if any(isinstance(cause, requests.Timeout | TimeoutError) for cause in causes) or isinstance(
         error, urllib3.exceptions.ReadTimeoutError
     ):
-        return f"the server was silent for too long (FETCH_TIMEOUT={timeouts()[1]:g} s)"
+        return f"the server was silent for too long (FETCH_TIMEOUT={read_timeouts()[1]:g} s)"
     last = causes[-1]
     text = (last.strerror if isinstance(last, OSError) else "") or str(last) or type(last).__name__
     return f"connection failed: {text}"

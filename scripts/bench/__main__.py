@@ -33,39 +33,39 @@ from scripts.bench import fetch as bench_fetch
 from scripts.bench import infer as bench_infer
 from scripts.bench import models as bench_models
 from scripts.bench import pipeline as bench_pipeline
-from scripts.bench.measure import BENCH, Row, Tree, others
+from scripts.bench.measure import BENCH, Row, Tree, watch_others
 
 Group = Callable[[Tree, int], list[Row]]
 GROUPS: Mapping[str, Group] = {
-    "cold": bench_pipeline.cold,
-    "noop": bench_pipeline.noop,
-    "vit": bench_models.vit,
-    "export": bench_models.export,
-    "heads": bench_models.heads,
-    "fp16": bench_models.fp16,
-    "bpr": bench_models.bpr,
-    "infer": bench_infer.infer,
-    "cache": bench_cache.cache,
-    "fetch": bench_fetch.fetch,
-    "unpack": bench_fetch.unpack,
+    "cold": bench_pipeline.bench_cold,
+    "noop": bench_pipeline.bench_noop,
+    "vit": bench_models.bench_vit,
+    "export": bench_models.bench_export,
+    "heads": bench_models.bench_heads,
+    "fp16": bench_models.bench_fp16,
+    "bpr": bench_models.bench_bpr,
+    "infer": bench_infer.bench_infer,
+    "cache": bench_cache.bench_cache,
+    "fetch": bench_fetch.bench_fetch,
+    "unpack": bench_fetch.bench_unpack,
 }
 DISTURBED = 0.25  # cores that other programs kept busy; times measured meanwhile say less
 
 
-def bench(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
+def run_groups(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
     """Run the groups in turn, print each one's rows, and write all of them to `out`; return those that miss."""
-    machine = {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()}
+    machine = {"cores": os.cpu_count(), "processor": read_processor_name(), "python": platform.python_version()}
     tree, rows = Tree(), list[Row]()
     busy: dict[str, float] = {}
     for name, group in groups.items():
         print(f"{name}:", flush=True)
-        with others() as found:
+        with watch_others() as found:
             rows_here = group(tree, rounds)
         busy[name] = round(found[0], 2)
         for row in rows_here:
             row.group = name
         rows += rows_here
-        print("\n".join(table(rows_here)), flush=True)
+        print("\n".join(format_table(rows_here)), flush=True)
         if busy[name] > DISTURBED:
             print(f"  disturbed: others kept {busy[name]:.1f} of {os.cpu_count()} cores busy meanwhile", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +75,13 @@ def bench(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
     return [row for row in rows if row.verdict == "MISS"]
 
 
-def table(rows: list[Row]) -> list[str]:
+def format_table(rows: list[Row]) -> list[str]:
     """The rows as aligned lines: figure, value, goal, verdict, note."""
     cells = [
         (
             row.what,
-            "-" if row.value is None else f"{number(row.value)} {row.unit}".strip(),
-            "" if row.goal is None else f"{row.relation} {number(row.goal)} {row.unit}".strip(),
+            "-" if row.value is None else f"{format_number(row.value)} {row.unit}".strip(),
+            "" if row.goal is None else f"{row.relation} {format_number(row.goal)} {row.unit}".strip(),
             row.verdict,
             row.note,
         )
@@ -93,12 +93,12 @@ def table(rows: list[Row]) -> list[str]:
     ]
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that say something: 0.0833, 2.5, 300."""
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def processor() -> str:
+def read_processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
@@ -115,17 +115,17 @@ def main() -> None:
         raise SystemExit(f"--only {','.join(sorted(unknown))}: expected some of {','.join(GROUPS)}")
     if options.rounds < 1:
         raise SystemExit(f"--rounds {options.rounds}: expected 1 or more")
-    old = bench_compare.load(options.compare) if options.compare else None  # which may be OUT itself
+    old = bench_compare.read_results(options.compare) if options.compare else None  # which may be OUT itself
     chosen = {name: group for name, group in GROUPS.items() if name in options.only.split(",")}
     try:
-        missed = bench(chosen, options.rounds, options.out)
+        missed = run_groups(chosen, options.rounds, options.out)
     finally:
         if not options.keep:
             for name in ("tree", "straight", "fetch", "exported.onnx", "vit.fp16.onnx"):
                 path = BENCH / name
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
     if old:
-        print("\n".join(bench_compare.compare(old, bench_compare.load(options.out))), flush=True)
+        print("\n".join(bench_compare.compare_runs(old, bench_compare.read_results(options.out))), flush=True)
     if missed:
         names = "\n".join(f"  {row.group}: {row.what}" for row in missed)
         raise SystemExit(f"{len(missed)} figures miss their goals ({options.out} has all):\n{names}")

@@ -8,7 +8,17 @@ import subprocess
 import time
 from pathlib import Path
 
-from scripts.bench.measure import BENCH, ENVIRONMENTS, ROOT, Row, Tree, copy_sources, digest, environment, say
+from scripts.bench.measure import (
+    BENCH,
+    ENVIRONMENTS,
+    ROOT,
+    Row,
+    Tree,
+    clean_environment,
+    copy_sources,
+    hash_file,
+    show_progress,
+)
 
 FOLDER = BENCH / "cache"
 MODELS = "vit", "binary", "multilabel", "bpr"
@@ -28,28 +38,28 @@ for target in sys.argv[1:]:
 print(time.perf_counter() - start)"""
 
 
-def cache(tree: Tree, rounds: int) -> list[Row]:
+def bench_cache(tree: Tree, rounds: int) -> list[Row]:
     """A cold cache beside a build without one, and a warm one beside `cp`."""
     tree.ready("repository")
     shutil.rmtree(FOLDER, ignore_errors=True)
     fresh = BENCH / "empty"
     try:
-        return [put(tree), take(fresh, rounds, forget=True), take(fresh, rounds, forget=False)]
+        return [bench_put(tree), bench_take(fresh, rounds, forget=True), bench_take(fresh, rounds, forget=False)]
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def put(tree: Tree) -> Row:
+def bench_put(tree: Tree) -> Row:
     """What putting all results there adds to the steps that make them."""
     took = {path.name.replace("%", "/"): path for path in (tree.path / ".make/took").iterdir()}
     cached = [name for name in took if not name.startswith((".venv", "build/checks/verdict"))]
     steps = sum(float(json.loads(path.read_text())["seconds"]) for path in took.values())
-    say(f"putting {len(cached)} results into a folder")
+    show_progress(f"putting {len(cached)} results into a folder")
     FOLDER.mkdir(parents=True)
     run = subprocess.run(
         ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, text=True, stdout=subprocess.PIPE, check=True,
-        env=environment(CACHE=str(FOLDER), MAKE_RUN=f"{time.time_ns()}"),
+        env=clean_environment(CACHE=str(FOLDER), MAKE_RUN=f"{time.time_ns()}"),
     )  # fmt: skip
     seconds = float(run.stdout.split()[-1])
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
@@ -59,14 +69,14 @@ def put(tree: Tree) -> Row:
     return Row("a build with a cold cache", (steps + seconds) / steps, "≤", 1.05, "x", note)
 
 
-def take(fresh: Path, rounds: int, forget: bool) -> Row:
+def bench_take(fresh: Path, rounds: int, forget: bool) -> Row:
     """How fast an empty machine has all that is published and the verdict needs, against `cp` of the same entries.
 
     With `forget` they are read from the disk, as by a machine that starts empty, else from memory.
     """
     makes, copies = list[float](), list[float]()
     where = "disk" if forget else "memory"
-    say(f"taking everything from the warm folder, and copying it, from {where}")
+    show_progress(f"taking everything from the warm folder, and copying it, from {where}")
     for _ in range(rounds):
         shutil.rmtree(fresh, ignore_errors=True)
         (fresh / ".make/made").mkdir(parents=True)
@@ -75,13 +85,13 @@ def take(fresh: Path, rounds: int, forget: bool) -> Row:
             (fresh / venv).symlink_to(ROOT / venv)
             shutil.copy(ROOT / f".make/made/{venv}%installed", fresh / ".make/made")
         Tree(fresh).make(*(f"{venv}/installed" for venv in ENVIRONMENTS))  # which takes note of what is installed
-        settle(forget)
+        settle_disk(forget)
         seconds, said = Tree(fresh).make(*GOALS, f"CACHE={FOLDER}", "CACHE_MODE=read")
         if missed := [goal for goal in GOALS if f"{goal}: from the cache" not in said]:
             raise SystemExit(f"bench: {missed[0]} did not come from the cache\n{said[-2000:]}")
-        entries = [FOLDER / "files" / digest(fresh / goal) for goal in GOALS]
+        entries = [FOLDER / "files" / hash_file(fresh / goal) for goal in GOALS]
         (fresh / "copy").mkdir()
-        settle(forget)
+        settle_disk(forget)
         start = time.perf_counter()
         subprocess.run(["cp", *entries, fresh / "copy"], check=True)
         copies.append(time.perf_counter() - start)
@@ -94,7 +104,7 @@ def take(fresh: Path, rounds: int, forget: bool) -> Row:
     return Row(what, copy / make, "≥", goal, "x", note, rates)
 
 
-def settle(forget: bool) -> None:
+def settle_disk(forget: bool) -> None:
     """Let the disk finish what it was given; with `forget` nothing of the cache stays in memory, else all of it.
 
     Of a virtual machine also: let the host give the memory that the copies will fill, which takes ten times as long as

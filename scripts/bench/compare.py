@@ -13,7 +13,7 @@ BETTER, WORSE, MOVED, SAME, ONCE = "better", "WORSE", "moved", "within noise", "
 SMALL = 0.001  # of the value; less is no change of a figure that is measured once
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def compare_runs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the lines to print: first what makes the runs unlike, then each figure, what moved first."""
     lines = [
         f"other {what}: {old['machine'][what]}, now {new['machine'][what]}; times of two machines tell little"
@@ -22,7 +22,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
     was = {(row["group"], row["what"]): row for row in old["rows"]}
     now = {(row["group"], row["what"]): row for row in new["rows"]}
-    found = [(*judge(was[key], row), key) for key, row in now.items() if key in was]
+    found = [(*judge_figure(was[key], row), key) for key, row in now.items() if key in was]
     order = (WORSE, BETTER, MOVED, ONCE, SAME)
     rows = [
         (f"{group}: {what}", verdict, words)
@@ -36,13 +36,13 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [*lines, f"{moved} of {len(found)} figures moved beyond the noise"]
 
 
-def judge(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+def judge_figure(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
     """Return the verdict on one figure, and the numbers."""
     before, after = old["value"], new["value"]
     if before is None or after is None:
         sides = [row["note"] or "not measured" for row in (old, new) if row["value"] is None]
         return ONCE, f"not comparable: {sides[0]}"
-    noise = spread(old) + spread(new)
+    noise = measure_spread(old) + measure_spread(new)
     share = f" ({100 * (after / before - 1):+.0f} %)" if before else ""
     words = f"{before:.3g} → {after:.3g} {new['unit']}".rstrip() + share
     if min(len(old["samples"]), len(new["samples"])) < 2:
@@ -55,12 +55,12 @@ def judge(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
     return (BETTER if (after < before) == (new["relation"] == "≤") else WORSE), words
 
 
-def spread(row: dict[str, Any]) -> float:
+def measure_spread(row: dict[str, Any]) -> float:
     """The largest minus the smallest of a figure's rounds."""
     return float(max(row["samples"]) - min(row["samples"])) if row["samples"] else 0.0
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """Read what scripts/bench/__main__.py writes; SystemExit if it is something else."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     given = parser.parse_args()
-    print("\n".join(compare(load(given.old), load(given.new))))
+    print("\n".join(compare_runs(read_results(given.old), read_results(given.new))))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from scripts.bench.measure import BENCH, ROOT, Row, Tree, environment, probe, say
+from scripts.bench.measure import BENCH, ROOT, Row, Tree, clean_environment, run_probe, show_progress
 from tests.yandex_disk_stand_in import Fault, YandexDisk
 
 SIZE = 1 << 30  # bytes of the archive
@@ -18,18 +18,22 @@ FOLDER = BENCH / "fetch"
 OUT = "training/weights.zip"
 
 
-def fetch(tree: Tree, rounds: int) -> list[Row]:
+def bench_fetch(tree: Tree, rounds: int) -> list[Row]:
     """A whole download, and one that is killed half way."""
-    archive = packed()
-    bare = probe("nothing", cwd=ROOT)["peak"]
+    archive = make_archive()
+    bare = run_probe("nothing", cwd=ROOT)["peak"]
     with YandexDisk({"/weights.zip": archive}) as disk:
         disk.describe("/weights.zip")  # its digests, which the first answer would wait for
         found = []
         for number in range(rounds):
-            say(f"downloading {SIZE / 2**30:.2g} GiB, {number + 1} of {rounds}")
-            found.append(probe("module", "scripts.archives.fetch", "weights.zip", OUT, cwd=project(), **served(disk)))
+            show_progress(f"downloading {SIZE / 2**30:.2g} GiB, {number + 1} of {rounds}")
+            found.append(
+                run_probe(
+                    "module", "scripts.archives.fetch", "weights.zip", OUT, cwd=make_project(), **name_server(disk)
+                )
+            )
         cpu, peak = ([one[name] for one in found] for name in ("cpu", "peak"))
-        beyond = 100 * killed(disk)
+        beyond = 100 * measure_kill(disk)
     above = [(bytes_ - bare) / 1e6 for bytes_ in peak]
     seconds = statistics.median(one["seconds"] for one in found)
     return [
@@ -39,12 +43,12 @@ def fetch(tree: Tree, rounds: int) -> list[Row]:
     ]
 
 
-def killed(disk: YandexDisk) -> float:
+def measure_kill(disk: YandexDisk) -> float:
     """Kill -9 when half has come, start again; the share of a half that comes a second time."""
-    folder, before, half = project(), disk.sent(), SIZE // 2
+    folder, before, half = make_project(), disk.sent(), SIZE // 2
     command = [str(ROOT / ".venv/bin/python"), "-m", "scripts.archives.fetch", "weights.zip", OUT]
-    variables = environment(PYTHONPATH=str(ROOT), **served(disk))
-    say("killing a download half way")
+    variables = clean_environment(PYTHONPATH=str(ROOT), **name_server(disk))
+    show_progress("killing a download half way")
     disk.faults["content"] = [Fault(stall=half)]
     with (folder / "log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
@@ -59,28 +63,33 @@ def killed(disk: YandexDisk) -> float:
         subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=True)
     disk.released.set()
     again = disk.sent() - stopped
-    say(f"{half / 1e6:.1f} MB sent, {kept / 1e6:.1f} MB kept, then {again / 1e6:.1f} MB sent")
+    show_progress(f"{half / 1e6:.1f} MB sent, {kept / 1e6:.1f} MB kept, then {again / 1e6:.1f} MB sent")
     return (again - (SIZE - half)) / half
 
 
-def unpack(tree: Tree, rounds: int) -> list[Row]:
+def bench_unpack(tree: Tree, rounds: int) -> list[Row]:
     """scripts/archives/unpack.py against unzip."""
     if not shutil.which("unzip"):
         return [Row("unpacking, of unzip's speed", None, "≥", 0.8, "x", "no unzip on this machine")]
-    archive, folder = packed(), FOLDER / "unpacked"
+    archive, folder = make_archive(), FOLDER / "unpacked"
     commands = {
         "ours": [str(ROOT / ".venv/bin/python"), "-m", "scripts.archives.unpack", "--all", str(archive), str(folder)],
         "unzip": ["unzip", "-q", str(archive), "-d", str(folder)],
     }
     took: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds):
-        say(f"unpacking, {number + 1} of {rounds}")
+        show_progress(f"unpacking, {number + 1} of {rounds}")
         for name, command in commands.items():
             shutil.rmtree(folder, ignore_errors=True)
             os.sync()
             start = time.perf_counter()
             subprocess.run(
-                command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env=clean_environment(),
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
             )
             took[name].append(time.perf_counter() - start)
     shutil.rmtree(folder)
@@ -91,12 +100,12 @@ def unpack(tree: Tree, rounds: int) -> list[Row]:
     ]
 
 
-def packed() -> Path:
+def make_archive() -> Path:
     """An archive of SIZE bytes: half deflated, like weights, half stored."""
     path = FOLDER / "weights.zip"
     if path.exists() and path.stat().st_size == SIZE:
         return path
-    say(f"making an archive of {SIZE / 2**30:.2g} GiB")
+    show_progress(f"making an archive of {SIZE / 2**30:.2g} GiB")
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = random.Random(0)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, path.open("rb") as written:
@@ -116,7 +125,7 @@ def packed() -> Path:
     return path
 
 
-def project() -> Path:
+def make_project() -> Path:
     """An empty folder to download in."""
     shutil.rmtree(folder := FOLDER / "project", ignore_errors=True)
     (folder / "training").mkdir(parents=True)
@@ -124,6 +133,6 @@ def project() -> Path:
     return folder
 
 
-def served(disk: YandexDisk) -> dict[str, str]:
+def name_server(disk: YandexDisk) -> dict[str, str]:
     """The variables that make scripts/archives/fetch.py ask this server."""
     return {name: value for name, value in disk.environment().items() if name.startswith(("YANDEX_DISK", "FETCH"))}

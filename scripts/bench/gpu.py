@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from scripts.bench.models import multiply_adds
 from scripts.convert.compare import more_outputs
 from scripts.convert.model_entry import model_entry, read_models
-from scripts.convert.probabilities import changed, probabilities, unit
-from scripts.convert.sample import sample
+from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
+from scripts.convert.sample import make_sample
 
 Array = NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ class Device(NamedTuple):
         options.log_severity_level = 4
         cuda = {"use_tf32": str(int(tf32)), "cudnn_conv_algo_search": "HEURISTIC"}
         providers = [("CUDAExecutionProvider", cuda)] if self.gpu else ["CPUExecutionProvider"]
-        with outputs(file, inner) as path:
+        with expose_values(file, inner) as path:
             opened = onnxruntime.InferenceSession(path, options, providers)
         if self.gpu and opened.get_providers()[0] != "CUDAExecutionProvider":
             raise SystemExit(
@@ -79,7 +79,7 @@ CPU = Device("cpu")
 
 
 @contextmanager
-def outputs(file: Path, inner: tuple[str, ...]) -> Iterator[str]:
+def expose_values(file: Path, inner: tuple[str, ...]) -> Iterator[str]:
     """A path to `file` with the values named in `inner` among its outputs."""
     if not inner:
         yield os.fspath(file)
@@ -98,13 +98,16 @@ def bench_gpu(device: Device, models: Path, onnx: Path | None, scratch: Path) ->
     entries = {
         name: model_entry(models, name) for name, entry in read_models(models).items() if not entry.get("optional")
     }
-    device_name, peaks = card(device)
-    files = make(models, entries, onnx, scratch)
-    say("the reference: float32 on the CPU")
-    request = sample(entries["vit"], SEED, VOLUMES)["input"]
+    device_name, peaks = describe_device(device)
+    files = make_files(models, entries, onnx, scratch)
+    show_progress("the reference: float32 on the CPU")
+    request = make_sample(entries["vit"], SEED, VOLUMES)["input"]
     heads = {name: CPU.session(files[name]) for name, entry in entries.items() if entry["family"] == "head"}
-    reference = asked(CPU.session(files["vit"], inner=("codes",)), request, ("output", "codes"))
-    rows = [vit(device, precision, files, entries["vit"], request, reference, heads, peaks) for precision in PRECISIONS]
+    reference = answer_each(CPU.session(files["vit"], inner=("codes",)), request, ("output", "codes"))
+    rows = [
+        bench_vit(device, precision, files, entries["vit"], request, reference, heads, peaks)
+        for precision in PRECISIONS
+    ]
     found = {
         "card": device_name,
         "onnxruntime": onnxruntime.__version__,
@@ -112,14 +115,14 @@ def bench_gpu(device: Device, models: Path, onnx: Path | None, scratch: Path) ->
         "peak_tflops": peaks,
         "volumes": VOLUMES,
         "vit": rows,
-        "heads": [head(device, name, files[name], entries[name], heads[name]) for name in heads],
-        "bpr": bpr(device, files["bpr"], entries["bpr"]),
-        "infer": infer(files, entries, request[0, 0], scratch),
+        "heads": [bench_head(device, name, files[name], entries[name], heads[name]) for name in heads],
+        "bpr": bench_bpr(device, files["bpr"], entries["bpr"]),
+        "infer": bench_infer(files, entries, request[0, 0], scratch),
     }
     return found | {"seconds": round(time.monotonic() - started)}
 
 
-def card(device: Device) -> tuple[str, dict[str, float]]:
+def describe_device(device: Device) -> tuple[str, dict[str, float]]:
     """Its name and driver; of a GPU that PyTorch is there for, TFLOP/s of one large product in each precision."""
     try:
         import torch  # first, for it brings CUDA's libraries, which ONNX Runtime then finds
@@ -153,7 +156,7 @@ def card(device: Device) -> tuple[str, dict[str, float]]:
     return told, peaks
 
 
-def make(models: Path, entries: dict[str, Any], onnx: Path | None, scratch: Path) -> dict[str, Path]:
+def make_files(models: Path, entries: dict[str, Any], onnx: Path | None, scratch: Path) -> dict[str, Path]:
     """The ONNX file of each model, and of the ViT's precisions, from seeded weights."""
     scratch.mkdir(parents=True, exist_ok=True)
     files = {name: scratch / f"{name}.onnx" for name in (*entries, "vit.tf32", "vit.fp16")}
@@ -163,17 +166,17 @@ def make(models: Path, entries: dict[str, Any], onnx: Path | None, scratch: Path
         (scratch / f"{name}.json").write_text(json.dumps(entry))
     wanted = [name for name in files if name not in there]
     for name in sorted({name.partition(".")[0] for name in wanted if name != "vit.fp16" or "vit.tf32" in wanted}):
-        say(f"weights of {name}, from the seed")
-        run("scripts.convert.synthesize", scratch / f"{name}.json", scratch / f"{name}.pt")
+        show_progress(f"weights of {name}, from the seed")
+        run_module("scripts.convert.synthesize", scratch / f"{name}.json", scratch / f"{name}.pt")
     for name in (name for name in wanted if name != "vit.fp16"):
-        say(f"exporting {name}")
+        show_progress(f"exporting {name}")
         model = name.partition(".")[0]
         options = ["--for", "gpu"] if name == "vit.tf32" else []
         words = ["--weights", "synthetic", *options, scratch / f"{model}.pt", scratch / f"{model}.json", files[name]]
-        run(f"convertation.{entries[model]['family']}.torch2onnx", *words)
+        run_module(f"convertation.{entries[model]['family']}.torch2onnx", *words)
     if "vit.fp16" in wanted:
-        say("rounding vit.fp16")
-        run(
+        show_progress("rounding vit.fp16")
+        run_module(
             "scripts.convert.round_fp16",
             there.get("vit.tf32", files["vit.tf32"]),
             scratch / "vit.json",
@@ -182,7 +185,7 @@ def make(models: Path, entries: dict[str, Any], onnx: Path | None, scratch: Path
     return files | there
 
 
-def run(module: str, *words: object) -> None:
+def run_module(module: str, *words: object) -> None:
     """Run a program of the project; SystemExit with its last words where it fails."""
     command = [sys.executable, "-m", module, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -191,7 +194,7 @@ def run(module: str, *words: object) -> None:
         raise SystemExit(f"{module} failed: {last}; its packages are in requirements.txt, or bring --onnx FOLDER")
 
 
-def vit(
+def bench_vit(
     device: Device,
     precision: str,
     files: dict[str, Path],
@@ -203,15 +206,15 @@ def vit(
 ) -> dict[str, Any]:
     """A row of the table: one precision of the ViT."""
     name, tf32 = PRECISIONS[precision]
-    say(f"the ViT in {precision}")
+    show_progress(f"the ViT in {precision}")
     before = device.memory()
     session = device.session(files[name], tf32, inner=("codes",))
-    found = asked(session, request, ("output", "codes"))
+    found = answer_each(session, request, ("output", "codes"))
     used = device.memory() - before
     timed = {}
     for batch in (1, entry["batch"][-1]):
         many = np.resize(request, (batch, *request.shape[1:]))
-        on_device = bind(device, session, many)
+        on_device = bind_run(device, session, many)
         timed[batch] = {
             "device_ms": median_ms(on_device, *((WARM, TIMES) if device.gpu else (0, 1))),
             "host_ms": median_ms(
@@ -221,7 +224,9 @@ def vit(
     speed = 2 * multiply_adds(entry) / timed[1]["device_ms"] / 1e9
     right, ours = reference["output"], found["output"]
     scores = {
-        head: [probabilities(opened.run(["output"], {"input": unit(side)})[0]) for side in (right, ours)]
+        head: [
+            compute_probabilities(opened.run(["output"], {"input": normalise_rows(side)})[0]) for side in (right, ours)
+        ]
         for head, opened in heads.items()
     }
     return {
@@ -234,18 +239,18 @@ def vit(
         "codes_flipped": int((found["codes"] != reference["codes"]).sum()),
         "codes": int(found["codes"].size),
         "probability": max(float(np.abs(after - before).max()) for before, after in scores.values()),
-        "decisions_changed": sum(len(changed(before, after)) for before, after in scores.values()),
+        "decisions_changed": sum(len(find_changed(before, after)) for before, after in scores.values()),
         "decisions": sum(before.size for before, _ in scores.values()),
     }
 
 
-def asked(session: Any, request: Array, names: tuple[str, ...]) -> dict[str, Array]:
+def answer_each(session: Any, request: Array, names: tuple[str, ...]) -> dict[str, Array]:
     """The answers to the samples of `request`, one by one."""
     parts = [session.run(list(names), {"input": request[row : row + 1]}) for row in range(len(request))]
     return {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def bind(device: Device, session: Any, request: Array) -> Callable[[], None]:
+def bind_run(device: Device, session: Any, request: Array) -> Callable[[], None]:
     """A run whose input lies on the device and whose output stays there."""
     binding = session.io_binding()
     place = onnxruntime.OrtValue.ortvalue_from_numpy(request, device.name, 0)
@@ -270,9 +275,9 @@ def median_ms(work: Callable[[], object], warm: int, times: int) -> float:
     return round(statistics.median(taken), 3)
 
 
-def head(device: Device, name: str, file: Path, entry: dict[str, Any], reference: Any) -> dict[str, Any]:
+def bench_head(device: Device, name: str, file: Path, entry: dict[str, Any], reference: Any) -> dict[str, Any]:
     """A head at its largest batch, in float32."""
-    session, request = device.session(file), sample(entry, SEED, entry["batch"][-1])["input"]
+    session, request = device.session(file), make_sample(entry, SEED, entry["batch"][-1])["input"]
     right, ours = (opened.run(["output"], {"input": request})[0] for opened in (reference, session))
     return {
         "model": name,
@@ -282,9 +287,9 @@ def head(device: Device, name: str, file: Path, entry: dict[str, Any], reference
     }
 
 
-def bpr(device: Device, file: Path, entry: dict[str, Any]) -> dict[str, Any]:
+def bench_bpr(device: Device, file: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """Scores of the slices of a series, in batches of the largest that the model takes."""
-    say("BPR")
+    show_progress("BPR")
     slices = SLICES if device.gpu else entry["batch"][-1]
     chance = np.random.default_rng(SEED)
     request = chance.uniform(0, 1, (slices, *entry["input"])).astype(np.float32)
@@ -305,11 +310,11 @@ def bpr(device: Device, file: Path, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, scratch: Path) -> dict[str, Any]:
+def bench_infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, scratch: Path) -> dict[str, Any]:
     """The classes of `make infer` on a repository of links: a volume in host memory to its probabilities."""
-    from scripts.infer.models import ONNX, Local, session, use_tf32
+    from scripts.infer.models import ONNX, Local, open_session, use_tf32
 
-    say("make infer's own classes")
+    show_progress("make infer's own classes")
     found = {}
     for precision, (name, _) in PRECISIONS.items():
         repository = scratch / f"repository.{precision}"
@@ -322,7 +327,7 @@ def infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, scratc
         local = Local.__new__(Local)  # without BPR's settings, which are no part of a network
         start = time.perf_counter()
         local.sessions = {
-            model: session(repository / place, use_tf32(repository / place)) for model, place in ONNX.items()
+            model: open_session(repository / place, use_tf32(repository / place)) for model, place in ONNX.items()
         }
         opened = time.perf_counter() - start
         answer = local.read(volume)
@@ -341,7 +346,7 @@ def on_cuda(local: Any) -> bool:
     return bool(local.sessions["vit"].get_providers()[0] == "CUDAExecutionProvider")
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def format_table(found: dict[str, Any]) -> list[str]:
     """What was found, as aligned lines."""
     batches = list(found["vit"][0]["batches"])
     lines = [f"{found['card']}; ONNX Runtime {found['onnxruntime']}"]
@@ -370,7 +375,7 @@ def table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def say(text: str) -> None:
+def show_progress(text: str) -> None:
     print(f"  … {text}", flush=True)
 
 
@@ -384,7 +389,7 @@ def main() -> None:
     found = bench_gpu(Device(given.device), given.models, given.onnx, SCRATCH.resolve())
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join([*table(found), f"{found['seconds']} s; {given.out}"]))
+    print("\n".join([*format_table(found), f"{found['seconds']} s; {given.out}"]))
 
 
 if __name__ == "__main__":

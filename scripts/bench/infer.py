@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 from tritonclient import grpc  # type: ignore[import-untyped]
 
-from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, environment, probe, ratio, say
+from scripts.bench.measure import (
+    BENCH,
+    REPOSITORY,
+    ROOT,
+    Row,
+    Tree,
+    clean_environment,
+    compare_medians,
+    run_probe,
+    show_progress,
+)
 from scripts.infer.handover import Messages, Shared
 from scripts.serve.triton_server import triton_server
 from scripts.serve.verdict import CHANNEL, as_input
@@ -42,26 +52,26 @@ class TritonPythonModel:
 """
 
 
-def infer(tree: Tree, rounds: int) -> list[Row]:
+def bench_infer(tree: Tree, rounds: int) -> list[Row]:
     """Stages, folder, memory; then the hand-over."""
     tree.ready("repository")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    say(f"a study of {SLICES} slices of {SIDE} x {SIDE}")
+    show_progress(f"a study of {SLICES} slices of {SIDE} x {SIDE}")
     words = str(FOLDER / "study"), str(SLICES), str(SIDE)
-    probe("module", "scripts.bench.studies", *words, cwd=ROOT, venv=".venv-inference")
+    run_probe("module", "scripts.bench.studies", *words, cwd=ROOT, venv=".venv-inference")
     try:
-        return [*folder(tree.path / REPOSITORY, rounds), *handover(rounds)]
+        return [*bench_folder(tree.path / REPOSITORY, rounds), *bench_handover(rounds)]
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
-def folder(repository: Path, rounds: int) -> list[Row]:
+def bench_folder(repository: Path, rounds: int) -> list[Row]:
     """Of one study alone the stages, and what each further one of a folder adds."""
     found: dict[int, list[dict[str, Any]]] = {1: [], 1 + MORE: []}
     for number in range(rounds):
         for count, runs in found.items():
-            say(f"{number + 1} of {rounds}: make infer, {count} studies")
-            runs.append(run(repository, count))
+            show_progress(f"{number + 1} of {rounds}: make infer, {count} studies")
+            runs.append(run_infer(repository, count))
     alone, many = found.values()
     stages = {stage: [one["rows"][0]["seconds"][stage] for one in alone] for stage in STAGES}
     each = [(more["wall"] - one["wall"]) / MORE for one, more in zip(alone, many, strict=True)]
@@ -69,13 +79,13 @@ def folder(repository: Path, rounds: int) -> list[Row]:
     most = [one["most"] / 1e9 for one in many]
     return [
         *(Row(f"{stage}, a study alone", median(taken), unit="s", samples=taken) for stage, taken in stages.items()),
-        ratio("a study of a folder, of its slowest stage alone", each, stages[slowest], 1.1, "s", slowest),
+        compare_medians("a study of a folder, of its slowest stage alone", each, stages[slowest], 1.1, "s", slowest),
         Row("studies per minute", 60 / median(each), samples=[60 / seconds for seconds in each]),
         Row("most RSS of the process that reads and computes", median(most), unit="GB", samples=most),
     ]
 
 
-def run(repository: Path, count: int) -> dict[str, Any]:
+def run_infer(repository: Path, count: int) -> dict[str, Any]:
     """Wall time in s, most RSS in bytes of any of its processes, and rows of a run on `count` copies of the study."""
     top, out = FOLDER / "in", FOLDER / "out"
     for path in (top, out):
@@ -86,7 +96,11 @@ def run(repository: Path, count: int) -> dict[str, Any]:
     command = [str(ROOT / ".venv-inference/bin/python3"), "-m", "scripts.infer", "--models", str(repository)]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [*command, str(top), str(out)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, str(top), str(out)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     assert process.stderr
     said = process.stderr.read().decode(errors="replace")
@@ -99,14 +113,14 @@ def run(repository: Path, count: int) -> dict[str, Any]:
     return {"wall": wall, "most": used.ru_maxrss * 1024, "rows": rows}
 
 
-def handover(rounds: int) -> list[Row]:
+def bench_handover(rounds: int) -> list[Row]:
     """The three ways that a volume can take to a server here, in turn."""
     version = FOLDER / "repository/vit_onnx/1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(CONFIG.format(*VOLUME))
     (version / "model.py").write_text(MODEL)
     volume = np.random.default_rng(0).random((1, 1, *VOLUME), np.float32)
-    say("handing a volume to a Triton")
+    show_progress("handing a volume to a Triton")
     with triton_server(FOLDER / "repository", FOLDER / "triton.log", venv=ROOT / ".venv-triton") as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         messages, shared = Messages(server.grpc), Shared(server.grpc, client, server.key)
@@ -132,6 +146,10 @@ def handover(rounds: int) -> list[Row]:
         client.close()
     taken = {name: seconds[1:] for name, seconds in times.items()}  # the first one sets things up
     return [
-        ratio("a volume to a Triton here, shared memory", taken["shared"], taken["plain"], 0.35, "s", "plain gRPC"),
-        ratio("the same in one message, large frames", taken["messages"], taken["plain"], None, "s", "plain gRPC"),
+        compare_medians(
+            "a volume to a Triton here, shared memory", taken["shared"], taken["plain"], 0.35, "s", "plain gRPC"
+        ),
+        compare_medians(
+            "the same in one message, large frames", taken["messages"], taken["plain"], None, "s", "plain gRPC"
+        ),
     ]

@@ -59,7 +59,7 @@ class Row:
         return "pass" if (self.value <= self.goal if self.relation == "≤" else self.value >= self.goal) else "MISS"
 
 
-def ratio(
+def compare_medians(
     what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None, unit: str, other: str = "straight"
 ) -> Row:
     """A row that compares the medians of two measurements, in `unit`, of one run: of what is built and of the other."""
@@ -68,12 +68,12 @@ def ratio(
     return Row(what, a / b, "≤", goal, "x", note, [x / b for x in ours])
 
 
-def say(text: str) -> None:
+def show_progress(text: str) -> None:
     """Show how far the benchmark is."""
     print(f"  … {text}", flush=True)
 
 
-def environment(**more: str) -> dict[str, str]:
+def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what a make above it, or the user, has set for another build."""
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS")) and key not in KNOBS
@@ -81,14 +81,14 @@ def environment(**more: str) -> dict[str, str]:
     return kept | more
 
 
-def probe(*words: str | Path, cwd: Path, venv: str = ".venv", **more: str) -> dict[str, Any]:
+def run_probe(*words: str | Path, cwd: Path, venv: str = ".venv", **more: str) -> dict[str, Any]:
     """Run scripts/bench/probe.py in a process of its own; return what it measured."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
         path = os.pathsep.join(filter(None, [more.pop("PYTHONPATH", ""), str(ROOT)]))
         run = subprocess.run(
             [ROOT / venv / "bin/python", "-m", "scripts.bench.probe", out, *words], cwd=cwd, text=True,
-            env=environment(PYTHONPATH=path, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=clean_environment(PYTHONPATH=path, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         if run.returncode:
             raise SystemExit(f"bench: {' '.join(map(str, words[:2]))} failed\n{run.stdout[-3000:]}")
@@ -119,14 +119,14 @@ class Tree:
             shutil.copy(ROOT / made, self.path / made)
             words = (ROOT / made).read_text().partition(" : ")[2].split()
             inputs = (word.rpartition("=") for word in words)
-            if any(digest(self.path / name) != was for name, _, was in inputs):  # the copy only borrows it
+            if any(hash_file(self.path / name) != was for name, _, was in inputs):  # the copy only borrows it
                 raise SystemExit(f"{venv} is not what its requirements say; run make {venv}/installed")
 
     def make(self, *words: str, loud: bool = False) -> tuple[float, str]:
         """Run make, which must succeed; return its wall time and what it said."""
         start, said = time.perf_counter(), []
         run = subprocess.Popen(
-            ["make", "WEIGHTS=synthetic", *words], cwd=self.path, env=environment(), text=True,
+            ["make", "WEIGHTS=synthetic", *words], cwd=self.path, env=clean_environment(), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert run.stdout
@@ -143,7 +143,7 @@ class Tree:
         published = any(self.path.glob(f"{REPOSITORY}/*/config.pbtxt"))
         goal = "repository" if published else goal
         if goal not in self.current:
-            say(f"{self.path.relative_to(ROOT)}: make {goal}")
+            show_progress(f"{self.path.relative_to(ROOT)}: make {goal}")
             self.sync()
             self.make(goal, loud=True)
             self.current.add(goal)
@@ -177,7 +177,7 @@ def copy_sources(path: Path) -> None:
             shutil.copy(ROOT / name, path / name)
 
 
-def digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     hashed = hashlib.sha256()
     with path.open("rb") as file:
@@ -187,18 +187,18 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
-def others() -> Iterator[list[float]]:
+def watch_others() -> Iterator[list[float]]:
     """Fill the list with the cores' mean number that other programs kept busy meanwhile (and the kernel's own work)."""
     found: list[float] = []
-    before, start = _busy(), time.monotonic()
+    before, start = _busy_seconds(), time.monotonic()
     try:
         yield found
     finally:
-        all_busy, ours = (after - was for after, was in zip(_busy(), before, strict=True))
+        all_busy, ours = (after - was for after, was in zip(_busy_seconds(), before, strict=True))
         found.append(max(0.0, (all_busy - ours) / (time.monotonic() - start)))
 
 
-def _busy() -> tuple[float, float]:
+def _busy_seconds() -> tuple[float, float]:
     """CPU seconds so far of the machine, and of this process and its children."""
     fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, probe, ratio, say
+from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, compare_medians, run_probe, show_progress
 
 RELEASE = "1.18.1"  # the last patch of the usual release's ONNX Runtime, which the index has
 SERIES = 400, 512  # slices, pixels
@@ -20,108 +20,123 @@ print(multiply_adds(json.load(open(sys.argv[1]))))"""
 Found = list[dict[str, Any]]
 
 
-def vit(tree: Tree, rounds: int) -> list[Row]:
+def bench_vit(tree: Tree, rounds: int) -> list[Row]:
     """Load, memory and run of the ViT."""
     ours, entry = tree.onnx("vit"), tree.entry("vit")
-    theirs = straight(tree, "vit")
+    theirs = export_straight(tree, "vit")
     for path in (ours, theirs):
         subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # both come from the page cache
-    flops = matmul(tree)
+    flops = measure_matmul(tree)
     a, b = in_turn(tree, ours, theirs, rounds, runs=3)
-    flops = max(flops, matmul(tree))
-    work, run = 2 * multiply_adds(json.loads(entry.read_text())), median(runs(a))
+    flops = max(flops, measure_matmul(tree))
+    work, run = 2 * multiply_adds(json.loads(entry.read_text())), median(list_times(a))
     difference = max(abs(x - y) for x, y in zip(a[0]["output"], b[0]["output"], strict=True))
     speed = f"{work / run / 1e9:.0f} of {flops / 1e9:.0f} GFLOP/s"
     rows = [
-        ratio(f"session load, ONNX Runtime {a[0]['version']}", each(a, "load"), each(b, "load"), 1 / 6, "s"),
-        ratio("most RSS while loading", giga(a, "loaded_peak"), giga(b, "loaded_peak"), 0.3, "GB"),
-        ratio("RSS once loaded", giga(a, "loaded"), giga(b, "loaded"), None, "GB"),
-        ratio("most RSS, load + one run", giga(a, "first_peak"), giga(b, "first_peak"), 0.33, "GB"),
-        ratio("run, batch 1", runs(a), runs(b), 1.05, "s"),
+        compare_medians(
+            f"session load, ONNX Runtime {a[0]['version']}", list_values(a, "load"), list_values(b, "load"), 1 / 6, "s"
+        ),
+        compare_medians(
+            "most RSS while loading", list_gigabytes(a, "loaded_peak"), list_gigabytes(b, "loaded_peak"), 0.3, "GB"
+        ),
+        compare_medians("RSS once loaded", list_gigabytes(a, "loaded"), list_gigabytes(b, "loaded"), None, "GB"),
+        compare_medians(
+            "most RSS, load + one run", list_gigabytes(a, "first_peak"), list_gigabytes(b, "first_peak"), 0.33, "GB"
+        ),
+        compare_medians("run, batch 1", list_times(a), list_times(b), 1.05, "s"),
         Row("share of the machine's matmul peak", work / run / flops, note=speed),
         Row("difference of the outputs", difference / max(map(abs, b[0]["output"])), note="of the largest value"),
     ]
     try:
-        release = {"PYTHONPATH": str(install(RELEASE))}
+        release = {"PYTHONPATH": str(install_onnxruntime(RELEASE))}
     except SystemExit as reason:
         return [Row(f"session load, ONNX Runtime {RELEASE}", None, "≤", 1 / 12, "x", str(reason)), *rows]
     a, b = in_turn(tree, ours, theirs, rounds, runs=0, **release)
     if a[0]["version"] != RELEASE:
         raise SystemExit(f"bench: ONNX Runtime {RELEASE} was asked for, {a[0]['version']} loaded")
-    return [ratio(f"session load, ONNX Runtime {RELEASE}", each(a, "load"), each(b, "load"), 1 / 12, "s"), *rows]
+    return [
+        compare_medians(
+            f"session load, ONNX Runtime {RELEASE}", list_values(a, "load"), list_values(b, "load"), 1 / 12, "s"
+        ),
+        *rows,
+    ]
 
 
-def export(tree: Tree, rounds: int) -> list[Row]:
+def bench_export(tree: Tree, rounds: int) -> list[Row]:
     """The export step against the straight one."""
     tree.onnx("vit")
     checkpoint, entry, out = tree.checkpoint("vit"), tree.entry("vit"), BENCH / "exported.onnx"
     ours: Found = []
     theirs: Found = []
     for number in range(rounds):
-        say(f"exporting the ViT, {number + 1} of {rounds}")
+        show_progress(f"exporting the ViT, {number + 1} of {rounds}")
         words = "--opset", "20", "--weights", "synthetic", checkpoint, entry, out
-        ours.append(probe("module", "convertation.vit.torch2onnx", *words, cwd=tree.path))
-        theirs.append(probe("module", "convertation.straight_export", checkpoint, entry, out, cwd=tree.path))
+        ours.append(run_probe("module", "convertation.vit.torch2onnx", *words, cwd=tree.path))
+        theirs.append(run_probe("module", "convertation.straight_export", checkpoint, entry, out, cwd=tree.path))
         out.unlink()
     size = checkpoint.stat().st_size
-    most, of_straight = ([peak / size for peak in each(found, "peak")] for found in (ours, theirs))
+    most, of_straight = ([peak / size for peak in list_values(found, "peak")] for found in (ours, theirs))
     note = f"{median(most) * size / 1e9:.2f} GB; straight {median(of_straight):.2f}"
     return [
-        ratio("export, time", each(ours, "seconds"), each(theirs, "seconds"), 0.6, "s"),
+        compare_medians("export, time", list_values(ours, "seconds"), list_values(theirs, "seconds"), 0.6, "s"),
         Row("export, most RSS", median(most), "≤", 2.5, "checkpoints", note, most),
     ]
 
 
-def heads(tree: Tree, rounds: int) -> list[Row]:
+def bench_heads(tree: Tree, rounds: int) -> list[Row]:
     """A run of each head at its largest batch."""
     rows = []
     for name in ("binary", "multilabel"):
-        ours, theirs, entry = tree.onnx(name), straight(tree, name), tree.entry(name)
+        ours, theirs, entry = tree.onnx(name), export_straight(tree, name), tree.entry(name)
         batch = str(json.loads(entry.read_text())["batch"][-1])
-        say(f"{name}, batch {batch}")
-        found = [probe("pair", ours, theirs, entry, batch, cwd=tree.path)["runs"] for _ in range(rounds)]
+        show_progress(f"{name}, batch {batch}")
+        found = [run_probe("pair", ours, theirs, entry, batch, cwd=tree.path)["runs"] for _ in range(rounds)]
         a, b = ([1e6 * pair[side] for pair in found] for side in (0, 1))
-        rows.append(ratio(f"{name}, batch {batch}", a, b, 1.05, "µs"))
+        rows.append(compare_medians(f"{name}, batch {batch}", a, b, 1.05, "µs"))
     return rows
 
 
-def fp16(tree: Tree, rounds: int) -> list[Row]:
+def bench_fp16(tree: Tree, rounds: int) -> list[Row]:
     """The ViT rounded to fp16: its size, whether the release reads it, and a GPU's runs of it where there is one."""
     exact, entry, rounded = tree.onnx("vit"), tree.entry("vit"), BENCH / "vit.fp16.onnx"
-    say("exporting the ViT for a GPU, and rounding it to fp16")
+    show_progress("exporting the ViT for a GPU, and rounding it to fp16")
     tree.make("build/onnx/vit.tf32.onnx")
-    probe("module", "scripts.convert.round_fp16", tree.path / "build/onnx/vit.tf32.onnx", entry, rounded, cwd=tree.path)
+    run_probe(
+        "module", "scripts.convert.round_fp16", tree.path / "build/onnx/vit.tf32.onnx", entry, rounded, cwd=tree.path
+    )
     sizes = [path.stat().st_size / 1e9 for path in (rounded, exact)]
     rows = [
         Row("fp16 file, of fp32", sizes[0] / sizes[1], "≤", 0.53, "x", f"{sizes[0]:.3f} GB, fp32 {sizes[1]:.3f} GB")
     ]
     what = f"fp16, session load, ONNX Runtime {RELEASE}"
     try:
-        release = {"PYTHONPATH": str(install(RELEASE))}
-        rows.append(Row(what, probe("session", rounded, entry, "0", cwd=tree.path, **release)["load"], unit="s"))
+        release = {"PYTHONPATH": str(install_onnxruntime(RELEASE))}
+        rows.append(Row(what, run_probe("session", rounded, entry, "0", cwd=tree.path, **release)["load"], unit="s"))
     except SystemExit as reason:
         rows.append(Row(what, None, note=str(reason)))
     wanted = ("fp16, run on a GPU, of fp32", 0.3), ("fp16, peak GPU memory, of fp32", 0.6)
     if not shutil.which("nvidia-smi"):
         return [*rows, *(Row(what, None, "≤", goal, "x", "no GPU") for what, goal in wanted)]
     ours, theirs = (
-        [probe("gpu", path, entry, "20", cwd=tree.path) for _ in range(rounds)] for path in (rounded, exact)
+        [run_probe("gpu", path, entry, "20", cwd=tree.path) for _ in range(rounds)] for path in (rounded, exact)
     )
     return [
         *rows,
-        ratio(wanted[0][0], each(ours, "run"), each(theirs, "run"), wanted[0][1], "s", "fp32"),
-        ratio(wanted[1][0], giga(ours, "most"), giga(theirs, "most"), wanted[1][1], "GB", "fp32"),
+        compare_medians(wanted[0][0], list_values(ours, "run"), list_values(theirs, "run"), wanted[0][1], "s", "fp32"),
+        compare_medians(
+            wanted[1][0], list_gigabytes(ours, "most"), list_gigabytes(theirs, "most"), wanted[1][1], "GB", "fp32"
+        ),
     ]
 
 
-def bpr(tree: Tree, rounds: int) -> list[Row]:
+def bench_bpr(tree: Tree, rounds: int) -> list[Row]:
     """One series through bpr_model, with the packages that Triton runs it with."""
     tree.ready("repository")
     depth, side = SERIES
-    flops = matmul(tree)
-    say(f"bpr_model, {side} x {side} x {depth}")
+    flops = measure_matmul(tree)
+    show_progress(f"bpr_model, {side} x {side} x {depth}")
     version = tree.path / REPOSITORY / "bpr_model/1"
-    found = probe("bpr", version, str(depth), str(side), cwd=tree.path, venv=".venv-triton")
+    found = run_probe("bpr", version, str(depth), str(side), cwd=tree.path, venv=".venv-triton")
     command = [str(ROOT / ".venv/bin/python"), "-c", MULTIPLY_ADDS, str(tree.entry("bpr"))]
     said = subprocess.run(command, cwd=tree.path, stdout=subprocess.PIPE, check=True).stdout
     work, flops = 2 * int(said) * depth, max(flops, found["flops"])
@@ -137,14 +152,16 @@ def in_turn(tree: Tree, ours: Path, theirs: Path, rounds: int, runs: int, **more
     found: tuple[Found, Found] = ([], [])
     for number in range(rounds):
         for kind, path, into in zip(("ours", "straight"), (ours, theirs), found, strict=True):
-            last = probe("session", path, tree.entry("vit"), str(runs), cwd=tree.path, **more)
+            last = run_probe("session", path, tree.entry("vit"), str(runs), cwd=tree.path, **more)
             into.append(last)
             times = "".join(f", {seconds:.2f} s" for seconds in last["runs"])
-            say(f"{number + 1} of {rounds}: {kind}, ONNX Runtime {last['version']}: load {last['load']:.2f} s{times}")
+            show_progress(
+                f"{number + 1} of {rounds}: {kind}, ONNX Runtime {last['version']}: load {last['load']:.2f} s{times}"
+            )
     return found
 
 
-def straight(tree: Tree, model: str) -> Path:
+def export_straight(tree: Tree, model: str) -> Path:
     """The straight export of a model's checkpoint; made once, unless its sources change."""
     out = BENCH / f"straight/{model}.onnx"
     tree.onnx(model)
@@ -156,18 +173,20 @@ def straight(tree: Tree, model: str) -> Path:
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     note = out.with_suffix(".key")
     if not out.exists() or not note.exists() or note.read_text() != key:
-        say(f"the straight export of {model}")
+        show_progress(f"the straight export of {model}")
         out.parent.mkdir(parents=True, exist_ok=True)
-        probe("module", "convertation.straight_export", tree.checkpoint(model), tree.entry(model), out, cwd=tree.path)
+        run_probe(
+            "module", "convertation.straight_export", tree.checkpoint(model), tree.entry(model), out, cwd=tree.path
+        )
         note.write_text(key)
     return out
 
 
-def install(version: str) -> Path:
+def install_onnxruntime(version: str) -> Path:
     """A folder with this ONNX Runtime; SystemExit with pip's last line if there is none to be had."""
     folder = BENCH / f"onnxruntime-{version}"
     if not (folder / "onnxruntime").exists():
-        say(f"installing ONNX Runtime {version}")
+        show_progress(f"installing ONNX Runtime {version}")
         command = [str(ROOT / ".venv/bin/python"), "-m", "pip", "install", "--quiet", "--no-deps"]
         command += ["--target", str(folder), f"onnxruntime=={version}"]
         run = subprocess.run(command, text=True, stderr=subprocess.PIPE)
@@ -176,20 +195,20 @@ def install(version: str) -> Path:
     return folder
 
 
-def matmul(tree: Tree) -> float:
+def measure_matmul(tree: Tree) -> float:
     """The machine's best at float32, in operations per second."""
-    return float(probe("matmul", "4096", cwd=tree.path)["flops"])
+    return float(run_probe("matmul", "4096", cwd=tree.path)["flops"])
 
 
-def each(found: Found, name: str) -> list[float]:
+def list_values(found: Found, name: str) -> list[float]:
     return [one[name] for one in found]
 
 
-def giga(found: Found, name: str) -> list[float]:
+def list_gigabytes(found: Found, name: str) -> list[float]:
     return [one[name] / 1e9 for one in found]
 
 
-def runs(found: Found) -> list[float]:
+def list_times(found: Found) -> list[float]:
     """The times of all runs but each session's first, which lays out its memory."""
     return [seconds for one in found for seconds in one["runs"][1:]]
 

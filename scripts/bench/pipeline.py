@@ -12,7 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.bench.measure import BENCH, ENVIRONMENTS, REPOSITORY, ROOT, Row, Tree, copy_sources, digest, say
+from scripts.bench.measure import (
+    BENCH,
+    ENVIRONMENTS,
+    REPOSITORY,
+    ROOT,
+    Row,
+    Tree,
+    copy_sources,
+    hash_file,
+    show_progress,
+)
 
 HEAD = "binary"
 CHANGE = """import sys, torch
@@ -22,10 +32,10 @@ torch.save(state, sys.argv[1])"""
 SMALL = 65536  # bytes; smaller files (configs, scripts) may lie in two places
 
 
-def cold(tree: Tree, rounds: int) -> list[Row]:
+def bench_cold(tree: Tree, rounds: int) -> list[Row]:
     """`make repository WEIGHTS=synthetic` in a new copy of the project."""
     shutil.rmtree(tree.path, ignore_errors=True)
-    say(f"make repository WEIGHTS=synthetic in a new {tree.path.relative_to(ROOT)}")
+    show_progress(f"make repository WEIGHTS=synthetic in a new {tree.path.relative_to(ROOT)}")
     tree.sync()
     before = sum(os.times()[2:4])
     seconds, _ = tree.make("repository", loud=True)
@@ -42,14 +52,21 @@ def cold(tree: Tree, rounds: int) -> list[Row]:
     ]
 
 
-def noop(tree: Tree, rounds: int) -> list[Row]:
+def bench_noop(tree: Tree, rounds: int) -> list[Row]:
     """What make does when little or nothing has changed."""
     tree.ready("repository")
-    return [nothing(tree), bare(tree), *touched(tree, rounds), *clone(tree), disk(tree), *one_head(tree)]
+    return [
+        bench_nothing(tree),
+        bench_bare(tree),
+        *bench_touched(tree, rounds),
+        *bench_clone(tree),
+        bench_disk(tree),
+        *one_head(tree),
+    ]
 
 
-def nothing(tree: Tree) -> Row:
-    times = [idle(tree) for _ in range(11)]
+def bench_nothing(tree: Tree) -> Row:
+    times = [measure_idle(tree) for _ in range(11)]
     return Row(
         "nothing to do",
         1000 * statistics.median(times),
@@ -61,39 +78,39 @@ def nothing(tree: Tree) -> Row:
     )
 
 
-def bare(tree: Tree) -> Row:
+def bench_bare(tree: Tree) -> Row:
     for venv in ENVIRONMENTS:
         (tree.path / venv).unlink()
     try:
-        times = [idle(tree) for _ in range(5)]
+        times = [measure_idle(tree) for _ in range(5)]
     finally:
         for venv in ENVIRONMENTS:
             (tree.path / venv).symlink_to(ROOT / venv)
     return Row("nothing to do, no environment", statistics.median(times), "≤", 0.3, "s", "of 5", times)
 
 
-def touched(tree: Tree, rounds: int) -> Iterator[Row]:
+def bench_touched(tree: Tree, rounds: int) -> Iterator[Row]:
     times, steps = [], 0
     for _ in range(rounds):
-        say("touching every file")
+        show_progress("touching every file")
         for folder, _, names in os.walk(tree.path):
             for name in names:
                 os.utime(f"{folder}/{name}", follow_symlinks=False)
         seconds, said = tree.make("repository")
         times.append(seconds)
-        steps = max(steps, len(announced(said)))
-    size = sum(path.stat().st_size for path in files(tree.path))
+        steps = max(steps, len(list_announced(said)))
+    size = sum(path.stat().st_size for path in list_files(tree.path))
     yield Row(
         "all touched", statistics.median(times), "≤", 2.5, "s", f"{size / 1e9:.1f} GB, each byte read once", times
     )
     yield Row("all touched: steps run", steps, "≤", 0)
 
 
-def clone(tree: Tree) -> Iterator[Row]:
+def bench_clone(tree: Tree) -> Iterator[Row]:
     """Sources of a new clone, and the cached records and repository, as CI restores them."""
     archive, fresh = BENCH / "cache.tar", BENCH / "clone"
     shutil.rmtree(fresh, ignore_errors=True)
-    say("restoring records and repository into a new copy")
+    show_progress("restoring records and repository into a new copy")
     try:
         subprocess.run(["tar", "cf", archive, ".make", REPOSITORY], cwd=tree.path, check=True)
         start = time.perf_counter()
@@ -107,17 +124,17 @@ def clone(tree: Tree) -> Iterator[Row]:
         shutil.rmtree(fresh, ignore_errors=True)
     note = f"copying and tar {restored:.2f} s, make {made:.2f} s"
     yield Row("clone + restored cache", restored + made, "≤", 2.5, "s", note)
-    yield Row("clone + restored cache: steps run", len(announced(said)), "≤", 0)
+    yield Row("clone + restored cache: steps run", len(list_announced(said)), "≤", 0)
 
 
-def disk(tree: Tree) -> Row:
+def bench_disk(tree: Tree) -> Row:
     """Bytes on disk against those of distinct contents: 1 if each artifact is there once."""
     copies: dict[str, list[Path]] = defaultdict(list)
     inodes: set[int] = set()
-    for path in files(tree.path):
+    for path in list_files(tree.path):
         if path.stat().st_size > SMALL and path.stat().st_ino not in inodes:
             inodes.add(path.stat().st_ino)
-            copies[digest(path)].append(path)
+            copies[hash_file(path)].append(path)
     held = sum(path.stat().st_size for paths in copies.values() for path in paths)
     distinct = sum(paths[0].stat().st_size for paths in copies.values())
     twice = [str(path.relative_to(tree.path)) for paths in copies.values() for path in paths[1:]]
@@ -135,13 +152,13 @@ def one_head(tree: Tree) -> Iterator[Row]:
     """One weight of one head differs, as if the step before had made another: its export, check and the verdict run."""
     checkpoint = tree.checkpoint(HEAD)
     record = tree.path / f".make/made/{str(checkpoint.relative_to(tree.path)).replace('/', '%')}"
-    before = digest(checkpoint)
+    before = hash_file(checkpoint)
     subprocess.run([ROOT / ".venv/bin/python", "-c", CHANGE, checkpoint], check=True)
-    record.write_text(record.read_text().replace(before, digest(checkpoint), 1))
-    say("one weight of one head changed")
+    record.write_text(record.read_text().replace(before, hash_file(checkpoint), 1))
+    show_progress("one weight of one head changed")
     seconds, said = tree.make("repository", loud=True)
     expected = {f"build/onnx/{HEAD}.onnx", f"build/checks/{HEAD}.json", "build/checks/verdict.json"}
-    steps = announced(said)
+    steps = list_announced(said)
     wrong = sorted(steps ^ expected)
     yield Row(
         "one head changed: steps too many or missing",
@@ -153,19 +170,19 @@ def one_head(tree: Tree) -> Iterator[Row]:
     yield Row("one head changed", seconds, unit="s", note="most of it Triton's verdict on the whole set")
 
 
-def idle(tree: Tree) -> float:
+def measure_idle(tree: Tree) -> float:
     seconds, said = tree.make("repository")
-    if announced(said):
+    if list_announced(said):
         raise SystemExit(f"bench: make had something to do the second time\n{said}")
     return seconds
 
 
-def announced(said: str) -> set[str]:
+def list_announced(said: str) -> set[str]:
     """The artifacts that make announced: lines such as `build/onnx/vit.onnx: models.yaml changed`."""
     return set(re.findall(r"^((?:build|training|\.venv)[^ :]*): (?!waiting)", said, re.MULTILINE))
 
 
-def files(top: Path) -> Iterator[Path]:
+def list_files(top: Path) -> Iterator[Path]:
     """Every file below `top`, without following links (the environments are two)."""
     for folder, _, names in os.walk(top):
         for name in names:

@@ -37,7 +37,7 @@ def module(name: str, *arguments: str) -> dict[str, Any]:
 def session(path: str, entry: str, runs: str) -> dict[str, Any]:
     import onnxruntime  # type: ignore[import-untyped]
 
-    from scripts.convert.sample import sample
+    from scripts.convert.sample import make_sample
 
     before, start = memory("VmRSS"), time.perf_counter()
     model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -45,7 +45,7 @@ def session(path: str, entry: str, runs: str) -> dict[str, Any]:
     measured = {"version": onnxruntime.__version__, "load": load, "before": before}
     measured |= {"loaded": memory("VmRSS"), "loaded_peak": memory("VmHWM"), "runs": []}
     if int(runs):
-        request = sample(json.loads(Path(entry).read_text()), 0, 1)
+        request = make_sample(json.loads(Path(entry).read_text()), 0, 1)
     for run in range(int(runs)):
         start = time.perf_counter()
         output = model.run(["output"], request)[0]
@@ -59,7 +59,7 @@ def gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
-    from scripts.convert.sample import sample
+    from scripts.convert.sample import make_sample
 
     def used() -> int:
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
@@ -70,7 +70,7 @@ def gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
     model = onnxruntime.InferenceSession(path, providers=[("CUDAExecutionProvider", options)])
     if model.get_providers()[0] != "CUDAExecutionProvider":
         raise SystemExit(f"ONNX Runtime {onnxruntime.__version__} could not load its CUDA provider")
-    request, times = sample(json.loads(Path(entry).read_text()), 0, 1), []
+    request, times = make_sample(json.loads(Path(entry).read_text()), 0, 1), []
     for _ in range(int(runs)):
         start = time.perf_counter()
         model.run(["output"], request)
@@ -82,9 +82,9 @@ def pair(first: str, second: str, entry: str, batch: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
-    from scripts.convert.sample import sample
+    from scripts.convert.sample import make_sample
 
-    request = sample(json.loads(Path(entry).read_text()), 0, int(batch))
+    request = make_sample(json.loads(Path(entry).read_text()), 0, int(batch))
     models = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (first, second)]
     a, b = (model.run(["output"], request)[0] for model in models)
     times: list[list[float]] = [[], []]

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
-def write(folder: Path, slices: int, side: int) -> None:
+def write_study(folder: Path, slices: int, side: int) -> None:
     """One file for each slice, 16 bits, rescaled by -1024."""
     folder.mkdir(parents=True)
     chance = np.random.default_rng(0)
@@ -37,4 +37,4 @@ def write(folder: Path, slices: int, side: int) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    write_study(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -12,7 +12,7 @@ CAUSE = (
 )
 
 
-def alike(reference: NDArray[Any], answer: NDArray[Any]) -> list[tuple[int, int]]:
+def find_alike_rows(reference: NDArray[Any], answer: NDArray[Any]) -> list[tuple[int, int]]:
     """(n, output) twice -> the pairs of rows less than half as far apart in `answer` as in `reference`; NaN is no
     distance.
     """

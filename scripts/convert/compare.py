@@ -24,7 +24,7 @@ from onnx import GraphProto, ModelProto, ValueInfoProto
 from scripts.convert import onnx_session
 from scripts.convert.answer import Answer
 from scripts.convert.judge import Judge
-from scripts.convert.sample import requests, sample
+from scripts.convert.sample import make_sample, plan_requests
 
 Array = NDArray[Any]
 
@@ -35,7 +35,7 @@ SAMPLES = 2  # that deployed runtimes are asked: enough to see whether their ans
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def compare(
+def compare_with_pytorch(
     checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path, deployed: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
@@ -53,7 +53,7 @@ def compare(
     inner = INNER.get(entry["family"], ())
     answers = [
         Answer(f"at batch {batch}", values)
-        for batch, values in zip(batches, ask(judge, request, batches, inner), strict=True)
+        for batch, values in zip(batches, ask_onnxruntime(judge, request, batches, inner), strict=True)
     ]
     answers += [ask_deployed(judge, request[:SAMPLES], python, inner) for python in deployed]
     network = importlib.import_module(NETWORKS[entry["family"]]).load(checkpoint, entry)
@@ -63,7 +63,7 @@ def compare(
         if entry["family"] == "vit":
             from scripts.convert import compare_vit
 
-            references, expected, flips, report = compare_vit.check(network, request, answers, judge)
+            references, expected, flips, report = compare_vit.check_inside(network, request, answers, judge)
         else:
             references = np.concatenate([network(torch.from_numpy(one[None])).numpy() for one in request])
             expected = [references[: len(answer.values["output"])] for answer in answers]
@@ -95,7 +95,7 @@ def compare(
             **({"allowed_gpu": tolerance["gpu"] * scale} if "gpu" in tolerance else {}),
             "flips": [[tie.astype(np.float32).tolist() for tie in ties] for ties in flips[first : first + batch]],
         }
-        for first, batch in requests(batches, request[0].nbytes)
+        for first, batch in plan_requests(batches, request[0].nbytes)
     ]
     result = {
         "model": entry["name"],
@@ -113,7 +113,7 @@ def compare(
     if entry["family"] == "bpr":
         from scripts.convert import compare_bpr
 
-        series = compare_bpr.check(checkpoint, entry, onnx)
+        series = compare_bpr.check_scores(checkpoint, entry, onnx)
         judge.within("score of the series", series["difference"], series["scale"])
         result |= series | {"difference": max(result["difference"], series["difference"])}
     return result
@@ -122,16 +122,16 @@ def compare(
 def network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
     """`batch` seeded samples as the network takes them; of BPR's series slices from bottom to top."""
     if entry["family"] != "bpr":
-        return sample(entry, SEED, batch)["input"]
+        return make_sample(entry, SEED, batch)["input"]
     from convertation.bpr.bpreg import preprocess
 
-    request = sample(entry, SEED, 1)
+    request = make_sample(entry, SEED, 1)
     slices = preprocess(request["input"][0], request["metadata"][0], side=entry["input"][-1])
     spread: NDArray[np.float32] = slices[np.linspace(0, len(slices) - 1, batch).astype(int)]
     return spread
 
 
-def ask(
+def ask_onnxruntime(
     judge: Judge, request: NDArray[np.float32], batches: list[int], inner: tuple[str, ...]
 ) -> list[dict[str, Array]]:
     """ONNX Runtime's answer to the first samples of `request`, per batch: `output` and the values named in `inner`."""
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--deployed", action="append", default=[], type=Path, metavar="PYTHON")
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
-    result = compare(given.checkpoint, entry, tolerance, given.onnx, given.deployed)
+    result = compare_with_pytorch(given.checkpoint, entry, tolerance, given.onnx, given.deployed)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     difference, allowed = result["difference"], result["tolerance"]
     print(f"{entry['name']}: differs from PyTorch by {difference:.1e} of its scale, allowed {allowed:g}")

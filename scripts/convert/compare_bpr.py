@@ -8,14 +8,14 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 
 from convertation.bpr.bpreg import Settings, preprocess, tag
-from convertation.bpr.vgg import load
-from scripts.convert.sample import sample
+from convertation.bpr.vgg import load_network
+from scripts.convert.sample import make_sample
 
 SEED = 0
 SAMPLES = 2
 
 
-def check(checkpoint: Path, entry: dict[str, Any], onnx: Path) -> dict[str, Any]:
+def check_scores(checkpoint: Path, entry: dict[str, Any], onnx: Path) -> dict[str, Any]:
     """Compare the scores of every slice of the sample series, and give the tags that a server must answer: of a body
     from bottom to top, and of one and the same height in every slice, which is no series of any part.
 
@@ -28,11 +28,11 @@ def check(checkpoint: Path, entry: dict[str, Any], onnx: Path) -> dict[str, Any]
         settings = Settings.read(path)
     except ValueError as error:
         raise SystemExit(f"{error}\nput the network's own beside {checkpoint}") from None
-    network = load(checkpoint, entry)
+    network = load_network(checkpoint, entry)
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
     difference, scale, served = 0.0, 0.0, []
     for first in range(SAMPLES):
-        request = sample(entry, SEED, 1, first)
+        request = make_sample(entry, SEED, 1, first)
         spacing = request["metadata"][0]
         slices = preprocess(request["input"][0], spacing, side=entry["input"][-1])
         batches = np.array_split(slices, range(entry["batch"][1], len(slices), entry["batch"][1]))

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.convert.compare import INNER, SAMPLES, SEED, ask, ask_deployed, open_session
-from scripts.convert.emulate_fp16 import emulating
+from scripts.convert.compare import INNER, SAMPLES, SEED, ask_deployed, ask_onnxruntime, open_session
+from scripts.convert.emulate_fp16 import emulated_file
 from scripts.convert.judge import Judge
-from scripts.convert.probabilities import changed, probabilities, unit
-from scripts.convert.sample import sample
+from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
+from scripts.convert.sample import make_sample
 
 Array = NDArray[Any]
 Values = dict[str, Array]
@@ -43,24 +43,24 @@ def compare_fp16(
     SystemExit if one is missed, if an answer is NaN or infinite, inside the graph too, or does not depend on the input.
     """
     inner = INNER.get(entry["family"], ())
-    request = sample(entry, SEED, SAMPLES)["input"]
+    request = make_sample(entry, SEED, SAMPLES)["input"]
     exact = one_by_one(Judge(onnx, entry["family"], tolerance["output"]), request, inner)
     judge = Judge(rounded, entry["family"], tolerance["output"], f"{onnx}'s")
-    with emulating(rounded) as file:
+    with emulated_file(rounded) as file:
         emulated = one_by_one(judge._replace(onnx=file), request, inner)
     answers = {"as a GPU rounds it": emulated, "on a CPU": one_by_one(judge, request, inner)}
     for python in deployed:
         answer = ask_deployed(judge, request, python, inner)
         answers[answer.name] = answer.values
-    differences = {name: judged(judge, name, exact, values) for name, values in answers.items()}
+    differences = {name: judge_output(judge, name, exact, values) for name, values in answers.items()}
 
-    alike = float(cosines(emulated["output"], exact["output"]).min())
+    alike = float(compute_cosines(emulated["output"], exact["output"]).min())
     if not alike >= tolerance["cosine"]:
         judge.fail(
             f"cosine of an embedding, as a GPU rounds it, is {alike:.6f}; expected at least {tolerance['cosine']:g}",
             "rounding turns too many codes",
         )
-    decided = {name: decisions(head, exact["output"], emulated["output"]) for name, head in heads.items()}
+    decided = {name: compare_decisions(head, exact["output"], emulated["output"]) for name, head in heads.items()}
     for head, found in decided.items():
         if not found["difference"] <= tolerance["probability"]:
             judge.fail(
@@ -109,11 +109,11 @@ def compare_fp16(
 
 def one_by_one(judge: Judge, request: Array, inner: tuple[str, ...]) -> Values:
     """Our ONNX Runtime's answers, a sample at a time: a batch would take as many times the memory."""
-    parts = [ask(judge, request[row : row + 1], [1], inner)[0] for row in range(len(request))]
+    parts = [ask_onnxruntime(judge, request[row : row + 1], [1], inner)[0] for row in range(len(request))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def judged(judge: Judge, name: str, exact: Values, found: Values) -> float:
+def judge_output(judge: Judge, name: str, exact: Values, found: Values) -> float:
     """The largest difference of the output relative to its scale, if it is within the tolerance and all is finite."""
     for value in exact:
         judge.sane(f"{value} {name}", exact[value], found[value])
@@ -121,16 +121,18 @@ def judged(judge: Judge, name: str, exact: Values, found: Values) -> float:
     return judge.same(f"output {name}", exact["output"], found["output"])
 
 
-def decisions(head: Path, before: Array, after: Array) -> dict[str, Any]:
+def compare_decisions(head: Path, before: Array, after: Array) -> dict[str, Any]:
     """How far the probabilities of `head`, an ONNX file, move between two embeddings (n, output), and which decisions
     change: [sample, finding] of each.
     """
     session = open_session(head)
-    old, new = (probabilities(session.run(["output"], {"input": unit(side)})[0]) for side in (before, after))
-    return {"difference": float(np.abs(new - old).max()), "compared": int(old.size), "changed": changed(old, new)}
+    old, new = (
+        compute_probabilities(session.run(["output"], {"input": normalise_rows(side)})[0]) for side in (before, after)
+    )
+    return {"difference": float(np.abs(new - old).max()), "compared": int(old.size), "changed": find_changed(old, new)}
 
 
-def cosines(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
+def compute_cosines(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
     """(n, output) twice -> (n,) the cosine between each two rows."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     found: NDArray[np.float64] = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))

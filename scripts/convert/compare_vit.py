@@ -49,7 +49,7 @@ class Cosines(NamedTuple):
         return 2 * self.error
 
 
-def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answer"], judge: "Judge") -> Checked:
+def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answer"], judge: "Judge") -> Checked:
     """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, cosines by more than
     float32 rounds, codes beyond what that explains, or where a side has few distinct codes.
 
@@ -79,15 +79,15 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answe
                 judge.sane(f"codes {name}", codes.numpy(), one[1])
                 theirs.append((answer.name, torch.from_numpy(one[0]), torch.from_numpy(one[1])))
                 projected.append(network.project(theirs[-1][2]).numpy())
-        cosines = measure(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
-        if not cosines.error <= (most := rounding(products := math.prod(network.patch) + tokens.shape[-1])):
+        cosines = measure_cosines(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
+        if not cosines.error <= (most := bound_rounding(products := math.prod(network.patch) + tokens.shape[-1])):
             judge.fail(
                 f"cosines of sample {index} are wrong by {cosines.error:.2e}; expected at most {most:.1e}, "
                 f"what float32 makes of {products} products, from a patch to its cosine",
                 "the tokens differ by more than rounding",
             )
         for name, _, their_codes in theirs:
-            found = flips(network, tokens, codes, their_codes, cosines.limit, f"of sample {index} {name}", judge)
+            found = find_flips(network, tokens, codes, their_codes, cosines.limit, f"of sample {index} {name}", judge)
             margins += found
             flipped[name] += len(found)
             compared += codes.numel()
@@ -113,12 +113,12 @@ def check(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answe
     return Checked(np.concatenate(outputs), [np.concatenate(part) for part in expected], changes, {"codes": report})
 
 
-def rows(network: CTViT) -> Tensor:
+def read_codebook(network: CTViT) -> Tensor:
     """The codebook (codebook, d) as stored."""
     return network.get_buffer("VIT.vq._codebook.embed")[0]
 
 
-def rounding(products: int) -> float:
+def bound_rounding(products: int) -> float:
     """The most by which float32 gets a cosine wrong: a patch's voxels become a token, and that a cosine, each by sums.
 
     λ √n u for n products of independent rounding, wrong once in 10²¹ with λ = 10 (Higham and Mary 2019, A New Approach
@@ -127,12 +127,12 @@ def rounding(products: int) -> float:
     return 10 * math.sqrt(products) * ROUNDING
 
 
-def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
+def measure_cosines(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
     """Margins of all tokens, in float64 where they are near ties, and on every n-th token the error of float32 for
     PyTorch's and `theirs`.
     """
-    directions = normalize(rows(network).double(), dim=-1)
-    rounded_directions = normalize(rows(network), dim=-1)
+    directions = normalize(read_codebook(network).double(), dim=-1)
+    rounded_directions = normalize(read_codebook(network), dim=-1)
     flat, *others = (side.flatten(0, -2) for side in (tokens, *theirs))
     step = max(1, len(flat) // MEASURED)
     parts, error = [], 0.0
@@ -152,7 +152,7 @@ def measure(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
     return Cosines(margins, error)
 
 
-def flips(
+def find_flips(
     network: CTViT, tokens: Tensor, codes: Tensor, theirs: Tensor, limit: float, name: str, judge: "Judge"
 ) -> list[float]:
     """The margins between both codes where they differ; `judge` ends it where one is above `limit`."""
@@ -161,7 +161,7 @@ def flips(
     if not count:
         return []
     token = normalize(tokens[differ].double(), dim=-1)
-    ours, other = (normalize(rows(network)[side[differ]].double(), dim=-1) for side in (codes, theirs))
+    ours, other = (normalize(read_codebook(network)[side[differ]].double(), dim=-1) for side in (codes, theirs))
     margins = ((token * ours).sum(-1) - (token * other).sum(-1)).abs()
     worst = int(margins.argmax())
     if margins[worst] > limit:
@@ -181,7 +181,7 @@ def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -
 
     The output is linear in the codebook rows: one token's row is a t-th of the mean at its place (h, w).
     """
-    book = rows(network).double()
+    book = read_codebook(network).double()
     directions = normalize(book, dim=-1)
     projection: Tensor = network.projection_layer.weight
     weight = projection.view(len(projection), -1, book.shape[1])  # (output, h·w, d)

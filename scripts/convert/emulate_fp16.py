@@ -56,7 +56,7 @@ def round_value(model: Model, node: Node, value: Value) -> None:
 
 
 @contextmanager
-def emulating(rounded: Path) -> Iterator[Path]:
+def emulated_file(rounded: Path) -> Iterator[Path]:
     """Yield a float32 file that computes what the fp16 file `rounded` does, for as long as it is needed."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, rounded.name)

@@ -119,7 +119,7 @@ def model_entry(path: Path, name: str) -> Entry:
     return {"name": name, **models[name]}
 
 
-def tolerance(path: Path, name: str) -> dict[str, float]:
+def read_tolerance(path: Path, name: str) -> dict[str, float]:
     """Return how far `vit` may differ, or `vit.tf32`, the model in that precision; errors as in `read_models`."""
     model, _, precision = name.partition(".")
     limits: dict[str, Any] = model_entry(path, model)["tolerance"]
@@ -128,7 +128,7 @@ def tolerance(path: Path, name: str) -> dict[str, float]:
     return {key: value for key, value in (limits | limits.get(precision, {})).items() if key in LIMITS}
 
 
-def facts(models: dict[str, Entry]) -> str:
+def list_facts(models: dict[str, Entry]) -> str:
     """Return what make has to know of the models, as variables: `all_models`, and `MODEL.FACT` where there is one."""
     lines = [f"all_models := {' '.join(models)}"]
     for name, entry in models.items():
@@ -143,7 +143,7 @@ def facts(models: dict[str, Entry]) -> str:
     return "\n".join([*lines, ""])
 
 
-def needs(models: dict[str, Entry]) -> str:
+def list_needs(models: dict[str, Entry]) -> str:
     """Return rules without commands: what the files of a model are made of that its name alone does not tell make."""
     lines = []
     for name, entry in models.items():
@@ -347,7 +347,7 @@ def main(words: list[str]) -> None:
         models = read_models(args.models)
         if args.models.read_bytes() != read or not hashlib.sha256(read).hexdigest().startswith(args.out.stem):
             raise SystemExit(f"{args.models} changed while it was read; run make again")
-        for out, text in ((args.out.with_suffix(".needs.mk"), needs(models)), (args.out, facts(models))):
+        for out, text in ((args.out.with_suffix(".needs.mk"), list_needs(models)), (args.out, list_facts(models))):
             draft = out.with_name(f"{out.name}.{os.getpid()}~")
             draft.write_text(text, encoding="utf-8")
             draft.replace(out)
@@ -357,7 +357,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args(words)
     if args.part == "tolerance":
-        content = tolerance(args.models, args.name)
+        content = read_tolerance(args.models, args.name)
     else:
         content = model_entry(args.models, args.name)
         del content["tolerance"]

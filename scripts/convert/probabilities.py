@@ -10,14 +10,14 @@ Array = NDArray[Any]
 THRESHOLD = 0.5
 
 
-def unit(embedding: Array) -> NDArray[np.float32]:
+def normalise_rows(embedding: Array) -> NDArray[np.float32]:
     """(n, d) -> (n, d) of length 1, as the heads take it; NaN where a length is none."""
     with np.errstate(over="ignore", invalid="ignore"):
         scaled: NDArray[np.float32] = (embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)).astype(np.float32)
     return scaled
 
 
-def probabilities(logits: Array) -> NDArray[np.float64]:
+def compute_probabilities(logits: Array) -> NDArray[np.float64]:
     """(n, 2) -> (n, 1), the softmax's second: pathology; (n, k) -> (n, k), a sigmoid per finding."""
     exact = logits.astype(np.float64)
     odds = exact[:, 1:] - exact[:, :1] if exact.shape[1] == 2 else exact
@@ -25,6 +25,6 @@ def probabilities(logits: Array) -> NDArray[np.float64]:
     return result
 
 
-def changed(before: Array, after: Array) -> list[list[int]]:
+def find_changed(before: Array, after: Array) -> list[list[int]]:
     """[sample, finding] of each decision that differs; both (n, k) probabilities."""
     return [[int(place) for place in where] for where in np.argwhere((before > THRESHOLD) != (after > THRESHOLD))]

@@ -19,7 +19,7 @@ from onnx_ir import DataType
 from convertation.fp16 import LARGEST, fp16, measured, tell_types
 from convertation.onnx_file import write
 from scripts.convert.onnx_session import open_session
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 SEED, SAMPLES = 0, 2  # what the build's comparisons ask
 
@@ -30,7 +30,7 @@ def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str],
     model = onnx_ir.load(onnx)
     tell_types(model.graph)
     names = [str(value.name) for value in measured(model.graph)]
-    largest = largest_values(onnx, names, sample(entry, SEED, SAMPLES)["input"])
+    largest = largest_values(onnx, names, make_sample(entry, SEED, SAMPLES)["input"])
     metadata = dict(model.metadata_props)
     kept = fp16(model, largest)
     rounded = [largest[name] for value in measured(model.graph) if value.dtype == DataType.FLOAT16

@@ -31,7 +31,7 @@ PATCHES = 48  # cells of the finest structure across a slice
 RAMP, SERIES, SPACING = (678.6, 1042.1), (36, 90, 100), (3.0, 3.2, 10.0)  # HU; z, y, x voxels; x, y, z mm
 
 
-def sample(entry: dict[str, Any], seed: int, batch: int, first: int = 0) -> dict[str, NDArray[Any]]:
+def make_sample(entry: dict[str, Any], seed: int, batch: int, first: int = 0) -> dict[str, NDArray[Any]]:
     """Inputs by name, as a client sends them, samples `first` to `first + batch - 1` of the seed:
 
     vit   `input` float32 (batch, 1, frames, height, width), HU / 1000 in [-1, 1]
@@ -43,7 +43,7 @@ def sample(entry: dict[str, Any], seed: int, batch: int, first: int = 0) -> dict
         if batch != 1:
             raise ValueError(f"{batch=}: BPR takes one series per request")
         return {
-            "input": series(_generator(seed, first), rising=not first)[None],
+            "input": make_series(_generator(seed, first), rising=not first)[None],
             "metadata": np.array([SPACING], np.float32),
         }
     shape: list[int] = entry["input"]
@@ -58,7 +58,7 @@ def sample(entry: dict[str, Any], seed: int, batch: int, first: int = 0) -> dict
     return {"input": request}
 
 
-def requests(batches: Sequence[int], size: int) -> list[tuple[int, int]]:
+def plan_requests(batches: Sequence[int], size: int) -> list[tuple[int, int]]:
     """(first sample, batch) of what a server is asked, samples of `size` bytes; never less than two samples, for one
     answer does not show whether it depends on the input.
     """
@@ -120,7 +120,7 @@ def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> 
         volume[frame, rows, columns] = hu[rows, columns]
 
 
-def series(generator: np.random.Generator, *, rising: bool) -> NDArray[np.int16]:
+def make_series(generator: np.random.Generator, *, rising: bool) -> NDArray[np.int16]:
     """int16 (z, y, x) HU: from bottom to top each slice is brighter, so that its score changes along the body; or,
     where not `rising`, none is.
     """

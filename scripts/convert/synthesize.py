@@ -12,7 +12,7 @@ NETWORKS = {"vit": "convertation.vit.ctvit", "head": "convertation.head.mlp", "b
 SETTINGS = "inference-settings.json"
 
 
-def synthesize(entry: dict[str, Any], out: Path) -> None:
+def synthesize_checkpoint(entry: dict[str, Any], out: Path) -> None:
     """Write the checkpoint of `entry`: keys, shapes and types of the real file, the same bytes every time.
 
     For BPR and an `out` named inference-settings.json, write these instead.
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("entry", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
-    synthesize(json.loads(given.entry.read_text()), given.out)
+    synthesize_checkpoint(json.loads(given.entry.read_text()), given.out)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import base_of, docker, inspect, labels
+from scripts.deploy.docker_engine import base_of, inspect_object, read_labels, run_docker
 from scripts.publish import signature
 from scripts.publish.vouch import vouched_for
-from scripts.steps.records import lock, read, record
+from scripts.steps.records import lock_file, read_text, record_path
 
 DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
@@ -32,7 +32,7 @@ CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 END = bytes(1024)  # of a tar archive
 
 
-def requirements(repository: str) -> bytes:
+def list_requirements(repository: str) -> bytes:
     """Return what the Python models of a repository require."""
     return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
 
@@ -43,30 +43,30 @@ def built_from(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def server(repository: str, base: str) -> str:
+def build_server_image(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
-    needs = requirements(repository)
+    needs = list_requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
     tag = f"{SERVER}:{built_from(base_of(base), {'requirements.txt': sha})[:12]}"
-    if not inspect("image", tag):
-        build(tag, base, {"chest.requirements": sha}, context(needs, repository, {}), target="server")
+    if not inspect_object("image", tag):
+        run_build(tag, base, {"chest.requirements": sha}, stream_context(needs, repository, {}), target="server")
     return tag
 
 
-def image(repository: str, base: str, tag: str, verdict: str) -> None:
+def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
-    docker("version")  # before a gigabyte is read
-    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
-        kind, tag = named("chest-ct-triton", tag, repository)
+    run_docker("version")  # before a gigabyte is read
+    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        kind, tag = choose_tag("chest-ct-triton", tag, repository)
         files = vouched_for(repository, verdict)
         signed = digest_signed(repository, files)
         inputs = built_from(base_of(base), files | ({"signed": signed} if signed else {}))
-        if labels(tag).get("chest.inputs") == inputs:
+        if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
         told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
         told |= {"chest.signed": signed} if signed else {}
-        build(tag, base, told, context(requirements(repository), repository, files))
+        run_build(tag, base, told, stream_context(list_requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
         print("its answers are nonsense, by design, and `make push` refuses it")
@@ -76,16 +76,16 @@ def digest_signed(repository: str, files: Mapping[str, str]) -> str:
     """Return the digest that the repository's signature signs, "" if there is none or it is of other files."""
     if not os.path.exists(bundle := signature.bundle_of(repository)):
         return ""
-    digest, signed = signature.told(bundle)
+    digest, signed = signature.read_bundle(bundle)
     if signed != files:
         print(f"{bundle} signs other files, so that the image does not name it; make sign KEY=key.pem")
         return ""
     return digest
 
 
-def named(usual: str, tag: str, repository: str) -> tuple[str, str]:
+def choose_tag(usual: str, tag: str, repository: str) -> tuple[str, str]:
     """Return the kind of weights of a repository, and the tag of an image of it; a synthetic one says so."""
-    if not (kind := read(record("published", repository)).partition("\n")[0]):
+    if not (kind := read_text(record_path("published", repository)).partition("\n")[0]):
         raise SystemExit(f"{repository} was not published here, so that no image is made of it; make repository")
     tag = tag or f"{usual}:{kind}"
     name, _, version = tag.rpartition(":")
@@ -100,8 +100,8 @@ def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str,
     """Return what an image says about itself."""
     return {
         "org.opencontainers.image.title": title,
-        "org.opencontainers.image.version": read("VERSION").strip(),
-        "org.opencontainers.image.revision": revision(),
+        "org.opencontainers.image.version": read_text("VERSION").strip(),
+        "org.opencontainers.image.revision": read_revision(),
         "org.opencontainers.image.base.name": base,
         "org.opencontainers.image.base.digest": base_of(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
@@ -111,7 +111,7 @@ def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str,
     }
 
 
-def revision() -> str:
+def read_revision() -> str:
     """Return the commit that is checked out, "" outside of a Git repository; +changes if files differ from it."""
     told = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
@@ -120,9 +120,9 @@ def revision() -> str:
     return told.stdout.strip()
 
 
-def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
+def run_build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
     """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
-    secret = secrets()
+    secret = list_secrets()
     given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name) and name not in secret]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
     words += [f"--label={name}={value}" for name, value in told.items()] + ([f"--target={target}"] if target else [])
@@ -150,46 +150,46 @@ def build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes]
         raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above{builder}")
 
 
-def secrets() -> list[str]:
+def list_secrets() -> list[str]:
     """Return which of pip's variables hold a password, that goes into no layer and no history."""
     return [name for name in PIP if "@" in os.environ.get(name, "")]
 
 
-def dockerfile(path: str) -> bytes:
+def read_dockerfile(path: str) -> bytes:
     """Return a Dockerfile, whose RUN of pip gets the secrets there are; the builder before BuildKit knows none."""
-    mounts = "".join(f"--mount=type=secret,id={name} " for name in secrets())
+    mounts = "".join(f"--mount=type=secret,id={name} " for name in list_secrets())
     return Path(path).read_bytes().replace(INSTALL, INSTALL[:4] + mounts.encode() + INSTALL[4:])
 
 
-def context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
+def stream_context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the tar archive that docker builds from: Dockerfile, requirements.txt, and a tar archive for each layer.
 
     The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
     """
-    yield from member("Dockerfile", dockerfile(DOCKERFILE))
-    yield from member("requirements.txt", needs)
-    yield from authority()
+    yield from stream_member("Dockerfile", read_dockerfile(DOCKERFILE))
+    yield from stream_member("requirements.txt", needs)
+    yield from stream_certificates()
     for layer in ("vit", "bpr", "heads"):
         inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
         folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
-        opened = [header(f"{folder}/", 0) for folder in sorted(folders)]
+        opened = [make_header(f"{folder}/", 0) for folder in sorted(folders)]
         sizes = {path: os.path.getsize(f"{repository}/{path}") for path in inner}
-        named = {path: header(f"models/{path}", size) for path, size in sizes.items()}
+        named = {path: make_header(f"models/{path}", size) for path, size in sizes.items()}
         size = sum(map(len, [*opened, *named.values(), END])) + sum(size + -size % 512 for size in sizes.values())
-        yield header(f"{layer}.tar", size)
+        yield make_header(f"{layer}.tar", size)
         yield from opened
         for path, sha in inner.items():
             yield named[path]
-            yield from verified(f"{repository}/{path}", sizes[path], sha)
+            yield from stream_verified(f"{repository}/{path}", sizes[path], sha)
             yield bytes(-sizes[path] % 512)
         yield END
     yield END
 
 
-def authority() -> Iterator[bytes]:
+def stream_certificates() -> Iterator[bytes]:
     """Yield the certificates that pip here is told to trust, as ca.pem."""
     if path := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
-        yield from member("ca.pem", Path(path).read_bytes())
+        yield from stream_member("ca.pem", Path(path).read_bytes())
 
 
 def layer_of(path: str) -> str:
@@ -197,13 +197,13 @@ def layer_of(path: str) -> str:
     return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
 
 
-def member(name: str, content: bytes) -> Iterator[bytes]:
+def stream_member(name: str, content: bytes) -> Iterator[bytes]:
     """Yield a file of a tar archive."""
-    yield header(name, len(content))
+    yield make_header(name, len(content))
     yield content + bytes(-len(content) % 512)
 
 
-def header(name: str, size: int) -> bytes:
+def make_header(name: str, size: int) -> bytes:
     """Return the header of a file or a folder/, which tells nothing of this machine; readable by all."""
     info = tarfile.TarInfo(name)
     info.type, info.size, info.mode = tarfile.REGTYPE, size, 0o644
@@ -212,7 +212,7 @@ def header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def verified(path: str, size: int, sha: str) -> Iterator[bytes]:
+def stream_verified(path: str, size: int, sha: str) -> Iterator[bytes]:
     """Yield a file's content; SystemExit before its end is sent if it is not the file that was vouched for."""
     hashed, sent = hashlib.sha256(), 0
     with open(path, "rb") as file:
@@ -238,4 +238,4 @@ def main(make: Callable[[str, str, str, str], None], description: str | None) ->
 
 
 if __name__ == "__main__":
-    main(image, __doc__)
+    main(build_image, __doc__)

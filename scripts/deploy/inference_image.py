@@ -9,62 +9,64 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.engine import base_of, docker, labels
+from scripts.deploy.docker_engine import base_of, read_labels, run_docker
 from scripts.deploy.image import (
     END,
-    authority,
-    build,
     built_from,
-    dockerfile,
-    header,
+    choose_tag,
     labels_of,
     main,
-    member,
-    named,
-    verified,
+    make_header,
+    read_dockerfile,
+    run_build,
+    stream_certificates,
+    stream_member,
+    stream_verified,
 )
 from scripts.publish.vouch import vouched_for
-from scripts.steps.records import digest, lock
+from scripts.steps.records import current_digest, lock_file
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"
 MODELS = "vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"
 
 
-def image(repository: str, base: str, tag: str, verdict: str) -> None:
+def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
     """Let `tag` be the image of the repository; SystemExit where that is not what it was judged as, or not whole."""
-    docker("version")  # before a gigabyte is read
-    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
-        kind, tag = named("chest-ct-inference", tag, repository)
+    run_docker("version")  # before a gigabyte is read
+    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+        kind, tag = choose_tag("chest-ct-inference", tag, repository)
         vouched = vouched_for(repository, verdict)
         for model in MODELS:
             if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
         models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/" for name in MODELS))}
-        program = {str(path): digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]}
+        program = {
+            str(path): current_digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]
+        }
         inputs = built_from(base_of(base), {**models, **program}, DOCKERFILE)
-        if labels(tag).get("chest.inputs") == inputs:
+        if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return
         told = labels_of("Findings in chest CT", base, kind, inputs, models)
-        build(tag, base, told, context(repository, models, program))
+        run_build(tag, base, told, stream_context(repository, models, program))
     print(f"{tag}: {kind} weights\n  docker run --rm -v FOLDER:/input:ro -v FOLDER:/output {tag}")
 
 
-def context(repository: str, models: Mapping[str, str], program: Mapping[str, str]) -> Iterator[bytes]:
+def stream_context(repository: str, models: Mapping[str, str], program: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the tar archive that docker builds from."""
-    yield from member("Dockerfile", dockerfile(DOCKERFILE))
-    yield from authority()
+    yield from stream_member("Dockerfile", read_dockerfile(DOCKERFILE))
+    yield from stream_certificates()
     places = {path: path for path in program} | {
         f"{'vit' if path.startswith('vit_') else 'models'}/{path}": f"{repository}/{path}" for path in models
     }
     digests = {**program, **{f"{repository}/{path}": sha for path, sha in models.items()}}
     for place, path in sorted(places.items()):
         size = Path(path).stat().st_size
-        yield header(place, size)
-        yield from verified(path, size, digests[path])
+        yield make_header(place, size)
+        yield from stream_verified(path, size, digests[path])
         yield bytes(-size % 512)
     yield END
 
 
 if __name__ == "__main__":
-    main(image, __doc__)
+    main(build_image, __doc__)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from scripts.deploy.engine import docker, inspect
+from scripts.deploy.docker_engine import inspect_object, run_docker
 
 LICENCES = """\
 {image} holds {kind} weights. Whoever can pull it gets
@@ -15,12 +15,12 @@ LICENCES = """\
   NVIDIA's Triton image      NVIDIA Deep Learning Container License"""
 
 
-def push(image: str) -> None:
+def push_image(image: str) -> None:
     """Run docker push; SystemExit where there is nothing to push, or nothing that may be."""
     if not image:
         raise SystemExit("push where? make push IMAGE=registry.example/chest-ct-triton:1")
-    docker("version")
-    if not (there := inspect("image", image)):
+    run_docker("version")
+    if not (there := inspect_object("image", image)):
         raise SystemExit(f"{image} is not there; make image IMAGE={image}")
     kind = (there["Config"].get("Labels") or {}).get("chest.weights")
     if not kind:
@@ -37,4 +37,4 @@ def push(image: str) -> None:
 
 
 if __name__ == "__main__":
-    push(sys.argv[1])
+    push_image(sys.argv[1])

@@ -22,25 +22,25 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from scripts.deploy.engine import inspect, labels
-from scripts.deploy.image import named, requirements
+from scripts.deploy.docker_engine import inspect_object, read_labels
+from scripts.deploy.image import choose_tag, list_requirements
 from scripts.publish.licences import LICENCES
-from scripts.steps.records import made_from, read, wrote
+from scripts.steps.records import made_from, read_text, written_digest
 
 ARCHIVES = Path("training/archives.json")
 ENTRIES = Path("build/models")
 WEIGHTS = (".onnx", ".plan")
 
 
-def bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, inputs: str, verdict: str) -> str:
+def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, inputs: str, verdict: str) -> str:
     """Return the JSON of an image of these published files, sha256 by path; `inputs`: its label chest.inputs."""
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"chest:{inputs}"))
     name, _, version = tag.rpartition(":")
     root = Component(type=ComponentType.CONTAINER, name=name, version=version, bom_ref="image")
     root.properties = [Property(name="chest:inputs", value=inputs), Property(name="chest:weights", value=kind)]
-    root.licenses = [licence("MIT", "")]
+    root.licenses = [make_licence("MIT", "")]
     bom.metadata.component = root
-    parts = [base_image(base), *packages(pins)]
+    parts = [base_image(base), *list_packages(pins)]
     for model in sorted({path.partition("/")[0] for path in files}):
         own = {path: sha for path, sha in files.items() if path.startswith(f"{model}/")}
         parts.append(model_of(model, own, kind, verdict))
@@ -53,7 +53,7 @@ def bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, input
 
 def base_image(base: str) -> Component:
     """What the image starts from, by the digest that it has here."""
-    there = inspect("image", base)
+    there = inspect_object("image", base)
     name, _, tag = base.rpartition(":")
     sha = str(there.get("Id", "")).removeprefix("sha256:")
     told = [Property(name="chest:digest", value=value) for value in there.get("RepoDigests") or []]
@@ -64,7 +64,7 @@ def base_image(base: str) -> Component:
     )  # fmt: skip
 
 
-def packages(pins: str) -> list[Component]:
+def list_packages(pins: str) -> list[Component]:
     """The Python packages that are installed there, from lines name==version."""
     found = {(re.sub("[-_.]+", "-", name).lower(), version) for name, version in
              re.findall(r"^([\w.-]+)==([^\s;\\]+)", pins, re.MULTILINE)}  # fmt: skip
@@ -78,10 +78,10 @@ def packages(pins: str) -> list[Component]:
 def model_of(model: str, files: dict[str, str], kind: str, verdict: str) -> Component:
     """A published model: digest of its weights, licence, origin, kind of weights; beneath it each of its files."""
     short = model.rpartition("_")[0]
-    entry = json.loads(read(str(ENTRIES / f"{short}.json")) or "{}")
+    entry = json.loads(read_text(str(ENTRIES / f"{short}.json")) or "{}")
     weights = {path: sha for path, sha in files.items() if path.endswith(WEIGHTS)}
     told = [Property(name="chest:weights", value=kind)]
-    told += [Property(name="chest:origin", value=line) for line in origin(files, verdict)]
+    told += [Property(name="chest:origin", value=line) for line in find_origin(files, verdict)]
     known = LICENCES.get(entry.get("family", ""), ("", "unknown"))
     identifier, words = ("", "none: seeded numbers") if kind == "synthetic" else known
     within = [
@@ -92,11 +92,11 @@ def model_of(model: str, files: dict[str, str], kind: str, verdict: str) -> Comp
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL, name=model, bom_ref=f"model/{model}", components=within,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha) for sha in weights.values()],
-        licenses=[licence(identifier, words)], properties=told, external_references=downloads(kind),
+        licenses=[make_licence(identifier, words)], properties=told, external_references=list_downloads(kind),
     )  # fmt: skip
 
 
-def origin(files: dict[str, str], verdict: str) -> list[str]:
+def find_origin(files: dict[str, str], verdict: str) -> list[str]:
     """What the files of a model were made from, by the records: each checkpoint, or the archive, and its sha256."""
     judged = made_from(verdict)
     told = {f"{path} sha256:{sha}" for path, sha in judged.items() if path.endswith(".zip.lock.json")}
@@ -106,13 +106,13 @@ def origin(files: dict[str, str], verdict: str) -> list[str]:
         path, sha = ahead.pop()
         if path.endswith((".pt", ".pth")):
             told.add(f"{path} sha256:{sha}")
-        elif wrote(path) == sha:
+        elif written_digest(path) == sha:
             ahead += [one for one in made_from(path).items() if one not in seen]
             seen |= set(ahead)
     return sorted(told)
 
 
-def downloads(kind: str) -> list[ExternalReference]:
+def list_downloads(kind: str) -> list[ExternalReference]:
     """Where the weights are published."""
     if kind == "synthetic":
         return []
@@ -121,7 +121,7 @@ def downloads(kind: str) -> list[ExternalReference]:
     return [ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(link))]
 
 
-def licence(identifier: str, words: str) -> Any:
+def make_licence(identifier: str, words: str) -> Any:
     """A licence by its SPDX identifier, or by what is said of it."""
     return DisjunctiveLicense(id=identifier) if identifier else DisjunctiveLicense(name=words)
 
@@ -136,13 +136,13 @@ def main() -> None:
     parser.add_argument("--usual", default="chest-ct-triton", help="name of an image without --tag")
     parser.add_argument("--pins", type=Path, help="what is installed there (nothing: what the Python models require)")
     given = parser.parse_args()
-    kind, tag = named(given.usual, given.tag, given.repository)
-    told = labels(tag)
+    kind, tag = choose_tag(given.usual, given.tag, given.repository)
+    told = read_labels(tag)
     if not told.get("chest.inputs"):
         raise SystemExit(f"{tag}: no image of make image, so that nothing is told of it; make image")
-    pins = given.pins.read_text() if given.pins else requirements(given.repository).decode()
+    pins = given.pins.read_text() if given.pins else list_requirements(given.repository).decode()
     files = json.loads(told["chest.files"])
-    text = bill(tag, given.base, files, kind, pins, told["chest.inputs"], given.verdict)
+    text = make_bill(tag, given.base, files, kind, pins, told["chest.inputs"], given.verdict)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     draft = given.out.with_name(f"{given.out.name}~")
     draft.write_text(text)

@@ -19,40 +19,42 @@ import sys
 import urllib.request
 from contextlib import suppress
 
-from scripts.deploy.engine import compose, docker, inspect, labels, pulled
-from scripts.deploy.image import server
-from scripts.publish.publish import content
+from scripts.deploy.docker_engine import find_compose, inspect_object, pull_image, read_labels, run_docker
+from scripts.deploy.image import build_server_image
+from scripts.publish.publish import hash_content
 from scripts.publish.vouch import models_in
-from scripts.serve.releases import notes
-from scripts.steps.records import read, record, write
+from scripts.serve.releases import list_notes
+from scripts.steps.records import read_text, record_path, write_text
 
 SERVICE = "tritonserver"
 SERVING = ".make/serving"  # JSON: which container runs, and the files of each model as it last took them
 
 
-def up(image: str, repository: str, base: str, address: str, ports: list[str], device: str, lock: bool = False) -> None:
+def start_stack(
+    image: str, repository: str, base: str, address: str, ports: list[str], device: str, lock: bool = False
+) -> None:
     """Return once the container is healthy; SystemExit with one reason if it is not, and nothing is left of it.
 
     `lock`: its models are loaded at the start, and with its key alone can others be, over gRPC too.
     """
-    command = compose()
+    command = find_compose()
     files = ["compose.yaml"]
     if len(ports) != 3 or not all(port.isdecimal() for port in ports):
         raise SystemExit(f"PORTS={' '.join(ports)}: expected three, for HTTP, gRPC and metrics: PORTS='8100 8101 8102'")
-    before = container()
+    before = find_container()
     chosen = {"HTTP_PORT": ports[0], "GRPC_PORT": ports[1], "METRICS_PORT": ports[2]}
-    chosen |= {"CHEST_KEY": (key(before) if before else "") or secrets.token_hex(16), "LOCK": "1" if lock else ""}
+    chosen |= {"CHEST_KEY": (read_key(before) if before else "") or secrets.token_hex(16), "LOCK": "1" if lock else ""}
     chosen |= {"START_PERIOD": "300s"} if lock else {}  # it is ready when its models are
     if repository:
         if not models_in(repository):
             raise SystemExit(f"{repository}: no models there; make repository, or a ready image: make up FROM=prebuilt")
-        image = server(repository, base)
+        image = build_server_image(repository, base)
         files.append("compose.repository.yaml")
-        chosen |= {"REPOSITORY": os.path.abspath(repository), "REPOSITORY_ID": folder(repository)}
+        chosen |= {"REPOSITORY": os.path.abspath(repository), "REPOSITORY_ID": identify_folder(repository)}
         if owner := os.stat(repository).st_uid:
             chosen["TRITON_USER"] = f"{owner}:{os.stat(repository).st_gid}"
     else:
-        pulled(image)
+        pull_image(image)
     if device == "cpu":
         files.append("compose.cpu.yaml")
     if address == "none":
@@ -69,29 +71,31 @@ def up(image: str, repository: str, base: str, address: str, ports: list[str], d
         said += line
         print(f"  {line}", end="", flush=True)
     if run.wait():
-        why = reason(said)
+        why = explain_failure(said)
         if not before:
             subprocess.run([*command, "--file", "docker/compose.yaml", "down"], capture_output=True)
         raise SystemExit(why)
-    now = container()
+    now = find_container()
     if repository and now != before:
-        took = {model: content(repository, model) for model in models_in(repository)}
-        write(SERVING, json.dumps({"container": now, "models": took}))
-    names = ", ".join(sorted(model["name"] for model in index(now)))
+        took = {model: hash_content(repository, model) for model in models_in(repository)}
+        write_text(SERVING, json.dumps({"container": now, "models": took}))
+    names = ", ".join(sorted(model["name"] for model in read_index(now)))
     kind = (
-        read(record("published", repository)).partition("\n")[0] if repository else labels(image).get("chest.weights")
+        read_text(record_path("published", repository)).partition("\n")[0]
+        if repository
+        else read_labels(image).get("chest.weights")
     )
     if kind == "synthetic":
         print("the weights are synthetic: the answers are nonsense, by design")
     where = f"HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};"
     print(f"{SERVICE} is ready: {'no port of this machine,' if address == 'none' else where}")
-    for told in notes() if repository else []:  # an image of others tells nothing of its release
+    for told in list_notes() if repository else []:  # an image of others tells nothing of its release
         print(told)
     does = "a client asks" if lock else "a client loads what it asks"
-    print(f"in the network {network(now)} {SERVICE}:8001; {does}: {names}")
+    print(f"in the network {read_networks(now)} {SERVICE}:8001; {does}: {names}")
 
 
-def reason(said: str) -> str:
+def explain_failure(said: str) -> str:
     """Return one sentence on why Compose could not start the container."""
     if found := re.search(r"(could not select device driver .*|.*nvidia-container-cli: .*)", said):
         return (
@@ -100,28 +104,28 @@ def reason(said: str) -> str:
         )
     if found := re.search(r"([\d.]+:\d+)[^\n]*(?:already allocated|address already in use)", said):
         return f"{found[1]} is taken; stop what listens there (docker ps, ss -ltnp), or make up PORTS='8100 8101 8102'"
-    last = docker("logs", "--tail=20", container()) if container() else ""
+    last = run_docker("logs", "--tail=20", find_container()) if find_container() else ""
     return (
         f"{last}\n{SERVICE} did not become healthy" if last else "nothing was started; Compose's own words stand above"
     )
 
 
-def container() -> str:
+def find_container() -> str:
     """Return the id of the container of the service, "" if there is none."""
     project = os.environ.get("COMPOSE_PROJECT_NAME", "chest")
     labelled = (f"label=com.docker.compose.{key}={name}" for key, name in (("project", project), ("service", SERVICE)))
-    return docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
+    return run_docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
 
 
-def key(identity: str) -> str:
+def read_key(identity: str) -> str:
     """Return the key of a container, "" if it has none."""
-    told = inspect("container", identity).get("Config", {}).get("Env") or []
+    told = inspect_object("container", identity).get("Config", {}).get("Env") or []
     return next((word.partition("=")[2] for word in told if word.startswith("CHEST_KEY=")), "")
 
 
-def http(identity: str) -> str:
+def find_address(identity: str) -> str:
     """Return host:port where a container answers HTTP: a port of this machine, or else its own address."""
-    there = inspect("container", identity)["NetworkSettings"]
+    there = inspect_object("container", identity)["NetworkSettings"]
     if bound := (there["Ports"].get("8000/tcp") or [None])[0]:
         return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
     if found := [network["IPAddress"] for network in there["Networks"].values() if network["IPAddress"]]:
@@ -129,41 +133,41 @@ def http(identity: str) -> str:
     raise SystemExit("tritonserver starts again and again and does not answer; make logs")
 
 
-def network(identity: str) -> str:
+def read_networks(identity: str) -> str:
     """Return the names of the networks that a container has joined, as Docker knows them."""
-    return ", ".join(sorted(inspect("container", identity)["NetworkSettings"]["Networks"]))
+    return ", ".join(sorted(inspect_object("container", identity)["NetworkSettings"]["Networks"]))
 
 
-def index(identity: str) -> list[dict[str, str]]:
+def read_index(identity: str) -> list[dict[str, str]]:
     """Return name, version and state of each model that Triton knows of."""
-    return list(json.loads(ask(identity, "/v2/repository/index", b"") or "[]"))
+    return list(json.loads(ask_container(identity, "/v2/repository/index", b"") or "[]"))
 
 
-def ask(identity: str, path: str, body: bytes | None = None) -> str:
+def ask_container(identity: str, path: str, body: bytes | None = None) -> str:
     """Return what a container answers to an HTTP request with its key; OSError where it does not."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own server is behind no proxy
-    asked = urllib.request.Request(f"http://{http(identity)}{path}", body, {"chest-key": key(identity)})
+    asked = urllib.request.Request(f"http://{find_address(identity)}{path}", body, {"chest-key": read_key(identity)})
     with direct.open(asked, timeout=600) as answer:
         return str(answer.read().decode())
 
 
-def folder(repository: str) -> str:
+def identify_folder(repository: str) -> str:
     """Return which folder this is, whatever its name."""
     there = os.stat(repository)
     return f"{there.st_dev}:{there.st_ino}"
 
 
-def down() -> None:
-    """Stop and remove what `up` started."""
-    subprocess.run([*compose(), "--file", "docker/compose.yaml", "down"], check=True)
+def stop_stack() -> None:
+    """Stop and remove what `start_stack` started."""
+    subprocess.run([*find_compose(), "--file", "docker/compose.yaml", "down"], check=True)
 
 
-def logs() -> None:
+def show_log() -> None:
     """Show the log until Ctrl-C."""
-    if not container():
+    if not find_container():
         raise SystemExit("no tritonserver runs here; make up")
     with suppress(KeyboardInterrupt):
-        subprocess.run(["docker", "logs", "--follow", "--tail=200", container()])
+        subprocess.run(["docker", "logs", "--follow", "--tail=200", find_container()])
 
 
 if __name__ == "__main__":
@@ -178,6 +182,6 @@ if __name__ == "__main__":
     parser.add_argument("--lock", action="store_true")
     args = parser.parse_args()
     if args.verb == "up":
-        up(args.image, args.repository, args.base, args.address, args.ports.split(), args.device, args.lock)
+        start_stack(args.image, args.repository, args.base, args.address, args.ports.split(), args.device, args.lock)
     else:
-        sys.exit({"down": down, "logs": logs}[args.verb]())
+        sys.exit({"down": stop_stack, "logs": show_log}[args.verb]())

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripts.infer.source import fingerprint, studies
-from scripts.infer.tables import Output, shown
-from scripts.infer.words import PASSING, REPLACED, say
+from scripts.infer.messages import PASSING, REPLACED, translate
+from scripts.infer.source import find_studies, fingerprint_study
+from scripts.infer.tables import Output, show_path
 
 ALL, SOME, NONE = 0, 3, 4
 PATIENCE = 30  # s for a worker that was told to end
@@ -97,7 +97,7 @@ class Worker:
             "study_uid": "", "series_uid": "", "probability_of_pathology": None, "pathology": None,
             "processing_status": "Failure", "time_of_processing": round(seconds, 2),
             "most_dangerous_pathology_type": "", "findings": {}, "warnings": [], "failure": failure,
-            "error": say(failure, minutes=LIMIT // 60),
+            "error": translate(failure, minutes=LIMIT // 60),
         }  # fmt: skip
 
     def begin_again(self) -> None:
@@ -127,10 +127,10 @@ class Worker:
             self.process.wait()
 
 
-def infer(top: Path, out: Path, repository: Path, triton: str | None, again: bool) -> int:
+def infer_studies(top: Path, out: Path, repository: Path, triton: str | None, again: bool) -> int:
     """The exit status."""
     try:
-        paths = [top] if top.is_file() else studies(top, out)
+        paths = [top] if top.is_file() else find_studies(top, out)
     except OSError as error:
         raise SystemExit(f"INPUT: {(error.strerror or 'unreadable').lower()}; expected a folder of studies") from None
     if not paths:
@@ -141,12 +141,20 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
     command = [sys.executable, "-m", "scripts.infer.worker", str(repository), *([triton] if triton else [])]
     with Worker(command) as worker:
         about = worker.about
-        output.begin(about["weights"], (shown(path, top) for path in paths))
+        output.begin(about["weights"], (show_path(path, top) for path in paths))
         if about["weights"] != "real":
-            print(say({"synthetic": "synthetic"}.get(about["weights"], "unknown_weights")), file=sys.stderr, flush=True)
+            print(
+                translate({"synthetic": "synthetic"}.get(about["weights"], "unknown_weights")),
+                file=sys.stderr,
+                flush=True,
+            )
         todo, statuses = [], []
         for path in paths:
-            key = {"path_to_study": shown(path, top), "fingerprint": fingerprint(path, top), "models": about["models"]}
+            key = {
+                "path_to_study": show_path(path, top),
+                "fingerprint": fingerprint_study(path, top),
+                "models": about["models"],
+            }
             old = output.find(key["path_to_study"], key["fingerprint"])
             same = all(old.get(name) == value for name, value in key.items())
             # Triton does not tell which models it serves, so that its results are never known to be up to date
@@ -157,24 +165,26 @@ def infer(top: Path, out: Path, repository: Path, triton: str | None, again: boo
         skipped, start = len(statuses), time.monotonic()
         output.write()
         if about.get("handover") and todo:
-            print(say(about["handover"], triton=triton), file=sys.stderr, flush=True)
+            print(translate(about["handover"], triton=triton), file=sys.stderr, flush=True)
         found = worker.rows([(path, path == top) for path, _ in todo])
         for done, ((_, key), row) in enumerate(zip(todo, found, strict=True), 1):
             output.add(key | row)
             statuses.append(row["processing_status"])
             left = (time.monotonic() - start) / done * (len(todo) - done)
             failed = statuses.count("Failure")
-            print(say("progress", done=skipped + done, total=len(paths), failed=failed, left=round(left)),
+            print(translate("progress", done=skipped + done, total=len(paths), failed=failed, left=round(left)),
                   file=sys.stderr, flush=True)  # fmt: skip
     good = statuses.count("Success")
-    print(say("summary", total=len(paths), good=good, failed=len(paths) - good, skipped=skipped, out="output.xlsx"))
+    print(
+        translate("summary", total=len(paths), good=good, failed=len(paths) - good, skipped=skipped, out="output.xlsx")
+    )
     if about["weights"] == "synthetic":
-        print(say("synthetic"))
+        print(translate("synthetic"))
     return ALL if good == len(paths) else SOME if good else NONE
 
 
 @contextmanager
-def signals() -> Iterator[None]:
+def unwind_on_signals() -> Iterator[None]:
     """SIGTERM, which `docker stop` sends, unwinds the stack as Ctrl-C does."""
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -195,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--triton", help="gRPC address host:port of a running Triton that serves the models")
     parser.add_argument("--again", action="store_true", help="also the studies that are in the output already")
     given = parser.parse_args(argv)
-    with signals():
-        raise SystemExit(infer(given.input, given.output, given.models, given.triton or None, given.again))
+    with unwind_on_signals():
+        raise SystemExit(infer_studies(given.input, given.output, given.models, given.triton or None, given.again))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import inflate64
 
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
 
 MOST_FILES = 50_000
 LARGEST_FILE = 1 << 30  # bytes; a multi-frame series of 2000 slices
@@ -53,7 +53,7 @@ class Zip:
             if not member.is_dir():
                 if member.flag_bits & 1:
                     raise StudyError("locked_archive")
-                yield add(self.members, member.filename, member), member.file_size
+                yield add_member(self.members, member.filename, member), member.file_size
 
     def open(self, name: str) -> BinaryIO:
         return self.opened(self.members[name])
@@ -76,7 +76,7 @@ class Zip:
         file.seek(member.header_offset)
         file.seek(sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))), io.SEEK_CUR)
         packed = file.read(member.compress_size)
-        unpack = inflated64 if member.compress_type == DEFLATE64 else unzstd
+        unpack = decompress_deflate64 if member.compress_type == DEFLATE64 else decompress_zstd
         content = unpack(packed, member.file_size)
         if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
             raise zipfile.BadZipFile
@@ -92,7 +92,7 @@ class Zip:
         self.archive.close()
 
 
-def inflated64(packed: bytes, size: int) -> bytes:
+def decompress_deflate64(packed: bytes, size: int) -> bytes:
     """Deflate64 -> at most about `size` bytes, taken in pieces so that none grows large beyond that."""
     inflater, parts, total = inflate64.Inflater(), [], 0
     for start in range(0, len(packed), 1 << 14):
@@ -103,7 +103,7 @@ def inflated64(packed: bytes, size: int) -> bytes:
     return b"".join(parts)
 
 
-def unzstd(packed: bytes, size: int) -> bytes:
+def decompress_zstd(packed: bytes, size: int) -> bytes:
     """Zstandard -> at most `size` bytes."""
     return bytes(imagecodecs.zstd_decode(packed, out=size)) if size else b""
 
@@ -148,7 +148,7 @@ class Tar:
             if count > MOST_FILES:  # folders and links as well, all of which tarfile remembers
                 raise StudyError("archive_bomb", what=f"> {MOST_FILES}")
             if member.isreg():  # no link, no device
-                yield add(self.members, member.name, member), member.size
+                yield add_member(self.members, member.name, member), member.size
 
     def open(self, name: str) -> BinaryIO:
         with archive_errors():
@@ -196,7 +196,7 @@ class Packed:
         self.content = b""
 
 
-def add(members: dict[str, Any], name: str, member: Any) -> str:
+def add_member(members: dict[str, Any], name: str, member: Any) -> str:
     """`name` or, where an earlier member has that, one of its own; `members` then has it."""
     key, count = name, 1
     while key in members and members[key] is not member:

@@ -27,7 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
 
 END = b"\xff\xd9"  # of a JPEG, JPEG-LS or JPEG 2000 image; without it, it was cut, which not every decoder tells
 # SOF0 to SOF15 but for DHT, JPG and DAC, and SOF55: ISO/IEC 10918-1, B.1.1.3; ISO/IEC 14495-1, C.1.1
@@ -48,7 +48,7 @@ class UnfitError(Exception):
     """A whole image that is not what its header says, for which pydicom has rules."""
 
 
-def stored(header: Any, syntax: UID, index: int) -> NDArray[Any]:
+def decode_frame(header: Any, syntax: UID, index: int) -> NDArray[Any]:
     """(rows, columns) of frame `index`, of the dtype that the header says; bits beyond BitsStored as they are.
 
     DamagedError: it cannot be decoded. StudyError: nothing here decodes this compression.
@@ -56,7 +56,7 @@ def stored(header: Any, syntax: UID, index: int) -> NDArray[Any]:
     decode = DECODERS.get(syntax)
     if decode:
         try:
-            return decode(*framed(header, index))
+            return decode(*read_frame(header, index))
         except UnfitError:
             pass
         except MemoryError:
@@ -82,7 +82,7 @@ def stored(header: Any, syntax: UID, index: int) -> NDArray[Any]:
         raise DamagedError from None
 
 
-def framed(header: Any, index: int) -> tuple[bytes, Any]:
+def read_frame(header: Any, index: int) -> tuple[bytes, Any]:
     offsets = None
     if "ExtendedOffsetTable" in header:
         offsets = header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths
@@ -104,7 +104,7 @@ def is_whole(frame: bytes) -> bool:
     return frame[-16:].rstrip(b"\0\xff").endswith(END)
 
 
-def declared(frame: bytes) -> tuple[int, int, int]:
+def read_frame_size(frame: bytes) -> tuple[int, int, int]:
     """Precision, rows and columns in the header of a JPEG or JPEG-LS frame."""
     at = 2
     while (kind := frame[at + 1]) not in START_OF_FRAME:
@@ -118,17 +118,17 @@ def check_size(size: tuple[int, ...], header: Any) -> None:
         raise DamagedError
 
 
-def jpeg(frame: bytes, header: Any) -> NDArray[Any]:
+def decode_jpeg(frame: bytes, header: Any) -> NDArray[Any]:
     """What was cut, libjpeg fills up without a word."""
-    check_size(declared(frame)[1:], header)
+    check_size(read_frame_size(frame)[1:], header)
     if not is_whole(frame):
         raise UnfitError
     return as_told(imagecodecs.jpeg8_decode(frame), header)
 
 
-def jpegls(frame: bytes, header: Any) -> NDArray[Any]:
+def decode_jpegls(frame: bytes, header: Any) -> NDArray[Any]:
     """What was cut can take CharLS minutes."""
-    precision, *size = declared(frame)
+    precision, *size = read_frame_size(frame)
     check_size(tuple(size), header)
     if not is_whole(frame):
         raise DamagedError
@@ -138,7 +138,7 @@ def jpegls(frame: bytes, header: Any) -> NDArray[Any]:
     return as_told(pixels, header)
 
 
-def jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = None) -> NDArray[Any]:
+def decode_jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = None) -> NDArray[Any]:
     start = frame.find(CODESTREAM)
     right, bottom, left, top = struct.unpack_from(">4I", frame, start + EXTENT)
     check_size((bottom - top, right - left), header)
@@ -150,11 +150,11 @@ def jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = 
     return as_told(pixels, header)
 
 
-def htj2k(frame: bytes, header: Any) -> NDArray[Any]:
-    return jpeg2000(frame, header, imagecodecs.htj2k_decode)
+def decode_htj2k(frame: bytes, header: Any) -> NDArray[Any]:
+    return decode_jpeg2000(frame, header, imagecodecs.htj2k_decode)
 
 
-def rle(frame: bytes, header: Any) -> NDArray[Any]:
+def decode_rle(frame: bytes, header: Any) -> NDArray[Any]:
     """A header that points elsewhere ends imagecodecs' process; DICOM PS3.5 G.5."""
     segments, *offsets = struct.unpack_from("<16I", frame)
     ends = [*offsets[:segments], len(frame)]
@@ -166,9 +166,9 @@ def rle(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 DECODERS: dict[str, Callable[[bytes, Any], NDArray[Any]]] = {
-    **dict.fromkeys((JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), jpeg),
-    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), jpegls),
-    **dict.fromkeys((JPEG2000Lossless, JPEG2000), jpeg2000),
-    **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), htj2k),
-    RLELossless: rle,
+    **dict.fromkeys((JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), decode_jpeg),
+    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), decode_jpegls),
+    **dict.fromkeys((JPEG2000Lossless, JPEG2000), decode_jpeg2000),
+    **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), decode_htj2k),
+    RLELossless: decode_rle,
 }

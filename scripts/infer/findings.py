@@ -42,13 +42,13 @@ class Result:
         return next((name for name in BY_DANGER if self.findings[name] > THRESHOLD), UNDETERMINED)
 
 
-def normalised(embedding: NDArray[Any]) -> NDArray[np.float32]:
+def normalise_embedding(embedding: NDArray[Any]) -> NDArray[np.float32]:
     """(1, d) of the ViT -> what the heads take: of length 1."""
     unit: NDArray[np.float32] = (embedding / np.linalg.norm(embedding, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 
-def result(binary: NDArray[Any], multilabel: NDArray[Any]) -> Result:
+def make_result(binary: NDArray[Any], multilabel: NDArray[Any]) -> Result:
     """Logits (1, 2) and (1, 20) of the heads -> probabilities: softmax, of which index 1 is pathology; sigmoid."""
     none, some = (float(logit) for logit in binary[0])
     sigmoids = 1 / (1 + np.exp(-multilabel[0].astype(np.float64)))

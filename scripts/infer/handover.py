@@ -66,14 +66,14 @@ class Messages:
     def infer(self, model: str, inputs: dict[str, Array], timeout: float) -> Array:
         """The tensor `output`. InferenceServerException: the server's own words; TooLargeError."""
         size_of(inputs)
-        parts: list[Any] = [described(model, inputs).SerializeToString()]
+        parts: list[Any] = [describe_request(model, inputs).SerializeToString()]
         for array in inputs.values():
-            parts += [varint(RAW_CONTENTS << 3 | BYTES_FIELD) + varint(array.nbytes), flat(array)]
+            parts += [encode_varint(RAW_CONTENTS << 3 | BYTES_FIELD) + encode_varint(array.nbytes), as_bytes(array)]
         return self.ask(b"".join(parts), timeout)
 
     def ask(self, request: bytes, timeout: float) -> Array:
         try:
-            return output(self.send(request, timeout=timeout))
+            return read_output(self.send(request, timeout=timeout))
         except grpc.RpcError as error:
             raise InferenceServerException(msg=error.details(), status=str(error.code())) from None
 
@@ -111,9 +111,9 @@ class Shared(Messages):
                     region = self.region(model, size)
                 except (OSError, InferenceServerException):  # no room there, or no server
                     return super().infer(model, inputs, timeout)
-                request, start = described(model, inputs), 0
+                request, start = describe_request(model, inputs), 0
                 for tensor, array in zip(request.inputs, inputs.values(), strict=True):
-                    region.memory[start : start + array.nbytes] = flat(array)
+                    region.memory[start : start + array.nbytes] = as_bytes(array)
                     tensor.parameters["shared_memory_region"].string_param = region.name
                     tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
                     tensor.parameters["shared_memory_offset"].int64_param = start
@@ -142,7 +142,7 @@ class Shared(Messages):
         return region
 
     def registered(self, model: str, size: int) -> Region:
-        name = f"{PREFIX}.{NAMESPACE}.{os.getpid()}.{started(os.getpid())}.{model}.{secrets.token_hex(8)}"
+        name = f"{PREFIX}.{NAMESPACE}.{os.getpid()}.{read_start_time(os.getpid())}.{model}.{secrets.token_hex(8)}"
         file = os.open(SHM / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(file, 0, size)  # a full /dev/shm is an error here and not a SIGBUS later
@@ -158,7 +158,7 @@ class Shared(Messages):
         with suppress(InferenceServerException):
             there = self.client.get_system_shared_memory_status(headers=self.headers, client_timeout=30).regions
             named = [(name, name.split(".")) for name in there if name.startswith(f"{PREFIX}.{NAMESPACE}.")]
-            return [name for name, words in named if words[4] == model and started(words[2]) != words[3]]
+            return [name for name, words in named if words[4] == model and read_start_time(words[2]) != words[3]]
         return []
 
     def unmap(self, name: str) -> None:
@@ -176,7 +176,7 @@ class Shared(Messages):
         super().close()
 
 
-def cheapest(client: Any, address: str, key: str) -> Messages:
+def choose_handover(client: Any, address: str, key: str) -> Messages:
     """Shared memory where the server can map a region of ours: one host, one /dev/shm, and the key where it asks.
 
     Its name is the key of what is said of it: shared_memory, messages, or locked if the key is what lacks.
@@ -198,7 +198,7 @@ def size_of(inputs: dict[str, Array]) -> int:
     return size
 
 
-def described(model: str, inputs: dict[str, Array]) -> Any:
+def describe_request(model: str, inputs: dict[str, Array]) -> Any:
     """The request without the arrays' content."""
     request = messages.ModelInferRequest(model_name=model, model_version="1")
     for name, array in inputs.items():
@@ -206,19 +206,19 @@ def described(model: str, inputs: dict[str, Array]) -> Any:
     return request
 
 
-def output(response: Any) -> Array:
+def read_output(response: Any) -> Array:
     """The tensor `output`; of bytes, an object array, as tritonclient gives it."""
     from tritonclient.grpc import InferResult
 
     return np.asarray(InferResult(response).as_numpy("output"))
 
 
-def flat(array: Array) -> memoryview:
+def as_bytes(array: Array) -> memoryview:
     whole: Any = np.ascontiguousarray(array)
     return memoryview(whole).cast("B")
 
 
-def varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
     """Protobuf's: seven bits a byte, the lowest first."""
     found = bytearray()
     while number > 127:
@@ -227,7 +227,7 @@ def varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-def started(process: int | str) -> str:
+def read_start_time(process: int | str) -> str:
     """When a process of this machine was started, in clock ticks since boot; "" if there is none."""
     with suppress(OSError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]

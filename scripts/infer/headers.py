@@ -13,8 +13,8 @@ import pydicom
 from pydicom.multival import MultiValue
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from scripts.infer.source import Source, is_nifti, limited
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
+from scripts.infer.source import Source, is_nifti, limit_files
 
 # What pydicom would say, it says with values of the file
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -86,27 +86,27 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
     """The series of a study, in the order in which their first files are met, and how many files are no DICOM."""
     found: dict[tuple[str, str], Series] = {}
     skipped = deflated = 0
-    for name, size in limited(source):
+    for name, size in limit_files(source):
         if is_nifti(name):
             continue
         with source.open(name) as file:
             data = file.read(HEAD)
             packed = data[128:132] == b"DICM" and DEFLATED in data
-            header = None if packed else parse(data, whole=size <= HEAD)
+            header = None if packed else parse_header(data, whole=size <= HEAD)
             if header is None and not packed and data[128:132] == b"DICM" and size > HEAD:
-                header = parse(data + file.read(), whole=True)
+                header = parse_header(data + file.read(), whole=True)
         deflated += packed
         if header is None:
             skipped += data[128:132] == b"DICM" or is_image_name(name)
             continue
         try:
-            uid = text(header, "SeriesInstanceUID")
+            uid = read_text(header, "SeriesInstanceUID")
             if "Rows" not in header:  # a report, a DICOMDIR, or cut short
                 skipped += not uid and header.file_meta.get("MediaStorageSOPClassUID") != MEDIA_DIRECTORY
-                skipped += text(header, "Modality") == "CT"
+                skipped += read_text(header, "Modality") == "CT"
             elif uid:
-                series = Series(uid, text(header, "StudyInstanceUID"))
-                add(found.setdefault(series.key, series), name, header)
+                series = Series(uid, read_text(header, "StudyInstanceUID"))
+                add_images(found.setdefault(series.key, series), name, header)
             else:
                 skipped += 1
         except MemoryError:
@@ -125,7 +125,7 @@ def is_image_name(name: str) -> bool:
     return kind in IMAGES or kind[1:].isdigit() or (not kind and path.name.upper() not in TEXTS)
 
 
-def parse(data: bytes, *, whole: bool) -> Any:
+def parse_header(data: bytes, *, whole: bool) -> Any:
     """The header in the first bytes of a DICOM file, None if it is none or does not end in them."""
     if data[128:132] != b"DICM":
         return None
@@ -137,11 +137,11 @@ def parse(data: bytes, *, whole: bool) -> Any:
     return header if whole or stream.tell() < len(data) - 12 else None
 
 
-def text(header: Any, name: str) -> str:
+def read_text(header: Any, name: str) -> str:
     return str(header.get(name) or "").strip()
 
 
-def numbers(header: Any, name: str) -> tuple[float, ...] | None:
+def read_numbers(header: Any, name: str) -> tuple[float, ...] | None:
     """The values of a numeric tag, decimal commas as points; None where it is absent, empty or no number."""
     try:
         value = header.get(name)
@@ -149,18 +149,18 @@ def numbers(header: Any, name: str) -> tuple[float, ...] | None:
         result = tuple(float(item) for item in values)
     except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom reads no commas
         try:
-            result = tuple(float(item) for item in written(header, name).replace(",", ".").split("\\"))
+            result = tuple(float(item) for item in read_as_written(header, name).replace(",", ".").split("\\"))
         except ValueError:
             return None
     return result if result and all(map(math.isfinite, result)) else None
 
 
-def number(header: Any, name: str) -> float | None:
-    values = numbers(header, name)
+def read_number(header: Any, name: str) -> float | None:
+    values = read_numbers(header, name)
     return values[0] if values else None
 
 
-def written(header: Any, name: str) -> str:
+def read_as_written(header: Any, name: str) -> str:
     """The value of a tag as it stands in the file."""
     value = header.get_item(name).value
     if isinstance(value, bytes):
@@ -170,33 +170,33 @@ def written(header: Any, name: str) -> str:
 
 def is_unreadable(header: Any, name: str) -> bool:
     """Whether a numeric tag has a value that is no number."""
-    return name in header and not numbers(header, name) and bool(written(header, name))
+    return name in header and not read_numbers(header, name) and bool(read_as_written(header, name))
 
 
 def is_derived(header: Any) -> bool:
     """Whether an image is no slice of a scan; lossy compression alone also makes ImageType begin with DERIVED."""
-    words = [word.strip().upper() for word in text(header, "ImageType").strip("[]").replace("'", "").split(",")]
-    lossy = text(header, "LossyImageCompression") == "01"
+    words = [word.strip().upper() for word in read_text(header, "ImageType").strip("[]").replace("'", "").split(",")]
+    lossy = read_text(header, "LossyImageCompression") == "01"
     parts = {*words, *(part for word in words for part in re.split(r"[ _]", word))}
     shown = not parts.isdisjoint(NO_SLICES)
     return shown or (words[0] == "DERIVED" and not lossy) or header.get("SOPClassUID") == SecondaryCaptureImageStorage
 
 
-def add(series: Series, file: str, header: Any) -> None:
+def add_images(series: Series, file: str, header: Any) -> None:
     """Adds the images of a file, except localisers and derived ones, and what the series still lacks."""
-    series.modality = series.modality or text(header, "Modality").upper()
-    series.body_part = series.body_part or text(header, "BodyPartExamined").upper()
+    series.modality = series.modality or read_text(header, "Modality").upper()
+    series.body_part = series.body_part or read_text(header, "BodyPartExamined").upper()
     if is_derived(header) or int(header.get("SamplesPerPixel") or 1) != 1:
         series.left_out += 1
         return
     if series.thickness is None:
-        series.thickness = number(header, "SliceThickness") or None
-    center, width = number(header, "WindowCenter"), number(header, "WindowWidth")
+        series.thickness = read_number(header, "SliceThickness") or None
+    center, width = read_number(header, "WindowCenter"), read_number(header, "WindowWidth")
     if series.window is None and center is not None and width is not None:
         series.window = center, width
-    series.inverted = series.inverted or text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    series.inverted = series.inverted or read_text(header, "PhotometricInterpretation") == "MONOCHROME1"
     shape = int(header.Rows), int(header.Columns)
-    instance = number(header, "InstanceNumber")
+    instance = read_number(header, "InstanceNumber")
     frames = int(header.get("NumberOfFrames") or 1)
     shared, per_frame = (
         header.get(f"{name}FunctionalGroupsSequence") or [] for name in ("Shared", "PerFrame")
@@ -208,10 +208,10 @@ def add(series: Series, file: str, header: Any) -> None:
             return [*(group[sequence].value[0] for group in groups if sequence in group), header]
 
         def look(sequence: str, name: str) -> tuple[float, ...] | None:
-            return next(filter(None, (numbers(item, name) for item in places(sequence))), None)
+            return next(filter(None, (read_numbers(item, name) for item in places(sequence))), None)
 
         def read(sequence: str, *names: str) -> str:
-            return next(filter(None, (text(item, name) for item in places(sequence) for name in names)), "")
+            return next(filter(None, (read_text(item, name) for item in places(sequence) for name in names)), "")
 
         def factor(name: str) -> float | None:
             """NaN where it is there and cannot be read."""
@@ -232,9 +232,9 @@ def add(series: Series, file: str, header: Any) -> None:
                 look("PlaneOrientationSequence", "ImageOrientationPatient"),
                 look("PixelMeasuresSequence", "PixelSpacing"),
                 factor("RescaleSlope") or None, factor("RescaleIntercept"),
-                (text(header, "ImageType"), kernel, read("CTXRayDetailsSequence", "KVP"),
+                (read_text(header, "ImageType"), kernel, read("CTXRayDetailsSequence", "KVP"),
                  read("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier")),
                 acquisition[0] if acquisition else None,
-                time or text(header, "AcquisitionDate") + text(header, "AcquisitionTime"),
+                time or read_text(header, "AcquisitionDate") + read_text(header, "AcquisitionTime"),
             )
         )  # fmt: skip

@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from scripts.infer.findings import FINDINGS, Result, normalised, result
+from scripts.infer.findings import FINDINGS, Result, make_result, normalise_embedding
+from scripts.infer.messages import REPLACED, StudyError
 from scripts.infer.volume import Volume
-from scripts.infer.words import REPLACED, StudyError
 
 ONNX = {
     "vit": "vit_onnx/1/model.onnx",
@@ -60,8 +60,8 @@ class Models:
 
     def read(self, tensor: NDArray[np.float32]) -> Result:
         """float32 `shape` -> probabilities. StudyError: they are no numbers."""
-        embedding = normalised(self.ask("vit", input=tensor[None, None]))
-        answer = result(self.ask("binary", input=embedding), self.ask("multilabel", input=embedding))
+        embedding = normalise_embedding(self.ask("vit", input=tensor[None, None]))
+        answer = make_result(self.ask("binary", input=embedding), self.ask("multilabel", input=embedding))
         if not np.isfinite([answer.probability, *answer.findings.values()]).all():
             raise StudyError("network", what="NaN")
         return answer
@@ -81,13 +81,15 @@ class Local(Models):
 
     def __init__(self, repository: Path) -> None:
         """SystemExit: a file is missing, cannot be opened or is no such network."""
-        complete(repository)
-        self.sessions = {name: session(repository / file, use_tf32(repository / file)) for name, file in ONNX.items()}
+        check_complete(repository)
+        self.sessions = {
+            name: open_session(repository / file, use_tf32(repository / file)) for name, file in ONNX.items()
+        }
         self.shape = expected_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
         if (classes := self.sessions["multilabel"].get_outputs()[0].shape[-1]) != len(FINDINGS):
             raise SystemExit(f"{repository / ONNX['multilabel']}: {classes} findings, expected {len(FINDINGS)}")
-        self.weights = weights(self.sessions.values())
-        self.bpreg = published(repository / BPREG)
+        self.weights = kind_of_weights(self.sessions.values())
+        self.bpreg = import_published(repository / BPREG)
         try:
             self.settings = self.bpreg.Settings.read(repository / SETTINGS)
         except ValueError as error:
@@ -130,7 +132,7 @@ class Triton(Models):
         from tritonclient import grpc  # type: ignore[import-untyped]
         from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
-        from scripts.infer.handover import KEY_HEADER, OPTIONS, cheapest
+        from scripts.infer.handover import KEY_HEADER, OPTIONS, choose_handover
 
         key = key or local_key(address)
         self.error, self.address, self.loaded = InferenceServerException, address, list[str]()
@@ -146,7 +148,7 @@ class Triton(Models):
             raise SystemExit(
                 f"TRITON={address}: {error.message()}; expected a server with these models: make serve"
             ) from None
-        self.way = cheapest(self.client, address, key)
+        self.way = choose_handover(self.client, address, key)
         self.handover = self.way.name
         try:
             self.shape = expected_shape(shapes["vit"], f"vit_onnx at {address}")
@@ -224,7 +226,7 @@ class Triton(Models):
         found = {}
         for name, size in self.sizes.items():
             with suppress(StudyError):
-                found[name] = self.ask(name, input=probe(size))
+                found[name] = self.ask(name, input=make_probe(size))
         return found
 
     def body_part(self, volume: Volume) -> str:
@@ -238,16 +240,16 @@ class Triton(Models):
 
     def kind(self, repository: Path) -> str:
         try:
-            heads = {name: session(repository / ONNX[name]) for name in ("binary", "multilabel")}
+            heads = {name: open_session(repository / ONNX[name]) for name in ("binary", "multilabel")}
         except SystemExit:
             return "unknown"
         for name, head in heads.items():
             there = self.heads.get(name)
             size = head.get_inputs()[0].shape[-1]
-            here = head.run(["output"], {"input": probe(size)})[0]
+            here = head.run(["output"], {"input": make_probe(size)})[0]
             if there is None or here.shape != there.shape or not np.allclose(here, there, atol=1e-3):
                 return "unknown"
-        return weights(heads.values())
+        return kind_of_weights(heads.values())
 
     def close(self) -> None:
         if self.way:
@@ -268,22 +270,22 @@ def local_key(address: str) -> str:
     return ""
 
 
-def probe(size: int) -> NDArray[np.float32]:
+def make_probe(size: int) -> NDArray[np.float32]:
     """float32 (1, size), normalised: an embedding that no study has."""
-    return normalised(np.cos(np.arange(size, dtype=np.float32))[None])
+    return normalise_embedding(np.cos(np.arange(size, dtype=np.float32))[None])
 
 
 class UnreachableError(Exception):
     """Triton is gone: no fault of a study."""
 
 
-def weights(sessions: Iterable[Any]) -> str:
+def kind_of_weights(sessions: Iterable[Any]) -> str:
     """synthetic if any network is, real if all say so, else unknown."""
     kinds = {opened.get_modelmeta().custom_metadata_map.get("weights") for opened in sessions}
     return "synthetic" if "synthetic" in kinds else "real" if kinds == {"real"} else "unknown"
 
 
-def complete(repository: Path) -> None:
+def check_complete(repository: Path) -> None:
     """SystemExit where the repository lacks a file that results come from."""
     missing = [file for file in (*ONNX.values(), BPREG, SETTINGS) if not (repository / file).is_file()]
     if missing:
@@ -299,7 +301,7 @@ def use_tf32(file: Path) -> bool:
     return found is not None and found[1] == "1"
 
 
-def session(file: Path, tf32: bool = False) -> Any:
+def open_session(file: Path, tf32: bool = False) -> Any:
     """`tf32`: a GPU may multiply with 10 bits of mantissa. SystemExit: ONNX Runtime cannot open the file."""
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
@@ -328,7 +330,7 @@ def expected_shape(shape: Sequence[Any], where: object) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def published(package: Path) -> ModuleType:
+def import_published(package: Path) -> ModuleType:
     """The repository's own bpreg, imported from there."""
     sys.path.insert(0, str(package.parents[1].resolve()))
     try:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.infer.containers import archive_errors, read_to_end
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.source import HALVES, PAIR, Source, is_nifti
 from scripts.infer.stack import STEEP, TILT
 from scripts.infer.values import check_values
-from scripts.infer.volume import SPACING, TURNED, Volume, check_size, oriented, turn
-from scripts.infer.words import StudyError, say
+from scripts.infer.volume import SPACING, TURNED, Volume, check_size, measure_turn, orient_axes
 
 # sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
 FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
@@ -35,8 +35,8 @@ class Image:
             if len(names) < 2:
                 raise StudyError("no_pair")
         with archive_errors("bad_nifti"):
-            self.streams = [stream(source, name) for name in names]
-            image: Any = kind(self.streams[0], two=len(names) > 1).from_file_map(
+            self.streams = [open_stream(source, name) for name in names]
+            image: Any = find_kind(self.streams[0], two=len(names) > 1).from_file_map(
                 {key: nibabel.FileHolder(fileobj=self.streams[-(key == "image")]) for key in ("header", "image")}
             )
             self.image, self.header = image, image.header
@@ -62,23 +62,23 @@ class Image:
         check_size(self.shape, self.lengths.tolist())
         check_forms(self.header)
         if self.is_marked_wrong:
-            said.append(say("units"))
+            said.append(translate("units"))
         cosines = np.abs(self.steps.T @ self.steps / np.outer(self.lengths, self.lengths)) - np.eye(3)
         angle = math.degrees(math.asin(min(1.0, float(cosines.max()))))
         if angle > STEEP:
             raise StudyError("sheared", angle=f"{angle:.0f}")
         if angle > TILT:
-            said.append(say("shear", angle=f"{angle:.1f}"))
+            said.append(translate("shear", angle=f"{angle:.1f}"))
         with archive_errors("bad_nifti"):
             raw = self.voxels()
             for part in self.streams:  # nibabel stops before the checksum
                 if isinstance(part, gzip.GzipFile):
                     read_to_end(part)
         if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
-            said.append(say("not_numbers", count=count))
-        if angle <= TILT and (turned := turn(self.steps)) > TURNED:
-            said.append(say("turned", angle=f"{turned:.0f}"))
-        view, order = oriented(raw, self.steps)
+            said.append(translate("not_numbers", count=count))
+        if angle <= TILT and (turned := measure_turn(self.steps)) > TURNED:
+            said.append(translate("turned", angle=f"{turned:.0f}"))
+        view, order = orient_axes(raw, self.steps)
         lengths = self.lengths.tolist()
         return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]]))
 
@@ -98,12 +98,12 @@ def is_half(other: str, header: str) -> bool:
     return other.lower() in [stem + suffix for suffix in HALVES]
 
 
-def stream(source: Source, name: str) -> Any:
+def open_stream(source: Source, name: str) -> Any:
     file = source.open(name)
     return gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
 
 
-def kind(file: Any, *, two: bool) -> Any:
+def find_kind(file: Any, *, two: bool) -> Any:
     """nibabel's class for the header in `file`; StudyError: none is there, or one that tells no orientation."""
     start = file.read(348)
     size = next((size for size in HEADERS if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big"))), 0)
@@ -120,7 +120,7 @@ def names_of(source: Source) -> list[str]:
     return [name for name in source.names if is_nifti(name)]
 
 
-def read(source: Source, names: Sequence[str], said: list[str]) -> tuple[Volume, str]:
+def read_nifti(source: Source, names: Sequence[str], said: list[str]) -> tuple[Volume, str]:
     """The volume of a study's NIfTI files that is read, and why it; `said` gets the warnings.
 
     Those that lie in the fewest folders first, those of more than a byte per voxel (others are masks), then what covers
@@ -132,7 +132,7 @@ def read(source: Source, names: Sequence[str], said: list[str]) -> tuple[Volume,
     for name in names:
         try:
             image = Image(source, name)
-            covered, step = extent(image)
+            covered, step = measure_extent(image)
         except StudyError as error:
             troubles.append(error)
             continue
@@ -146,13 +146,13 @@ def read(source: Source, names: Sequence[str], said: list[str]) -> tuple[Volume,
         except StudyError as error:
             troubles.append(error)
             continue
-        said += [say("several_volumes", count=len(names)), *now]
+        said += [translate("several_volumes", count=len(names)), *now]
         covered, step = volume.hu.shape[0] * volume.spacing[0], volume.spacing[0]
-        return volume, say("nifti_choice", count=len(names), covered=f"{covered:.0f}", step=f"{step:.1f}")
+        return volume, translate("nifti_choice", count=len(names), covered=f"{covered:.0f}", step=f"{step:.1f}")
     raise troubles[-1] if order else troubles[0]
 
 
-def extent(image: Image) -> tuple[float, float]:
+def measure_extent(image: Image) -> tuple[float, float]:
     """What a volume covers from head to foot and the distance between its slices, mm."""
     if len(image.shape) != 3 or not np.isfinite(image.lengths).all() or not image.lengths.all():
         return 0.0, math.inf

@@ -15,12 +15,12 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from scripts.infer.decode import DamagedError, stored
-from scripts.infer.headers import Series, Slice, number
+from scripts.infer.decode import DamagedError, decode_frame
+from scripts.infer.headers import Series, Slice, read_number
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.source import Source
-from scripts.infer.stack import FEWEST, MOST_MISSING, stack
-from scripts.infer.volume import Volume, oriented
-from scripts.infer.words import StudyError, say
+from scripts.infer.stack import FEWEST, MOST_MISSING, stack_slices
+from scripts.infer.volume import Volume, orient_axes
 
 OUTSIDE = -1000  # HU of what the scanner padded
 
@@ -30,7 +30,7 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
 
     StudyError: no volume can be made of it, or two different images lie in one place.
     """
-    whole = stack(series.slices)
+    whole = stack_slices(series.slices)
     places = {(s.file, s.frame): place for place, there in enumerate(whole.slices) for s in there}
     by_file: dict[str, list[tuple[Slice, int]]] = {}
     for s in series.slices:  # in the order in which they lie in the archive
@@ -55,7 +55,7 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
             plane[padding] = OUTSIDE
         return place, None if is_only else plane
 
-    for done in in_parallel(jobs(source, by_file, convert)):
+    for done in in_parallel(list_jobs(source, by_file, convert)):
         try:
             place, plane = done()
         except DamagedError:
@@ -79,12 +79,12 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
         raise why or StudyError("damaged", count=damaged)
     found = list(whole.remarks)
     if copies:
-        found.append(say("duplicates", count=copies))
+        found.append(translate("duplicates", count=copies))
     if damaged:
-        found.append(say("damaged_images", count=damaged))
-    fill(hu, filled)
+        found.append(translate("damaged_images", count=damaged))
+    fill_missing(hu, filled)
     hu = hu[filled[0] : filled[-1] + 1]
-    view, order = oriented(hu, whole.directions)
+    view, order = orient_axes(hu, whole.directions)
     lengths = np.linalg.norm(whole.directions, axis=0)
     return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]])), found
 
@@ -114,12 +114,12 @@ class Image:
         """
         if self.header is None:
             raise DamagedError
-        pixels = stored(self.header, self.syntax, s.frame)
+        pixels = decode_frame(self.header, self.syntax, s.frame)
         if pixels.shape != s.shape:
             raise DamagedError
         try:
-            pixels = masked(pixels, self.header)
-            return pixels, padded(pixels, self.header)
+            pixels = mask_bits(pixels, self.header)
+            return pixels, find_padding(pixels, self.header)
         except (ValueError, TypeError, NotImplementedError):  # of tags that are no numbers
             raise DamagedError from None
 
@@ -128,7 +128,7 @@ Done = tuple[int, NDArray[Any] | None]
 Job = Callable[[], Done]
 
 
-def jobs(
+def list_jobs(
     source: Source, by_file: dict[str, list[tuple[Slice, int]]], convert: Callable[[Image, Slice, int], Done]
 ) -> Iterator[Job]:
     """One job for each wanted image, in the order in which they lie; files are read here, one after the other."""
@@ -152,15 +152,15 @@ def in_parallel(work: Iterator[Job]) -> Iterator[Job]:
             yield waiting.popleft().result
 
 
-def padded(pixels: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
+def find_padding(pixels: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
     """Where stored values are PixelPaddingValue, or up to PixelPaddingRangeLimit; None: nowhere.
 
     DICOM PS3.3 C.7.5.1.1.2. Its sign is often another than the pixels': -2000 as 63536.
     """
-    value = number(header, "PixelPaddingValue")
+    value = read_number(header, "PixelPaddingValue")
     if value is None or pixels.dtype.kind not in "iu":
         return None
-    end = number(header, "PixelPaddingRangeLimit")
+    end = read_number(header, "PixelPaddingRangeLimit")
     ends = [as_stored(int(item), pixels.dtype) for item in (value, value if end is None else end)]
     low, high = min(ends), max(ends)
     found: NDArray[np.bool_] = pixels == low if low == high else (pixels >= low) & (pixels <= high)
@@ -174,7 +174,7 @@ def as_stored(value: int, kind: np.dtype[Any]) -> int:
     return value - (1 << bits) if kind.kind == "i" and value >> (bits - 1) else value
 
 
-def masked(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
+def mask_bits(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
     """Stored values without what old scanners keep in the bits above them."""
     spare = int(header.get("BitsAllocated") or 16) - int(header.get("BitsStored") or 16)
     if pixels.dtype.kind not in "iu" or spare <= 0:
@@ -185,7 +185,7 @@ def masked(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
 
 def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any]) -> None:
     """Stored values -> Hounsfield units, into `out` int16 or float32."""
-    if out.dtype == np.int16 and pixels.dtype in (np.int16, np.uint16) and slope == 1 and fits(pixels, intercept):
+    if out.dtype == np.int16 and pixels.dtype in (np.int16, np.uint16) and slope == 1 and fits_int16(pixels, intercept):
         # Where the sum fits, it does not matter that both count modulo 65536
         np.add(pixels.view(np.uint16), np.uint16(int(intercept) % (1 << 16)), out=out.view(np.uint16))
     elif out.dtype == np.int16:
@@ -198,12 +198,12 @@ def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any
         out += intercept
 
 
-def fits(pixels: NDArray[Any], intercept: float) -> bool:
+def fits_int16(pixels: NDArray[Any], intercept: float) -> bool:
     """Whether every sum is an int16."""
     return int(pixels.min()) + intercept >= -(1 << 15) and int(pixels.max()) + intercept < 1 << 15
 
 
-def fill(hu: NDArray[Any], present: list[int]) -> None:
+def fill_missing(hu: NDArray[Any], present: list[int]) -> None:
     """Interpolates the planes that are missing between those that are present."""
     for before, after in pairwise(present):
         for place in range(before + 1, after):

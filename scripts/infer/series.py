@@ -5,19 +5,19 @@ import re
 from collections.abc import Callable
 
 from scripts.infer.headers import Series
-from scripts.infer.stack import FEWEST, acquisitions, measure
+from scripts.infer.messages import StudyError, translate
+from scripts.infer.stack import FEWEST, measure_extent, split_acquisitions
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError, say
 
 SOFT_TISSUE = (30, 50), (300, 500)  # WindowCenter, WindowWidth
 SOFTEST = 49  # the number in kernels such as B30f and Br44: softer up to here
 CHEST, ENOUGH = 250.0, 0.8  # mm that a chest measures; share of it, or of the longest series, that counts as whole
 
 
-def candidates(all_series: list[Series]) -> list[Series]:
+def find_candidates(all_series: list[Series]) -> list[Series]:
     """Acquisitions of CT that may be volumes."""
     ct = [series for series in all_series if series.modality == "CT"]
-    return [one for series in ct for one in acquisitions(series) if len(one.slices) >= FEWEST]
+    return [one for series in ct for one in split_acquisitions(series) if len(one.slices) >= FEWEST]
 
 
 def is_soft(series: Series) -> tuple[bool, bool]:
@@ -33,7 +33,7 @@ def is_soft(series: Series) -> tuple[bool, bool]:
 
 def by_preference(series: list[Series]) -> list[Series]:
     """Those that cover a whole chest first, then the closest slices, the thinnest, soft-tissue window and kernel."""
-    sizes = [measure(one.slices) for one in series]
+    sizes = [measure_extent(one.slices) for one in series]
     whole = ENOUGH * min(CHEST, max((covered for covered, _ in sizes), default=0.0))
 
     def key(index: int) -> tuple[float, float, float, bool, bool]:
@@ -46,7 +46,7 @@ def by_preference(series: list[Series]) -> list[Series]:
     return [series[index] for index in sorted(range(len(series)), key=key)]
 
 
-def choose(
+def choose_series(
     all_series: list[Series], read: Callable[[Series], Volume], body_part: Callable[[Volume], str]
 ) -> tuple[Series, Volume]:
     """The most preferred CT series that is of the chest, by its header or, failing that, by the body-part network.
@@ -55,7 +55,7 @@ def choose(
     Series that cannot be read are passed over; StudyError where none is left.
     """
     troubles: list[tuple[bool, StudyError]] = []
-    possible = candidates(all_series)
+    possible = find_candidates(all_series)
     for series in by_preference(possible):
         is_chest = series.body_part == "CHEST"
         try:
@@ -75,25 +75,27 @@ def choose(
     raise StudyError("no_chest" if ct else "no_ct" if chest else "nothing")
 
 
-def reason(all_series: list[Series], chosen: Series) -> str:
+def explain_choice(all_series: list[Series], chosen: Series) -> str:
     """Why this series, in words for the row."""
-    covered, step = measure(chosen.slices)
-    count = len(candidates(all_series))
-    return say("choice" if count > 1 else "only_choice", count=count, covered=f"{covered:.0f}", step=f"{step:.1f}")
+    covered, step = measure_extent(chosen.slices)
+    count = len(find_candidates(all_series))
+    return translate(
+        "choice" if count > 1 else "only_choice", count=count, covered=f"{covered:.0f}", step=f"{step:.1f}"
+    )
 
 
-def remarks(series: Series) -> list[str]:
+def list_remarks(series: Series) -> list[str]:
     """What a reader of the result should know of the chosen series' headers."""
     found = list(series.remarks)
     given = [slice.number for slice in series.slices if slice.number is not None]
     first = min(given, default=1) if series.remarks else 1  # of several acquisitions each has numbers of its own
     missing = 1 - len(set(given)) / (max(given) - first + 1) if given and max(given) > 0 else 0.0
     if missing > 0:
-        found.append(say("missing", share=f"{100 * missing:.0f}"))
+        found.append(translate("missing", share=f"{100 * missing:.0f}"))
     if any(slice.slope is None for slice in series.slices):
-        found.append(say("no_slope"))
+        found.append(translate("no_slope"))
     if any(slice.intercept is None for slice in series.slices):
-        found.append(say("no_intercept"))
+        found.append(translate("no_intercept"))
     if series.inverted:
-        found.append(say("monochrome1"))
+        found.append(translate("monochrome1"))
     return found

@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 
 from scripts.infer import containers as limits
 from scripts.infer.containers import BROKEN, Packed, Tar, Zip, archive_errors
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
 
 TARS = ".tar", ".tgz", ".tar.gz", ".tbz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz"
 PACKED = ".gz", ".bz2", ".xz"
@@ -50,7 +50,7 @@ def is_litter(name: str) -> bool:
     return "__MACOSX" in parts or last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
-def studies(top: Path, leave_out: Path) -> list[Path]:
+def find_studies(top: Path, leave_out: Path) -> list[Path]:
     """What in folder `top` is a study, sorted: each folder and archive and NIfTI file; `top` itself for loose DICOM.
 
     Hidden files and `leave_out`, the output folder, are not looked at; nor are other files, such as a list of names.
@@ -91,7 +91,7 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def fingerprint(path: Path, top: Path) -> str:
+def fingerprint_study(path: Path, top: Path) -> str:
     """Of a study's files: names within it, sizes and times. It changes when a file does, without reading any.
 
     Anonymisers set the time of modification to a constant; that of the last change no program can set.
@@ -161,7 +161,7 @@ class Single(Folder):
 Container = Folder | Zip | Tar | Packed
 
 
-def container(path: Path | BinaryIO, name: str) -> Container:
+def open_container(path: Path | BinaryIO, name: str) -> Container:
     """The archive `path`, which is called `name`. StudyError: it is damaged or of a kind that is not read."""
     name = PurePath(name).name.lower()
     if name.endswith(".zip"):
@@ -195,7 +195,7 @@ class Source:
                 try:
                     inner = self.inner(name)
                     inner.check()
-                    listed = list(limited(inner))
+                    listed = list(limit_files(inner))
                 except StudyError as error:
                     if error.key == "archive_bomb":
                         raise
@@ -221,7 +221,7 @@ class Source:
                 self.within = None
             with archive_errors():
                 file: Any = Path(name) if isinstance(self.outer, Folder) else self.aside(name)
-            inner = Source(container(file, name), self.deep + 1)
+            inner = Source(open_container(file, name), self.deep + 1)
             for _ in inner.outer.files():  # a tar finds its members while they are listed
                 pass
             self.within = name, inner
@@ -255,7 +255,7 @@ def unread_kind(name: str) -> StudyError | None:
 
 
 @contextmanager
-def opened(path: Path, flat: bool = False) -> Iterator[Source]:
+def open_study(path: Path, flat: bool = False) -> Iterator[Source]:
     """The folder, archive or file `path`; StudyError where it cannot be opened, breaks when read, or was damaged.
 
     Checksums are compared when the caller is done with it: what was read is good only after that.
@@ -270,7 +270,7 @@ def opened(path: Path, flat: bool = False) -> Iterator[Source]:
     elif is_archive(path.name):
         if path.name.lower().endswith(".zip") and path.with_suffix(".z01").exists():
             raise StudyError("split_archive")
-        outer = container(path, path.name)
+        outer = open_container(path, path.name)
     elif is_nifti(path) or is_dicom(path):
         outer = Single(path)
     else:
@@ -286,7 +286,7 @@ def opened(path: Path, flat: bool = False) -> Iterator[Source]:
         source.close()
 
 
-def limited(source: Source) -> Iterator[tuple[str, int]]:
+def limit_files(source: Source) -> Iterator[tuple[str, int]]:
     """Name and size of the files of a study; StudyError as soon as they are more than a study can be."""
     total = 0
     for count, (name, size) in enumerate(source.files(), 1):

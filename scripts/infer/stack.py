@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.infer.headers import Series, Slice
-from scripts.infer.volume import TURNED, check_size, turn
-from scripts.infer.words import StudyError, say
+from scripts.infer.messages import StudyError, translate
+from scripts.infer.volume import TURNED, check_size, measure_turn
 
 SAME_PLACE = 0.01  # mm; slices nearer than this are one place
 SAME_PIXEL, SAME_ORIENTATION = 1e-3, 1e-3  # of a pixel's size; cosines: what one scan's headers differ by
@@ -36,7 +36,7 @@ class Stack:
     remarks: list[str]
 
 
-def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+def dot_product(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
@@ -46,7 +46,7 @@ def has_geometry(s: Slice) -> bool:
     if len(s.position) != 3 or len(s.orientation) != 6 or len(s.pixel) != 2:
         return False
     across, down = s.orientation[:3], s.orientation[3:]  # plain numbers: arrays this small are slower
-    dots = (dot(across, across), dot(down, down), dot(across, down))
+    dots = (dot_product(across, across), dot_product(down, down), dot_product(across, down))
     return abs(dots[0] - 1) < 1e-2 and abs(dots[1] - 1) < 1e-2 and abs(dots[2]) < 1e-2
 
 
@@ -62,29 +62,29 @@ def is_alike(one: Slice, other: Slice) -> bool:
     )
 
 
-def heights(slices: list[Slice]) -> NDArray[np.float64]:
+def measure_heights(slices: list[Slice]) -> NDArray[np.float64]:
     """(slices,) mm along the normal of the first one; all have a geometry."""
     orientation = np.array(slices[0].orientation)
     normal: NDArray[np.float64] = np.cross(orientation[:3], orientation[3:])
     return np.array([s.position for s in slices], np.float64) @ normal
 
 
-def places(slices: list[Slice]) -> NDArray[np.float64]:
+def list_places(slices: list[Slice]) -> NDArray[np.float64]:
     """Distinct heights, ascending."""
-    height = np.sort(heights(slices))
+    height = np.sort(measure_heights(slices))
     return height[np.diff(height, prepend=-np.inf) > SAME_PLACE]
 
 
-def measure(slices: list[Slice]) -> tuple[float, float]:
+def measure_extent(slices: list[Slice]) -> tuple[float, float]:
     """What the slices cover and the distance between them, mm; 0 and infinity where their headers do not tell."""
     if len(slices) < 2 or not all(map(has_geometry, slices)):
         return 0.0, math.inf
-    place = places(slices)
+    place = list_places(slices)
     step = float(np.median(np.diff(place))) if len(place) > 1 else math.inf
     return (len(place) * step, step) if len(place) > 1 else (0.0, math.inf)
 
 
-def acquisitions(series: Series) -> list[Series]:
+def split_acquisitions(series: Series) -> list[Series]:
     """A series as one or several, each of one geometry and one acquisition and reconstruction, with what is to be said.
 
     Told apart by what their headers say, by AcquisitionNumber, times and last InstanceNumber, but only where they
@@ -96,13 +96,13 @@ def acquisitions(series: Series) -> list[Series]:
     found = []
     for group in of_geometry(usable):
         rest = len(series.slices) - len(group)
-        parts = list(apart(group))
+        parts = list(tell_apart(group))
         for part, tags in parts:
             one = replace(series, slices=part, remarks=list(series.remarks), kernel=part[0].kinds[1])
             if rest:
-                one.remarks.append(say("other_geometry", count=rest))
+                one.remarks.append(translate("other_geometry", count=rest))
             if tags:
-                one.remarks.append(say("acquisitions", count=len(parts), tags=", ".join(tags), slices=len(part)))
+                one.remarks.append(translate("acquisitions", count=len(parts), tags=", ".join(tags), slices=len(part)))
             found.append(one)
     return found
 
@@ -120,7 +120,7 @@ def of_geometry(slices: list[Slice]) -> list[list[Slice]]:
     return groups
 
 
-def apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
+def tell_apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
     """Acquisitions of one geometry, and by which tags they were told apart (none where it is one)."""
     keys: list[tuple[str, bool, Callable[[Slice], Any]]] = [
         (name, True, lambda s, index=index: s.kinds[index])  # type: ignore[misc]
@@ -136,7 +136,7 @@ def apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
     for name, certain, key in keys:
         next_todo = []
         for part, tags in todo:
-            split = layers(part, key)
+            split = group_layers(part, key)
             if len(split) > 1 and (certain or are_whole(split)):
                 next_todo += [(layer, [*tags, name]) for layer in split]
             else:
@@ -145,10 +145,10 @@ def apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
     yield from todo
 
 
-def layers(slices: list[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
+def group_layers(slices: list[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
     """Slices of one value of `key` together; values side by side in the body share a layer, overlapping ones do not."""
     values: dict[Any, list[tuple[float, Slice]]] = {}
-    for s, height in zip(slices, heights(slices).tolist(), strict=True):
+    for s, height in zip(slices, measure_heights(slices).tolist(), strict=True):
         value = key(s)
         if value is None:
             return [slices]
@@ -173,7 +173,7 @@ def are_whole(split: list[list[Slice]]) -> bool:
     """Whether layers are acquisitions, evenly spaced each, and no order by chance."""
 
     def is_regular(layer: list[Slice]) -> bool:
-        place = places(layer)
+        place = list_places(layer)
         if len(place) < max(FEWEST, len(layer)):
             return False
         steps = np.diff(place)
@@ -182,7 +182,7 @@ def are_whole(split: list[list[Slice]]) -> bool:
     return sum(len(layer) for layer in split if is_regular(layer)) >= REGULAR * sum(map(len, split))
 
 
-def near(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+def drop_far(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
     """`order`, the indices of ascending heights, without few slices that lie far from the others at either end."""
     steps = np.diff(height[order])
     usual = float(np.median(steps))
@@ -196,8 +196,8 @@ def near(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.int
     return order[first:last]
 
 
-def between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """`order` as of `near`, without few slices that lie between the places of others that are evenly spaced."""
+def drop_between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """`order` as of `drop_far`, without few slices that lie between the places of others that are evenly spaced."""
     steps = np.diff(height[order])
     usual = float(np.median(steps))
 
@@ -213,7 +213,7 @@ def between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.
 
 
 def in_line(positions: NDArray[np.float64], normal: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """`order` as of `near`, without few slices that lie beside the straight line through the others."""
+    """`order` as of `drop_far`, without few slices that lie beside the straight line through the others."""
     height = (positions[order] @ normal)[:, None]
     aside = positions[order] - height * normal
     way = np.median(np.diff(aside, axis=0) / np.diff(height, axis=0), axis=0)  # of a tilted stack
@@ -223,7 +223,7 @@ def in_line(positions: NDArray[np.float64], normal: NDArray[np.float64], order: 
     return order[~odd] if 0 < odd.sum() <= max(1, int(FEW * len(order))) else order
 
 
-def stack(slices: list[Slice]) -> Stack:
+def stack_slices(slices: list[Slice]) -> Stack:
     """Puts slices of one acquisition in order by their positions. StudyError: no volume can be made of them."""
     first = slices[0]
     check_size((len(slices), *first.shape), (1, 1, 1))
@@ -235,16 +235,16 @@ def stack(slices: list[Slice]) -> Stack:
     across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(across, down)
     positions = np.array([s.position for s in slices])
-    height = heights(slices)
+    height = measure_heights(slices)
     order = np.argsort(height, kind="stable")
     kept = order[np.diff(height[order], prepend=-np.inf) > SAME_PLACE]
     if len(kept) < FEWEST:
         raise StudyError("few_slices", count=len(kept))
     found = []
-    whole, kept = kept, near(height, kept)
-    kept = in_line(positions, normal, between(height, kept))
+    whole, kept = kept, drop_far(height, kept)
+    kept = in_line(positions, normal, drop_between(height, kept))
     if len(kept) < len(whole):
-        found.append(say("far", count=len(whole) - len(kept)))
+        found.append(translate("far", count=len(whole) - len(kept)))
     if len(kept) < FEWEST:
         raise StudyError("few_slices", count=len(kept))
 
@@ -257,7 +257,7 @@ def stack(slices: list[Slice]) -> Stack:
     if (missing := depth - len(kept)) > MOST_MISSING * depth:
         raise StudyError("gaps", share=f"{100 * missing / depth:.0f}")
     if missing:
-        found.append(say("filled", count=missing))
+        found.append(translate("filled", count=missing))
     place_of = np.concatenate([[0], np.cumsum(counts)])
     ordered: list[list[Slice]] = [[] for _ in range(depth)]
     below = np.searchsorted(height[kept], height[order], side="right") - 1
@@ -276,7 +276,7 @@ def stack(slices: list[Slice]) -> Stack:
     directions = np.stack([way, down * first.pixel[0], across * first.pixel[1]], axis=1)
     check_size((depth, *first.shape), np.linalg.norm(directions, axis=0).tolist())
     if angle > TILT:
-        found.append(say("tilt", angle=f"{angle:.1f}"))
-    elif (turned := turn(directions)) > TURNED:
-        found.append(say("turned", angle=f"{turned:.0f}"))
+        found.append(translate("tilt", angle=f"{angle:.1f}"))
+    elif (turned := measure_turn(directions)) > TURNED:
+        found.append(translate("turned", angle=f"{turned:.0f}"))
     return Stack(ordered, directions, found)

@@ -15,7 +15,7 @@ from typing import Any
 from openpyxl import Workbook  # type: ignore[import-untyped]
 from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped]
 
-from scripts.infer.words import say
+from scripts.infer.messages import translate
 
 COLUMNS = (
     "path_to_study", "study_uid", "series_uid", "probability_of_pathology", "pathology", "processing_status",
@@ -116,14 +116,14 @@ class Output:
     def write(self) -> None:
         """SystemExit: the disk is full, or the folder has gone."""
         rows = [self.rows[path] for path in sorted(self.rows)]
-        stamp = {"synthetic": say("synthetic"), "unknown": say("unknown_weights")}.get(self.weights, "")
+        stamp = {"synthetic": translate("synthetic"), "unknown": translate("unknown_weights")}.get(self.weights, "")
         document = {"weights": self.weights, **({"stamp": stamp} if stamp else {}), "studies": rows}
         try:
             contents = (
                 json.dumps(document, indent=1, ensure_ascii=False).encode(errors="replace"),
-                workbook(rows, self.weights, stamp),
-                table(rows, self.weights),
-                "".join(f"{line}\n" for line in remarks(rows, stamp)).encode(),
+                make_workbook(rows, self.weights, stamp),
+                make_csv(rows, self.weights),
+                "".join(f"{line}\n" for line in list_remarks(rows, stamp)).encode(),
             )
             for name, content in zip(FILES, contents, strict=True):
                 self.replace(name, content)
@@ -142,30 +142,30 @@ class Output:
             aside.unlink(missing_ok=True)
 
 
-def columns(weights: str) -> tuple[str, ...]:
+def list_columns(weights: str) -> tuple[str, ...]:
     """COLUMNS; of other than real weights one more, so that no row can be taken for a finding."""
     return COLUMNS if weights == "real" else (*COLUMNS, "weights")
 
 
-def cells(row: Row, weights: str) -> list[Any]:
-    return [row[name] if name in COLUMNS else weights for name in columns(weights)]
+def list_cells(row: Row, weights: str) -> list[Any]:
+    return [row[name] if name in COLUMNS else weights for name in list_columns(weights)]
 
 
-def workbook(rows: list[Row], weights: str, stamp: str) -> bytes:
+def make_workbook(rows: list[Row], weights: str, stamp: str) -> bytes:
     """The table, and on a second sheet what warnings_and_errors.txt says."""
     book = Workbook(write_only=True)
     sheet = book.create_sheet("SYNTHETIC" if weights == "synthetic" else "studies")
-    for values in [list(columns(weights)), *(cells(row, weights) for row in rows)]:
-        sheet.append([cell(sheet, value) for value in values])
+    for values in [list(list_columns(weights)), *(list_cells(row, weights) for row in rows)]:
+        sheet.append([make_cell(sheet, value) for value in values])
     sheet = book.create_sheet("warnings_and_errors")
-    for line in remarks(rows, stamp):
-        sheet.append([cell(sheet, line)])
+    for line in list_remarks(rows, stamp):
+        sheet.append([make_cell(sheet, line)])
     stream = io.BytesIO()
     book.save(stream)
     return stream.getvalue()
 
 
-def cell(sheet: Any, value: Any) -> Any:
+def make_cell(sheet: Any, value: Any) -> Any:
     """A text stays a text, even if it begins as a formula does."""
     made = WriteOnlyCell(sheet, value)
     if isinstance(value, str):
@@ -173,30 +173,33 @@ def cell(sheet: Any, value: Any) -> Any:
     return made
 
 
-def table(rows: list[Row], weights: str) -> bytes:
+def make_csv(rows: list[Row], weights: str) -> bytes:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns(weights))
-    writer.writerows(cells(row, weights) for row in rows)
+    writer.writerow(list_columns(weights))
+    writer.writerows(list_cells(row, weights) for row in rows)
     return stream.getvalue().encode()
 
 
-def remarks(rows: list[Row], stamp: str) -> Iterator[str]:
+def list_remarks(rows: list[Row], stamp: str) -> Iterator[str]:
     """Lines of warnings_and_errors.txt: a study is named by its row in output.xlsx, which has its path."""
     if stamp:
         yield stamp
     quiet = True
     for number, row in enumerate(rows, 2):
-        warnings = [*row["warnings"], *([say("copies", count=len(copies))] if (copies := row.get("copies")) else [])]
+        warnings = [
+            *row["warnings"],
+            *([translate("copies", count=len(copies))] if (copies := row.get("copies")) else []),
+        ]
         for level, texts in (("error", [row["error"]] if row["error"] else []), ("warning", warnings)):
             for text in texts:
                 quiet = False
-                yield say("row", row=number, level=say(level), text=text)
+                yield translate("row", row=number, level=translate(level), text=text)
     if quiet:
-        yield say("none_wrong")
+        yield translate("none_wrong")
 
 
-def decoded(name: str, top: Path) -> str:
+def decode_name(name: str, top: Path) -> str:
     """A name that is no UTF-8 as Windows' Cyrillic, which most such names are, unless another study has that name."""
     try:
         name.encode()
@@ -209,13 +212,13 @@ def decoded(name: str, top: Path) -> str:
         return name if (top / guess).exists() else guess
 
 
-def shown(path: Path, top: Path) -> str:
+def show_path(path: Path, top: Path) -> str:
     """A study's path for the table: below INPUT, printable, and no formula for a program that opens the CSV.
 
     Letters that cannot be shown, and those of names in an old encoding, are escaped, so that each study has its own.
     """
     name = "." if path == top else path.relative_to(top).as_posix()
-    name = decoded(name, top)
+    name = decode_name(name, top)
     plain = (letter.isprintable() and letter != "\\" for letter in name)
     name = "".join(
         letter if kept else letter.encode("unicode_escape").decode() for letter, kept in zip(name, plain, strict=True)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.volume import HU_LIMIT
-from scripts.infer.words import StudyError, say
 
 LUNG = -500  # HU; air and lung are below, in every chest
 MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
@@ -27,12 +27,12 @@ def check_values(hu: NDArray[Any]) -> None:
         raise StudyError("no_hounsfield", least=least, most=most, share=f"{100 * share:.0f}")
 
 
-def doubts(hu: NDArray[Any]) -> list[str]:
+def find_doubts(hu: NDArray[Any]) -> list[str]:
     """Why voxels may be no Hounsfield units, by every fourth of them along each axis: one sentence each."""
     some = hu[::4, ::4, ::4]
-    found = [say("no_air")] if not (some < LUNG).any() else []
+    found = [translate("no_air")] if not (some < LUNG).any() else []
     if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:
-        found.append(say("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
+        found.append(translate("too_dense", share=f"{100 * share:.0f}", most=MOST_HU))
     elif (share := float((some > HU_LIMIT).mean())) > SHARE_OF_BONE:
-        found.append(say("clipped", share=f"{100 * share:.0f}"))
+        found.append(translate("clipped", share=f"{100 * share:.0f}"))
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
 
 TARGET = 1.5, 0.75, 0.75  # mm; Superior, Left, Posterior
 SHAPE = 240, 480, 480  # what the published ViT takes
@@ -56,7 +56,7 @@ def check_size(shape: Sequence[int], spacing: Sequence[float]) -> None:
         raise StudyError("spacing", spacing=" × ".join(f"{size:g}" for size in spacing))
 
 
-def oriented(array: NDArray[Any], directions: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, int, int]]:
+def orient_axes(array: NDArray[Any], directions: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, int, int]]:
     """A view of `array` (3-D) with axes Superior, Left, Posterior, and which axis of `array` each one is.
 
     `directions` (3, 3): column a is the patient direction (Left, Posterior, Superior) of axis a, as long as
@@ -75,8 +75,8 @@ def oriented(array: NDArray[Any], directions: NDArray[Any]) -> tuple[NDArray[Any
     return array.transpose(order)[flips], order
 
 
-def turn(directions: NDArray[Any]) -> float:
-    """Degrees by which the axis that is least along one of the patient's is turned; `directions` as in `oriented`."""
+def measure_turn(directions: NDArray[Any]) -> float:
+    """Degrees by which the axis that fits the patient's axes worst is turned; `directions` as in `orient_axes`."""
     cosines = np.abs(directions / np.linalg.norm(directions, axis=0))
     return math.degrees(math.acos(min(1.0, float(cosines.max(0).min()))))
 
@@ -104,7 +104,7 @@ def axis_of(size: int, spacing: float, target: float, length: int) -> Axis:
     return Axis(max(0, (length - resized) // 2), below, above, (position - below).astype(np.float32))
 
 
-def preprocess(
+def preprocess_volume(
     volume: Volume,
     shape: tuple[int, int, int] = SHAPE,
     target: tuple[float, float, float] = TARGET,
@@ -126,16 +126,16 @@ def preprocess(
     fewer = len(np.union1d(outer.below, outer.above)) < len(outer.below)
 
     def work(part: range) -> None:
-        read: Callable[[int], Plane] = lambda index: clipped(source[index])  # noqa: E731
+        read: Callable[[int], Plane] = lambda index: clip_plane(source[index])  # noqa: E731
         if fewer:
-            read = lru_cache(2)(lambda index: resize(clipped(source[index]), rows, columns))
+            read = lru_cache(2)(lambda index: resize_plane(clip_plane(source[index]), rows, columns))
         for index in part:
             share = outer.share[index]
             plane = read(int(outer.below[index]))
             if share:
                 plane = plane + (read(int(outer.above[index])) - plane) * share
             if not fewer:
-                plane = resize(plane, rows, columns)
+                plane = resize_plane(plane, rows, columns)
             np.multiply(plane, np.float32(1 / HU_LIMIT), out=out[index].T)
 
     workers = threads or len(os.sched_getaffinity(0))
@@ -146,7 +146,7 @@ def preprocess(
     return result
 
 
-def clipped(plane: NDArray[Any]) -> Plane:
+def clip_plane(plane: NDArray[Any]) -> Plane:
     """(rows, columns) HU -> float32 (rows, columns + APART), clipped; what is no number counts as air."""
     rows, columns = plane.shape
     result = np.empty((rows, columns + APART), np.float32)
@@ -157,7 +157,7 @@ def clipped(plane: NDArray[Any]) -> Plane:
     return result
 
 
-def resize(plane: Plane, rows: Axis, columns: Axis) -> Plane:
+def resize_plane(plane: Plane, rows: Axis, columns: Axis) -> Plane:
     """(rows, columns + APART) -> (columns resized, rows resized): along whole rows both times, hence transposed."""
     return along_rows(np.ascontiguousarray(along_rows(plane, rows)[:, :-APART].T), columns)
 

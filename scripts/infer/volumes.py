@@ -12,28 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.models import Local
-from scripts.infer.source import studies
-from scripts.infer.study import Reading, tensor
-from scripts.infer.words import StudyError, say
-from scripts.infer.worker import place
+from scripts.infer.source import find_studies
+from scripts.infer.study import Reading, make_tensor
+from scripts.infer.worker import locate_error
 
 
-def write(repository: Path, top: Path, out: Path) -> None:
+def write_volumes(repository: Path, top: Path, out: Path) -> None:
     """One .npy for each study that can be read, named like it; SystemExit where none can."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with Local(repository) as models:
-        for number, path in enumerate(studies(top, out), 1):
+        for number, path in enumerate(find_studies(top, out), 1):
             name = f"{number:03} {path.resolve().name}"
             print(f"  reading study {name}", flush=True)
             try:
-                volume = tensor(path, models, Reading(), flat=path == top)
+                volume = make_tensor(path, models, Reading(), flat=path == top)
             except StudyError as error:
                 print(f"  left out: {error}", flush=True)
                 continue
             except Exception as bug:  # of the libraries that read it; its text may hold content of a file
-                print(f"  left out: {say('internal', what=place(bug))}", flush=True)
+                print(f"  left out: {translate('internal', what=locate_error(bug))}", flush=True)
                 continue
             np.save(out / f"{name}.npy", volume[None])
     if not any(out.iterdir()):
@@ -42,7 +42,7 @@ def write(repository: Path, top: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        write(*map(Path, sys.argv[1:]))
+        write_volumes(*map(Path, sys.argv[1:]))
     except OSError as error:
         raise SystemExit(
             f"{error.filename or sys.argv[3]}: {error.strerror}; make room or access, then run make compare again"

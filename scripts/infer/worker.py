@@ -22,17 +22,17 @@ from threading import Semaphore, Thread
 from types import FrameType
 from typing import Any
 
-from scripts.infer.words import REPLACED, StudyError, say
+from scripts.infer.messages import REPLACED, StudyError, translate
 
 
-def work(repository: Path, triton: str | None) -> None:
+def run_worker(repository: Path, triton: str | None) -> None:
     """Answers the first line, `{"weights", "models"}` or `{"fatal"}`, then a row for each `{"path", "flat"}`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, exit_on_signal)
 
     def answer(content: dict[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
@@ -41,17 +41,19 @@ def work(repository: Path, triton: str | None) -> None:
         from scripts.infer.models import Triton  # seconds, and not without a word
 
         key = os.environ.get("CHEST_KEY", "")
-        models, name = (Triton(triton, repository, key), f"triton {triton}") if triton else local(repository)
+        models, name = (
+            (Triton(triton, repository, key), f"triton {triton}") if triton else open_local_models(repository)
+        )
     except SystemExit as error:
         return answer({"fatal": str(error)})
     except Exception as error:
-        return answer({"fatal": say("internal", what=place(error))})
+        return answer({"fatal": translate("internal", what=locate_error(error))})
     with models:
         answer({"weights": models.weights, "models": name, "handover": models.handover})
-        ahead(sys.stdin, models, answer)
+        read_ahead(sys.stdin, models, answer)
 
 
-def ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+def read_ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any]], None]) -> None:
     """Answers each question in turn, and reads a study while the networks run on the one before it.
 
     Two studies are in memory at most: the next one is not opened before the networks have taken the last one's tensor.
@@ -69,7 +71,7 @@ def ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any
                 try:
                     if isinstance(prepared.trouble, UnreachableError):
                         raise prepared.trouble
-                    answer(finished(prepared, models))
+                    answer(finish_study(prepared, models))
                 except UnreachableError as error:
                     failed = True
                     answer({"fatal": str(error)})
@@ -81,25 +83,25 @@ def ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any
     for line in questions:
         room.acquire()
         question = json.loads(line)
-        prepared = prepare(Path(question["path"]), models, flat=question["flat"])
+        prepared = prepare_study(Path(question["path"]), models, flat=question["flat"])
         if isinstance(prepared.trouble, MemoryError) and read.unfinished_tasks:
             del prepared
             read.join()  # alone it may fit
-            prepared = prepare(Path(question["path"]), models, flat=question["flat"])
+            prepared = prepare_study(Path(question["path"]), models, flat=question["flat"])
         read.put(prepared)
         del prepared
     read.put(None)
     networks.join()
 
 
-def local(repository: Path) -> tuple[Any, str]:
+def open_local_models(repository: Path) -> tuple[Any, str]:
     """The models and their digest. SystemExit: other ones were published while they were opened."""
-    from scripts.infer.models import Local, complete
+    from scripts.infer.models import Local, check_complete
 
-    complete(repository)
-    before = digest(repository)
+    check_complete(repository)
+    before = fingerprint_results(repository)
     models = Local(repository)
-    if digest(repository) != before:
+    if fingerprint_results(repository) != before:
         raise SystemExit(REPLACED)
     return models, before
 
@@ -114,14 +116,14 @@ class Prepared:
     seconds: float
 
 
-def prepare(path: Path, models: Any, *, flat: bool) -> Prepared:
+def prepare_study(path: Path, models: Any, *, flat: bool) -> Prepared:
     """Reads and preprocesses a study; its trouble is told in its row."""
-    from scripts.infer.study import Reading, tensor
+    from scripts.infer.study import Reading, make_tensor
 
     start, reading, found = time.monotonic(), Reading(), None
     trouble: BaseException | None = None
     try:
-        found = tensor(path, models, reading, flat=flat)
+        found = make_tensor(path, models, reading, flat=flat)
     except (StudyError, MemoryError) as error:
         trouble = error.with_traceback(None)  # which would keep the voxels in memory
     except Exception as error:
@@ -129,7 +131,7 @@ def prepare(path: Path, models: Any, *, flat: bool) -> Prepared:
     return Prepared(reading, found, trouble, time.monotonic() - start)
 
 
-def finished(prepared: Prepared, models: Any) -> dict[str, Any]:
+def finish_study(prepared: Prepared, models: Any) -> dict[str, Any]:
     """All of a study's row but its path, with what the networks say of its tensor. UnreachableError: Triton is gone."""
     from scripts.infer.models import UnreachableError
 
@@ -144,13 +146,13 @@ def finished(prepared: Prepared, models: Any) -> dict[str, Any]:
     if isinstance(trouble, StudyError):
         failure, error = trouble.key, str(trouble)
     elif isinstance(trouble, MemoryError):
-        failure, error = "no_memory", say("no_memory")
+        failure, error = "no_memory", translate("no_memory")
     elif trouble:  # its text may hold content of a file, so only where it happened is told
-        failure, error = "internal", say("internal", what=place(trouble))
+        failure, error = "internal", translate("internal", what=locate_error(trouble))
     result, networks = reading.result, time.monotonic() - start
     return {
-        "study_uid": uid(reading.study_uid),
-        "series_uid": uid(reading.series_uid),
+        "study_uid": clean_uid(reading.study_uid),
+        "series_uid": clean_uid(reading.series_uid),
         "probability_of_pathology": round(result.probability, 4) if result else None,
         "pathology": result.pathology if result else None,
         "processing_status": "Success" if result else "Failure",
@@ -170,17 +172,17 @@ def finished(prepared: Prepared, models: Any) -> dict[str, Any]:
     }
 
 
-def uid(text: str) -> str:
+def clean_uid(text: str) -> str:
     """A DICOM UID; whatever else stood in its place is not repeated."""
     return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
 
 
-def place(error: BaseException) -> str:
+def locate_error(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}, {Path(frame.filename).name}:{frame.lineno}"
 
 
-def digest(repository: Path) -> str:
+def fingerprint_results(repository: Path) -> str:
     """Of all that results come from: the networks, and the programs that read studies for them."""
     from scripts.infer.models import BPREG, ONNX, SETTINGS
 
@@ -192,9 +194,9 @@ def digest(repository: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def leave(number: int, _: FrameType | None) -> None:
+def exit_on_signal(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+    run_worker(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)

@@ -43,7 +43,7 @@ class Log(trt.ILogger):  # type: ignore[misc]
         return max(int(found[1]) for _, text in self.lines if (found := re.match(rf"{what}: (\d+) bytes", text)))
 
 
-def judged(cards: dict[str, Any], kinds: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+def judge_kinds(cards: dict[str, Any], kinds: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Return the compute capabilities of `kinds` that can be built for, and why each other kind cannot."""
     chosen, others = set(), {}
     for kind in kinds:
@@ -57,7 +57,7 @@ def judged(cards: dict[str, Any], kinds: Iterable[str]) -> tuple[list[str], dict
     return sorted(chosen, key=float), others
 
 
-def attention(network: Any) -> tuple[set[str], set[str]]:
+def find_attention(network: Any) -> tuple[set[str], set[str]]:
     """Return the names of the softmaxes and of the products of two computed values, which only attention has."""
     computed = {network.get_input(index).name for index in range(network.num_inputs)}
     softmaxes, products = set(), set()
@@ -74,7 +74,7 @@ def attention(network: Any) -> tuple[set[str], set[str]]:
     return softmaxes, products
 
 
-def refusal(parser: Any) -> str:
+def describe_refusal(parser: Any) -> str:
     """Return the parser's words on each node that it refuses."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return "\n".join(
@@ -84,14 +84,16 @@ def refusal(parser: Any) -> str:
     )
 
 
-def build(onnx: Path, entry: dict[str, Any], capabilities: list[str], log: Log) -> dict[str, Any]:
+def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], log: Log) -> dict[str, Any]:
     """Parse and build; return what OUT holds of it. SystemExit if TensorRT refuses, or recognises too little."""
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx)):
-        raise SystemExit(f"{onnx}: TensorRT's parser refuses it; expected nodes that it knows:\n{refusal(parser)}")
-    softmaxes, products = attention(network)
+        raise SystemExit(
+            f"{onnx}: TensorRT's parser refuses it; expected nodes that it knows:\n{describe_refusal(parser)}"
+        )
+    softmaxes, products = find_attention(network)
     layers = sum(number for name, number in entry["network"].items() if name.endswith("_depth"))
     if len(softmaxes) < layers or len(products) < 2 * layers:
         raise SystemExit(
@@ -132,13 +134,13 @@ def main() -> None:
     given = parser.parse_args()
     cards, fleet = (yaml.safe_load(file.read_text()) for file in (given.cards, given.fleet))
     entry = json.loads(given.entry.read_text())
-    capabilities, others = judged(cards, sorted(set(fleet) - {"common"}))
+    capabilities, others = judge_kinds(cards, sorted(set(fleet) - {"common"}))
     if not capabilities:
         told = "".join(f"\n  {kind}: {reason}" for kind, reason in others.items())
         raise SystemExit(f"{given.fleet}: TensorRT for RTX builds for none of its kinds of GPU{told}")
     log = Log()
     try:
-        found = build(given.onnx, entry, capabilities, log)
+        found = build_engines(given.onnx, entry, capabilities, log)
     finally:
         file = Path("build/logs", f"rtx-{given.out.name.removesuffix('.rtx.json')}.log")
         file.parent.mkdir(parents=True, exist_ok=True)

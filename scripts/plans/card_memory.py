@@ -46,7 +46,7 @@ def plan_of(found: dict[str, Any], record: str, config: str, promised: int) -> P
     return Plan(Path(record).name.removesuffix(".rtx.json"), config, promised, found["engine_bytes"], sample)
 
 
-def usable(memory: float) -> float:
+def usable_bytes(memory: float) -> float:
     """Return the bytes that plans may take of a card sold with `memory` GiB."""
     return memory * (1 << 30) * ECC - SPARE
 
@@ -54,7 +54,7 @@ def usable(memory: float) -> float:
 def largest_batch(plan: Plan, plans: list[Plan], memory: float) -> int:
     """Return the largest max_batch_size, and profile, of a plan on a card beside the others; 0 if none fits."""
     others = sum(other.needs(other.promised) for other in plans if other.name != plan.name)
-    return max(0, math.floor((usable(memory) - others - plan.engine) / plan.sample))
+    return max(0, math.floor((usable_bytes(memory) - others - plan.engine) / plan.sample))
 
 
 def main(cards_file: str, fleet_file: str, kinds: str, *pairs: str) -> None:

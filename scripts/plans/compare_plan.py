@@ -23,17 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.convert import probabilities as client
-from scripts.convert.sample import requests, sample
+from scripts.convert.sample import make_sample, plan_requests
 from scripts.convert.ties import without_flips
 from scripts.plans import gpu, trtexec
-from scripts.plans.expected import SEED, open_onnx, samples
-from scripts.steps.records import sha256
+from scripts.plans.expected import SEED, choose_samples, open_onnx
+from scripts.steps.records import hash_file
 
 Array = NDArray[Any]
 NONE: dict[int, Any] = {}
 
 
-def compare(
+def compare_answers(
     plan: Path,
     expected: Array,
     entry: dict[str, Any],
@@ -50,12 +50,12 @@ def compare(
     if missing := [key for key in wanted if key not in tolerance]:
         raise SystemExit(f"convertation/models.yaml: {entry['name']}: a plan's tolerance lacks {', '.join(missing)}")
     batches = sorted(set(entry["batch"]))
-    places = samples(entry)
-    request = sample(entry, SEED, max(places) + 1)["input"][places]
+    places = choose_samples(entry)
+    request = make_sample(entry, SEED, max(places) + 1)["input"][places]
     scale = float(np.abs(expected).max())
     result: dict[str, Any] = {"output": 0.0, "cosine": 1.0, "probability": 0.0, "flips": 0}
     for batch in batches:
-        answer = ask(plan, request[:batch], scratch)
+        answer = run_plan(plan, request[:batch], scratch)
         right = expected[:batch]
         where = f"{plan} at batch {batch}"
         if answer.shape != right.shape:
@@ -71,8 +71,10 @@ def compare(
                 answer[row] = right[row] + left
         result["output"] = max(result["output"], float(np.abs(answer - right).max()) / scale)
         if entry["family"] == "vit":
-            result["cosine"] = min(result["cosine"], float(cosine(answer, right).min()))
-        for ours, theirs in zip(probabilities(entry, answer, heads), probabilities(entry, right, heads), strict=True):
+            result["cosine"] = min(result["cosine"], float(compute_cosines(answer, right).min()))
+        for ours, theirs in zip(
+            compute_probabilities(entry, answer, heads), compute_probabilities(entry, right, heads), strict=True
+        ):
             result["probability"] = max(result["probability"], float(np.abs(ours - theirs).max()))
     if batches[-1] > 1 and not np.abs(answer[1:] - answer[0]).max() > np.abs(expected[1:] - expected[0]).max() / 10:
         raise SystemExit(f"{plan}: answers the same for every sample; it does not read its input")
@@ -101,14 +103,14 @@ def compare(
             "allowed": tolerance["gpu"] * scale,
             "flips": [ties.get(place, []) for place in range(first, first + batch)],
         }
-        for first, batch in requests([batch for batch in batches if batch <= max(places) + 1], request[0].nbytes)
+        for first, batch in plan_requests([batch for batch in batches if batch <= max(places) + 1], request[0].nbytes)
     ]
-    head = {"model": entry["name"], "plan_sha256": sha256(str(plan)), "difference": result["output"]}
+    head = {"model": entry["name"], "plan_sha256": hash_file(str(plan)), "difference": result["output"]}
     judged = {"tolerance": {key: tolerance[key] for key in wanted}, "batches": batches, "scale": scale}
     return head | result | judged | {"served": served}
 
 
-def ask(plan: Path, request: Array, scratch: Path) -> Array:
+def run_plan(plan: Path, request: Array, scratch: Path) -> Array:
     """The plan's float32 output for a batch, by trtexec: six significant digits, which is what it prints."""
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "out").mkdir(parents=True)
@@ -123,10 +125,10 @@ def ask(plan: Path, request: Array, scratch: Path) -> Array:
     print(f"  trtexec, batch {len(request)}", flush=True)
     try:
         inputs = {"model.plan": str(plan), "input.bin": str(stored)}
-        trtexec.run(artifact, inputs, str(scratch / "out"), options)
+        trtexec.run_trtexec(artifact, inputs, str(scratch / "out"), options)
         text = (scratch / "out/output.json").read_text()
     except trtexec.TrtexecError as error:
-        raise SystemExit(f"{plan}: trtexec does not run it\n{trtexec.trouble(error, artifact)}") from None
+        raise SystemExit(f"{plan}: trtexec does not run it\n{trtexec.explain_trouble(error, artifact)}") from None
     except FileNotFoundError:
         raise SystemExit(f"{plan}: trtexec wrote no output; whole log: {trtexec.log_of(artifact)}") from None
     finally:
@@ -138,12 +140,12 @@ def ask(plan: Path, request: Array, scratch: Path) -> Array:
     return values.reshape([int(size) for size in output["dimensions"].split("x")])
 
 
-def probabilities(entry: dict[str, Any], output: Array, heads: list[Path]) -> list[Array]:
+def compute_probabilities(entry: dict[str, Any], output: Array, heads: list[Path]) -> list[Array]:
     """The classes' probabilities, per head (batch, classes): as the client makes them of logits and embeddings."""
     if entry["family"] != "vit":
-        return [client.probabilities(output)]
-    embedding = client.unit(output)
-    return [client.probabilities(open_onnx(head).run(["output"], {"input": embedding})[0]) for head in heads]
+        return [client.compute_probabilities(output)]
+    embedding = client.normalise_rows(output)
+    return [client.compute_probabilities(open_onnx(head).run(["output"], {"input": embedding})[0]) for head in heads]
 
 
 def ties_of(check: dict[str, Any]) -> dict[int, Any]:
@@ -153,7 +155,7 @@ def ties_of(check: dict[str, Any]) -> dict[int, Any]:
     }
 
 
-def cosine(one: Array, other: Array) -> Array:
+def compute_cosines(one: Array, other: Array) -> Array:
     """(batch, n), (batch, n) -> (batch,)"""
     ours, theirs = one.astype(np.float64), other.astype(np.float64)
     angles: Array = (ours * theirs).sum(axis=1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
@@ -168,13 +170,13 @@ def main() -> None:
     given = parser.parse_args()
     entry, tolerance = json.loads(given.entry.read_text()), json.loads(given.tolerance.read_text())
     trtexec.end_with_parent()
-    if (here := gpu.present(os.environ["TENSORRT_IMAGE"])).folder != given.plan.parent.name:
+    if (here := gpu.find_gpu(os.environ["TENSORRT_IMAGE"])).folder != given.plan.parent.name:
         raise SystemExit(
             f"{given.plan}: to be compared on {given.plan.parent.name}, this is {here.folder} ({here.name});\n"
             "make trt on such a machine, or make trt-fleet"
         )
     scratch, ties = Path(f"{given.out}.d"), ties_of(json.loads(given.check.read_text()))
-    result = compare(given.plan, np.load(given.expected), entry, tolerance, given.heads, scratch, ties)
+    result = compare_answers(given.plan, np.load(given.expected), entry, tolerance, given.heads, scratch, ties)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "
           f"cosine {result['cosine']:.6f}, probabilities by {result['probability']:.1e}")  # fmt: skip

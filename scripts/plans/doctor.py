@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.plans import gpu
-from scripts.serve.releases import notes
-from scripts.steps.look import ENVIRONMENTS
-from scripts.steps.tell import tell
+from scripts.serve.releases import list_notes
+from scripts.steps.before_make import ENVIRONMENTS
+from scripts.steps.printing import print_text
 
 GB = 1e9
 
@@ -35,17 +35,17 @@ class Finding(NamedTuple):
     todo: str
 
 
-def make() -> Finding:
-    said = run(os.environ.get("MAKE", "make"), "--version")
+def check_make() -> Finding:
+    said = run_command(os.environ.get("MAKE", "make"), "--version")
     version = (re.search(r"GNU Make (\d+)\.(\d+)", said) or [""])[0].removeprefix("GNU Make ") or "none"
     good = tuple(map(int, version.split("."))) >= (4, 3) if version != "none" else False
     return Finding("GNU Make", version, "4.3", "" if good else "apt install make")
 
 
-def python() -> Finding:
+def check_python() -> Finding:
     name = os.environ.get("PYTHON", "python3")
     version = (
-        run(name, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])").strip()
+        run_command(name, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])").strip()
         or "none, or no venv"
     )
     new = re.fullmatch(r"3\.(\d+)", version) is not None and int(version.partition(".")[2]) >= 13
@@ -54,7 +54,7 @@ def python() -> Finding:
     return Finding(f"Python ({name})", version, needed, todo)
 
 
-def checkout() -> Finding:
+def check_checkout() -> Finding:
     """Whether make can write and lock files here, as it has to; nothing is left of the try."""
     folder = ".make" if Path(".make").is_dir() else "."
     try:
@@ -78,20 +78,22 @@ def checkout() -> Finding:
     return Finding("checkout", "can be written to", "files can be written and locked", "")
 
 
-def environments() -> Finding:
+def check_environments() -> Finding:
     """The environments of this checkout that are there, each with a Python that runs."""
     here = [folder for folder in ENVIRONMENTS if Path(folder, "bin").is_dir()]
-    dead = [folder for folder in here if not any(run(str(file), "-c", "print(1)") for file in pythons(folder))]
+    dead = [
+        folder for folder in here if not any(run_command(str(file), "-c", "print(1)") for file in list_pythons(folder))
+    ]
     found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
     todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""
     return Finding("environments", found, "each with a Python that runs", todo)
 
 
-def pythons(folder: str) -> list[Path]:
+def list_pythons(folder: str) -> list[Path]:
     return sorted(Path(folder, "bin").glob("python3.*"))
 
 
-def disk() -> Finding:
+def check_disk() -> Finding:
     free = shutil.disk_usage(".").free
     return Finding(
         "disk",
@@ -101,7 +103,7 @@ def disk() -> Finding:
     )
 
 
-def memory() -> Finding:
+def check_memory() -> Finding:
     found = re.search(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())
     size = int(found[1]) * 1024 if found else 0
     return Finding(
@@ -115,14 +117,14 @@ def shared_memory() -> Finding:
     return Finding("/dev/shm", f"{free / GB:.1f} GB free", "1 GB", todo)
 
 
-def ports(numbers: list[int]) -> Finding:
-    taken = [str(number) for number in numbers if not free(number)]
+def check_ports(numbers: list[int]) -> Finding:
+    taken = [str(number) for number in numbers if not is_free(number)]
     found = f"{', '.join(taken)} taken" if taken else "free"
     todo = 'make serve PORTS="8100 8101 8102", or stop what listens: ss -ltnp' if taken else ""
     return Finding(f"ports {' '.join(map(str, numbers))}", found, "free, for make serve", todo)
 
 
-def free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -132,17 +134,17 @@ def free(port: int) -> bool:
     return True
 
 
-def docker() -> Finding:
+def check_docker() -> Finding:
     try:
-        return Finding("Docker", gpu.daemon(), "any since 20.10", "")
+        return Finding("Docker", gpu.ask_daemon(), "any since 20.10", "")
     except SystemExit as error:
         return Finding("Docker", "none that answers", "any since 20.10", str(error))
 
 
-def image(variable: str) -> Finding:
+def check_image(variable: str) -> Finding:
     name = os.environ[variable]
     try:
-        return Finding(name, f"TensorRT {gpu.image(name, pull=False).tensorrt}", "here", "")
+        return Finding(name, f"TensorRT {gpu.find_image(name, pull=False).tensorrt}", "here", "")
     except SystemExit:
         return Finding(
             name,
@@ -152,14 +154,14 @@ def image(variable: str) -> Finding:
         )
 
 
-def card() -> Finding:
+def check_gpu() -> Finding:
     needed = "one that a container gets"
     try:
-        if not gpu.visible():
+        if not gpu.is_driver_visible():
             return Finding("NVIDIA GPU", "none", needed, gpu.NO_GPU)
-        host = gpu.parse(run("nvidia-smi", *gpu.QUERY))
-        here = gpu.docker("image", "inspect", os.environ["TENSORRT_IMAGE"]).returncode == 0
-        found = host if host and not here else gpu.present(os.environ["TENSORRT_IMAGE"])
+        host = gpu.parse_gpu(run_command("nvidia-smi", *gpu.QUERY))
+        here = gpu.run_docker("image", "inspect", os.environ["TENSORRT_IMAGE"]).returncode == 0
+        found = host if host and not here else gpu.find_gpu(os.environ["TENSORRT_IMAGE"])
     except SystemExit as error:
         return Finding("NVIDIA GPU", "not seen in a container", needed, str(error))
     told = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
@@ -172,7 +174,7 @@ def card() -> Finding:
     return Finding("NVIDIA GPU", told, needed, todo)
 
 
-def toolkit() -> Finding:
+def check_toolkit() -> Finding:
     name = next(filter(shutil.which, ("nvidia-ctk", "nvidia-container-runtime-hook", "nvidia-container-cli")), "")
     needed = "so that Docker gives containers the GPU"
     if os.environ.get("DOCKER_GPUS"):
@@ -180,19 +182,19 @@ def toolkit() -> Finding:
     return Finding("NVIDIA Container Toolkit", name or "none", needed, "" if name else gpu.INSTALL_TOOLKIT)
 
 
-def run(*command: str) -> str:
+def run_command(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""
 
 
-def show(findings: list[Finding]) -> None:
+def print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         state = "lacking" if finding.todo else "ok     "
-        tell(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
+        print_text(f"{state}  {finding.what}: {finding.found} (needed: {finding.needed})")
         for line in finding.todo.splitlines():
-            tell(f"             {line}")
+            print_text(f"             {line}")
 
 
 def main() -> None:
@@ -200,22 +202,30 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
     parser.add_argument("ports", type=int, nargs="*")
     given = parser.parse_args()
-    checks: list[Callable[[], Finding]] = [make, python, checkout, environments, disk, memory, shared_memory]
+    checks: list[Callable[[], Finding]] = [
+        check_make,
+        check_python,
+        check_checkout,
+        check_environments,
+        check_disk,
+        check_memory,
+        shared_memory,
+    ]
     here = [check() for check in checks]
-    tell("make repository:")
-    show(here)
+    print_text("make repository:")
+    print_findings(here)
     if given.ports:  # taken ones hinder make serve alone
-        show([ports(given.ports)])
-    for told in notes():  # never a hindrance
-        tell(f"note     {told}")
-    tell("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
-    beyond = [docker(), image("TENSORRT_IMAGE"), image("TRITON_IMAGE"), toolkit(), card()]
-    show(beyond)
+        print_findings([check_ports(given.ports)])
+    for told in list_notes():  # never a hindrance
+        print_text(f"note     {told}")
+    print_text("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
+    beyond = [check_docker(), check_image("TENSORRT_IMAGE"), check_image("TRITON_IMAGE"), check_toolkit(), check_gpu()]
+    print_findings(beyond)
     lacking = any(finding.todo for finding in here)
     without = any(
         finding.found in ("none that answers", "none", "not seen in a container") for finding in (beyond[0], beyond[-1])
     )
-    tell(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
+    print_text(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
           f"plans {'cannot be built here yet' if without else 'can be built here'}")  # fmt: skip
     sys.exit(int(lacking or (given.gpu and without)))
 

@@ -14,22 +14,22 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 SEED = 0
 VOLUMES = 2
 
 
-def expected(onnx: Path, entry: dict[str, Any]) -> NDArray[Any]:
+def answer_samples(onnx: Path, entry: dict[str, Any]) -> NDArray[Any]:
     """What OUT holds; one sample at a time, so that the batch costs no memory."""
-    session, places = open_onnx(onnx), samples(entry)
-    request = sample(entry, SEED, max(places) + 1)["input"]
+    session, places = open_onnx(onnx), choose_samples(entry)
+    request = make_sample(entry, SEED, max(places) + 1)["input"]
     answers = np.concatenate([session.run(["output"], {"input": one[None]})[0] for one in request])
     answer: NDArray[Any] = answers[places]
     return answer
 
 
-def samples(entry: dict[str, Any]) -> list[int]:
+def choose_samples(entry: dict[str, Any]) -> list[int]:
     """The samples of the seed that a plan is asked at its largest batch."""
     return [place % VOLUMES if entry["family"] == "vit" else place for place in range(max(entry["batch"]))]
 
@@ -46,4 +46,4 @@ if __name__ == "__main__":
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     with given.out.open("wb") as file:  # np.save would add .npy to another name
-        np.save(file, expected(given.onnx, json.loads(given.entry.read_text())))
+        np.save(file, answer_samples(given.onnx, json.loads(given.entry.read_text())))

@@ -23,7 +23,7 @@ import yaml
 
 from scripts.plans.trtexec import end_with_parent
 from scripts.plans.trtexec_options import check_options, split_options
-from scripts.steps.records import read, record
+from scripts.steps.records import read_text, record_path
 from scripts.steps.submake import run_make
 
 # Of squeue's job states, and GONE: what Slurm has forgotten, minutes after its end.  A job in any other may still run
@@ -59,18 +59,18 @@ class Kind(NamedTuple):
     def current(self) -> str:
         """Return the folder of the plans, such as sm80, if all are there and true, else ""."""
         file, content = self.told
-        found = json.loads(read(file) or "{}")
+        found = json.loads(read_text(file) or "{}")
         words = found.get("make", "").split()
         if not words or found != content | {"make": found["make"]}:
             return ""
         gpu: str = words[0].removeprefix("gpu=")
-        asked = run(self.command[0], "--question", *self.command[2:], "FORMAT=both", *words, *self.files(gpu))
+        asked = run_command(self.command[0], "--question", *self.command[2:], "FORMAT=both", *words, *self.files(gpu))
         return "" if asked.returncode else gpu
 
     def job(self) -> str:
         """Return the job's name, which stands for all that it is given: by it a later call knows the job again."""
         requests = [f"build/plan/{Path(plan).stem}.request.json" for plan in self.files("") if plan.endswith(".plan")]
-        given = repr((Path.cwd(), self.command, self.told, [read(request) for request in requests]))
+        given = repr((Path.cwd(), self.command, self.told, [read_text(request) for request in requests]))
         return f"chest-{self.name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
 
     def submit(self) -> str:
@@ -85,7 +85,7 @@ class Kind(NamedTuple):
             "--no-requeue",
             *self.options,
         ]
-        said = run(
+        said = run_command(
             "sbatch", "--parsable", *ours, "scripts/plans/fleet_job.sh", file, json.dumps(content), *self.command
         )
         if said.returncode:
@@ -99,11 +99,11 @@ class Kind(NamedTuple):
             time.sleep(1)
         if not gpu:
             return self.name, "", "failed", f"{state}, log: {self.log}" if job else state
-        runs = [read(record("took", file)) for file in self.files(gpu) if file.endswith(".plan")]
+        runs = [read_text(record_path("took", file)) for file in self.files(gpu) if file.endswith(".plan")]
         return self.name, gpu, "built" if any(f'"slurm-{job}"' in run for run in runs) else "reused", ""
 
 
-def run(*words: str) -> "subprocess.CompletedProcess[str]":
+def run_command(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command without what the make that started this has set; Slurm's and Docker's settings stay."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=mine)
@@ -124,19 +124,19 @@ def read_kinds(file: str, wanted: list[str]) -> list[tuple[str, tuple[str, ...],
     return [(name, tuple(asked[name]), lines[name]) for name in lines]
 
 
-def jobs() -> dict[str, list[str]]:
+def list_jobs() -> dict[str, list[str]]:
     """Return name, state and reason of this user's jobs, those that ended minutes ago included."""
-    said = run("squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r")
+    said = run_command("squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r")
     if said.returncode:
         raise OSError(f"Slurm does not answer: {said.stderr.strip()}")
     return {line.split("|")[0]: line.split("|")[1:] for line in said.stdout.splitlines()}
 
 
-def build(kinds: list[Kind]) -> list[tuple[str, ...]]:
+def build_plans(kinds: list[Kind]) -> list[tuple[str, ...]]:
     """Submit a job for each kind that needs one, wait for all, return the rows; stopped, cancel what was submitted."""
     ours, waiting, ends, seen, pause = set[str](), dict[str, Kind](), dict[Kind, tuple[str, str]](), set[str](), 1.0
     try:
-        there = jobs()
+        there = list_jobs()
         for kind in kinds:
             found = [job for job, (name, state, _) in there.items() if name == kind.job() and state not in ENDED]
             if found:
@@ -155,7 +155,7 @@ def build(kinds: list[Kind]) -> list[tuple[str, ...]]:
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
             try:
-                there = jobs()
+                there = list_jobs()
             except OSError as error:  # a controller that restarts forgets no job
                 print(error, flush=True)
                 continue
@@ -170,7 +170,7 @@ def build(kinds: list[Kind]) -> list[tuple[str, ...]]:
     finally:
         if left := sorted(ours & waiting.keys()):
             print(f"cancelling {' '.join(left)}", flush=True)
-            run("scancel", *left)
+            run_command("scancel", *left)
     return [kind.row(*ends.get(kind, ("", ""))) for kind in kinds]
 
 
@@ -196,7 +196,7 @@ def main(file: str, gpus: str, models: str, heads: str, *command: str) -> None:
     if run_make("--silent", "FORMAT=both", *dict.fromkeys(prepared)).returncode:
         raise SystemExit("what the jobs need could not be made; nothing was submitted")
     try:
-        rows = build(kinds)
+        rows = build_plans(kinds)
     except OSError as error:
         raise SystemExit(str(error)) from None
     print()

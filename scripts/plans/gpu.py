@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from scripts.archives.base_image import hold
+from scripts.archives.base_image import check_base_image
 from scripts.plans.trtexec_options import check_options, split_options
-from scripts.serve.releases import release
+from scripts.serve.releases import find_release
 
 # What the release's CUDA asks for; on data-centre GPUs some older ones do as well
-DRIVER = release().driver
+DRIVER = find_release().driver
 INSTALL_TOOLKIT = (
     "apt install nvidia-container-toolkit\n"
     "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker\n"
@@ -82,12 +82,12 @@ class Image(NamedTuple):
     tensorrt: str
 
 
-def options() -> list[str]:
+def gpu_options() -> list[str]:
     """Return the options by which `docker run` gives a container the GPU."""
     return shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus all")
 
 
-def visible() -> bool:
+def is_driver_visible() -> bool:
     """Tell whether this machine shows an NVIDIA driver, or was told how containers get the GPU."""
     signs = ("/proc/driver/nvidia/gpus", "/dev/dxg")  # the second is that of WSL
     return any(Path(sign).exists() for sign in signs) or bool(
@@ -95,7 +95,7 @@ def visible() -> bool:
     )
 
 
-def docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a docker command and return its text; SystemExit if there is no docker."""
     if not shutil.which("docker"):
         raise SystemExit(
@@ -105,45 +105,47 @@ def docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
-def daemon() -> str:
+def ask_daemon() -> str:
     """Return the version of the Docker daemon; SystemExit if it does not answer."""
-    run = docker("version", "--format={{.Server.Version}}")
+    run = run_docker("version", "--format={{.Server.Version}}")
     if run.returncode:
-        fail(run.stderr)
+        fail_with(run.stderr)
     return run.stdout.strip()
 
 
-def image(name: str, pull: bool = True) -> Image:
+def find_image(name: str, pull: bool = True) -> Image:
     """Return what an image is; it is pulled only if it is not here (`docker load` brings it without a network)."""
-    daemon()
-    if (run := docker("image", "inspect", name)).returncode:
+    ask_daemon()
+    if (run := run_docker("image", "inspect", name)).returncode:
         if not pull:
             raise SystemExit(f"{name}: not on this machine; get it: docker pull {name}")
         print(f"{name}: pulling, some GB", flush=True, file=sys.stderr)
-        if (pulled := docker("pull", "--quiet", name)).returncode:
+        if (pulled := run_docker("pull", "--quiet", name)).returncode:
             raise SystemExit(
-                f"{name}: not on this machine, and pulling it failed: {last(pulled.stderr)}\n"
+                f"{name}: not on this machine, and pulling it failed: {last_line(pulled.stderr)}\n"
                 f"where there is a network: docker pull {name} && docker save {name} | gzip > image.tgz\n"
                 "then here: docker load < image.tgz (a mirror of nvcr.io: REGISTRY=registry.example.org/)"
             )
-        run = docker("image", "inspect", name)
+        run = run_docker("image", "inspect", name)
     found = json.loads(run.stdout)[0]
     if pull:  # who only asks what is here locks nothing
-        hold(name, found)
+        check_base_image(name, found)
     environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or [])
     version = environment.get("TRT_VERSION") or environment.get("TENSORRT_VERSION") or f"of {name.rpartition(':')[2]}"
     return Image(found["Id"], version.partition("+")[0].replace(" ", "-"))
 
 
-def present(name: str) -> Gpu:
+def find_gpu(name: str) -> Gpu:
     """Return the first GPU that a container of the image gets, the one that --device=0 means in it."""
-    run = docker("run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *options(), name, *QUERY)
-    if run.returncode or not (found := parse(run.stdout)):
-        fail(f"{run.stderr}\n{run.stdout}")
+    run = run_docker(
+        "run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *gpu_options(), name, *QUERY
+    )
+    if run.returncode or not (found := parse_gpu(run.stdout)):
+        fail_with(f"{run.stderr}\n{run.stdout}")
     return found
 
 
-def parse(said: str) -> Gpu | None:
+def parse_gpu(said: str) -> Gpu | None:
     """Return the first GPU of nvidia-smi's answer to QUERY."""
     words = [word.strip() for word in said.partition("\n")[0].split(",")]
     if len(words) != 4:
@@ -151,22 +153,24 @@ def parse(said: str) -> Gpu | None:
     return Gpu(words[0], words[1], words[2], int(words[3]) if words[3].isdigit() else 0)
 
 
-def meaning(said: str) -> str:
+def explain_message(said: str) -> str:
     """Return what a message means and what helps, "" if it is none of the known."""
     text = said.lower()
     if "could not select device driver" in text or ("nvidia-smi" in text and "not found" in text):
-        if visible():
+        if is_driver_visible():
             return f"Docker cannot give containers the GPU; install the NVIDIA Container Toolkit:\n{INSTALL_TOOLKIT}"
         return NO_GPU
     return next((words for sign, words in MEANINGS if sign in text), "")
 
 
-def fail(said: str) -> NoReturn:
+def fail_with(said: str) -> NoReturn:
     """End with what a message means, and the message."""
-    raise SystemExit("\n".join(filter(None, [meaning(said) or "Docker failed; `make doctor` tells more", last(said)])))
+    raise SystemExit(
+        "\n".join(filter(None, [explain_message(said) or "Docker failed; `make doctor` tells more", last_line(said)]))
+    )
 
 
-def last(said: str) -> str:
+def last_line(said: str) -> str:
     """Return the last line that says something, without Docker's advice to read its help."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and "docker run --help" not in line]
     return lines[-1] if lines else "(it said nothing)"
@@ -179,24 +183,24 @@ def main() -> None:
     given = parser.parse_args()
     check_options(split_options(given.flags))
     try:
-        print(answer(given.triton))
+        print(answer_make(given.triton))
     except SystemExit as error:
-        raise SystemExit(error if given.triton or visible() else f"{error}\n{CHECK}") from None
+        raise SystemExit(error if given.triton or is_driver_visible() else f"{error}\n{CHECK}") from None
 
 
-def answer(triton: str | None) -> str:
+def answer_make(triton: str | None) -> str:
     """Return make's words on the GPU and on the TensorRT that builds for it; SystemExit if there is none."""
     name = os.environ["TENSORRT_IMAGE"]
-    daemon()
-    if not visible():  # before some GB are pulled
+    ask_daemon()
+    if not is_driver_visible():  # before some GB are pulled
         raise SystemExit(NO_GPU)
-    builder = image(name)
-    if triton and (server := image(triton)).tensorrt != builder.tensorrt:
+    builder = find_image(name)
+    if triton and (server := find_image(triton)).tensorrt != builder.tensorrt:
         raise SystemExit(
             f"{triton} has TensorRT {server.tensorrt}, {name} has {builder.tensorrt}; a plan loads only in the\n"
-            f"TensorRT that built it: take both images of one release, NGC_RELEASE={release().name}"
+            f"TensorRT that built it: take both images of one release, NGC_RELEASE={find_release().name}"
         )
-    return f"gpu={present(name).folder} tensorrt={builder.tensorrt}"
+    return f"gpu={find_gpu(name).folder} tensorrt={builder.tensorrt}"
 
 
 if __name__ == "__main__":

@@ -19,38 +19,38 @@ from pathlib import Path
 from typing import Any
 
 from scripts.plans import gpu, trtexec
-from scripts.plans.plan_request import options
-from scripts.steps.records import found, made_from, sha256, write, wrote
+from scripts.plans.plan_request import list_options
+from scripts.steps.records import find_content, hash_file, made_from, write_text, written_digest
 
 REJECTED = re.compile(r"timing ?cache.*(reject|mismatch|not be used|fail|invalid|different|corrupt|assert|skip)", re.I)
 LATENCY = re.compile(r"\[I\] Latency: (.*)")
 SPARE = 200 << 20  # bytes that stay free beside a plan as large as its ONNX file
 
 
-def build(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str, tensorrt: str) -> dict[str, Any]:
+def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str, tensorrt: str) -> dict[str, Any]:
     """Write the plan to `out` and return its record; SystemExit if it cannot be built here."""
     image = os.environ["TENSORRT_IMAGE"]
-    builder, here = gpu.image(image), gpu.present(image)
+    builder, here = gpu.find_image(image), gpu.find_gpu(image)
     if (here.folder, builder.tensorrt) != (folder, tensorrt):
         raise SystemExit(
             f"{plan} is for {folder} and TensorRT {tensorrt}; this machine builds for {here.folder} ({here.name}) and\n"
             f"TensorRT {builder.tensorrt}; build it on such a GPU with the same NGC_RELEASE and bring it: PLANS=dir"
         )
-    scratch = prepare(out, onnx)
+    scratch = prepare_folder(out, onnx)
     cache, draft = timing_cache(folder, tensorrt), scratch / "timing.cache"
     if cache.exists():
         shutil.copyfile(cache, draft)
     start = time.monotonic()
-    words = asked(request["options"], Path(plan).name, request["precision"])
+    words = complete_options(request["options"], Path(plan).name, request["precision"])
     try:
         try:
-            said = trtexec.run(plan, {"model.onnx": onnx}, str(scratch), words)
+            said = trtexec.run_trtexec(plan, {"model.onnx": onnx}, str(scratch), words)
         except trtexec.TrtexecError as error:
             if not (cache.exists() and REJECTED.search(str(error))):
                 raise
             set_aside(cache)
             draft.unlink(missing_ok=True)
-            said = trtexec.run(plan, {"model.onnx": onnx}, str(scratch), words)
+            said = trtexec.run_trtexec(plan, {"model.onnx": onnx}, str(scratch), words)
         if cache.exists() and REJECTED.search(said):
             set_aside(cache)
         seconds = time.monotonic() - start
@@ -66,14 +66,15 @@ def build(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str,
     except trtexec.TrtexecError as error:
         full = shutil.disk_usage(scratch).free < SPARE
         raise SystemExit(
-            f"{'the disk is full: make clean, ' if full else ''}{plan}: trtexec failed\n{trtexec.trouble(error, plan)}"
+            f"{'the disk is full: make clean, ' if full else ''}{plan}: trtexec failed\n"
+            f"{trtexec.explain_trouble(error, plan)}"
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return {
-        "plan_sha256": sha256(str(out)),
+        "plan_sha256": hash_file(str(out)),
         "request": request,
-        "onnx_sha256": sha256(onnx),
+        "onnx_sha256": hash_file(onnx),
         "tensorrt": tensorrt,
         "compute_capability": here.capability,
         "gpu": here.name,
@@ -81,13 +82,13 @@ def build(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str,
         "driver": here.driver,
         "image": image,
         "image_id": builder.id,
-        "command": shlex.join(trtexec.command(plan, {"model.onnx": onnx}, str(scratch), words)),
+        "command": shlex.join(trtexec.make_command(plan, {"model.onnx": onnx}, str(scratch), words)),
         "build_seconds": round(seconds, 1),
-        "latency_ms": latency(said),
+        "latency_ms": read_latency(said),
     }
 
 
-def prepare(out: Path, onnx: str) -> Path:
+def prepare_folder(out: Path, onnx: str) -> Path:
     """Return an empty folder for the container; SystemExit where it cannot be written or lacks room."""
     scratch = Path(f"{out}.d")
     try:
@@ -97,7 +98,7 @@ def prepare(out: Path, onnx: str) -> Path:
         (scratch / "probe").unlink()
     except OSError as error:
         raise SystemExit(
-            f"{scratch}: {error.strerror}; {gpu.meaning(str(error)) or 'make it writable: chown, chmod'}"
+            f"{scratch}: {error.strerror}; {gpu.explain_message(str(error)) or 'make it writable: chown, chmod'}"
         ) from None
     free, needed = shutil.disk_usage(scratch).free, Path(onnx).stat().st_size + SPARE
     if free < needed:
@@ -107,7 +108,7 @@ def prepare(out: Path, onnx: str) -> Path:
     return scratch
 
 
-def asked(shaping: list[str], name: str, precision: str) -> list[str]:
+def complete_options(shaping: list[str], name: str, precision: str) -> list[str]:
     """Return all of trtexec's options, those that name files included."""
     files = ["--onnx=/in/model.onnx", f"--saveEngine=/out/{name}", "--timingCacheFile=/out/timing.cache"]
     return [*files, *shaping, *(["--exportLayerInfo=/out/layers.json"] if precision == "fp16" else [])]
@@ -137,7 +138,7 @@ def check_layers(plan: str, file: Path) -> None:
     print(f"  {plan}: {half} of {len(kinds)} tensors of its layers are fp16", flush=True)
 
 
-def latency(said: str) -> dict[str, float]:
+def read_latency(said: str) -> dict[str, float]:
     """Return trtexec's last line of latencies: min, max, mean, median, percentile(99%), in ms."""
     lines = LATENCY.findall(said)
     return (
@@ -147,13 +148,13 @@ def latency(said: str) -> dict[str, float]:
     )
 
 
-def commands(plan: str, onnx: str, entry: dict[str, Any], precision: str, flags: str, cache: Path) -> list[str]:
+def list_commands(plan: str, onnx: str, entry: dict[str, Any], precision: str, flags: str, cache: Path) -> list[str]:
     """Return the lines that build a plan by hand."""
     scratch = f".make/out/{plan}.d"
-    words = asked(options(entry, precision, flags), Path(plan).name, precision)
+    words = complete_options(list_options(entry, precision, flags), Path(plan).name, precision)
     lines = [f"# {plan}", f"mkdir -p {scratch}"]
     lines += [f"cp {cache} {scratch}/timing.cache"] if cache.exists() else []
-    return [*lines, shlex.join(trtexec.command(plan, {"model.onnx": onnx}, scratch, words)), ""]
+    return [*lines, shlex.join(trtexec.make_command(plan, {"model.onnx": onnx}, scratch, words)), ""]
 
 
 def main() -> None:
@@ -168,21 +169,21 @@ def main() -> None:
     parser.add_argument("plan")
     parser.add_argument("out", type=Path, nargs="?")
     given = parser.parse_args()
-    onnx, mine = given.onnx, wrote(given.onnx)
+    onnx, mine = given.onnx, written_digest(given.onnx)
     if mine and not Path(onnx).exists():
-        onnx = found(mine) or onnx  # published
+        onnx = find_content(mine) or onnx  # published
     content = json.loads(given.request.read_text())
     if given.print:
         cache = timing_cache(given.gpu, given.tensorrt)
-        print("\n".join(commands(given.plan, onnx, content, given.precision, given.flags, cache)))
+        print("\n".join(list_commands(given.plan, onnx, content, given.precision, given.flags, cache)))
         return
     if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
-    if (was := made_from(str(given.request)).get(given.onnx)) and was != sha256(onnx):
+    if (was := made_from(str(given.request)).get(given.onnx)) and was != hash_file(onnx):
         raise SystemExit(f"{onnx}: not what {given.request} was written of, another make replaced it; run make again")
     trtexec.end_with_parent()
-    record = build(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
-    write(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")
+    record = build_plan(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
+    write_text(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")
     median = record["latency_ms"].get("median", "?")
     print(f"  {given.plan}: built in {record['build_seconds']} s, answers in {median} ms at the usual batch")
 

@@ -20,17 +20,17 @@ METADATA = 14  # ModelProto.metadata_props
 
 def graph_sha256(onnx: Path) -> str:
     """Return the SHA-256 of an ONNX file's bytes without its metadata."""
-    from scripts.serve.check_repository import fields  # not needed by who only wants the options
+    from scripts.serve.check_repository import read_fields  # not needed by who only wants the options
 
     digest = hashlib.sha256()
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for number, start, _, end in fields(data, 0, len(data)):
+        for number, start, _, end in read_fields(data, 0, len(data)):
             if number != METADATA:
                 digest.update(memoryview(data)[start:end])
     return digest.hexdigest()
 
 
-def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
+def list_options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     """Return trtexec's options for a model, those that name files excepted: the hand-run command line, and `flags`."""
     shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
@@ -42,7 +42,7 @@ def options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
     return [*ours, *more]
 
 
-def request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:
+def make_request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:
     """What OUT holds."""
     profile = {"input": entry["input"], "batch": entry["batch"]}
     return {
@@ -50,7 +50,7 @@ def request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> di
         "onnx_graph_sha256": graph_sha256(onnx),
         "precision": precision,
         "profile": profile,
-        "options": options(entry, precision, flags),
+        "options": list_options(entry, precision, flags),
     }
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--flags", default="")
     given = parser.parse_args()
     entry = json.loads(given.entry.read_text())
-    given.out.write_text(json.dumps(request(given.onnx, entry, given.precision, given.flags), indent=1) + "\n")
+    given.out.write_text(json.dumps(make_request(given.onnx, entry, given.precision, given.flags), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,20 +15,23 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from scripts.steps.records import sha256
+from scripts.steps.records import hash_file
 
 
-def refusal(plan: Path, request: dict[str, Any], tolerance: dict[str, float], folder: str, tensorrt: str) -> str:
+def explain_refusal(
+    plan: Path, request: dict[str, Any], tolerance: dict[str, float], folder: str, tensorrt: str
+) -> str:
     """Return why a plan does not fit, naming both sides; "" if it does."""
-    record, check = read(plan.with_suffix(".json")), read(plan.with_suffix(".check.json"))
+    record, check = read_record(plan.with_suffix(".json")), read_record(plan.with_suffix(".check.json"))
     if record["tensorrt"] != tensorrt:
         return f"it was built by TensorRT {record['tensorrt']}, the images here have {tensorrt}; take one NGC_RELEASE"
     if (built := "sm" + record["compute_capability"].replace(".", "")) != folder:
         return f"it was built for {built}, its folder says {folder}; put it into the folder of its GPU"
     for key, value in request.items():
         if record["request"].get(key) != value:
-            return f"its {key} is {show(record['request'].get(key))}, ours is {show(value)}; build it of the same files"
-    digest = sha256(str(plan))
+            its, ours = shorten_digest(record["request"].get(key)), shorten_digest(value)
+            return f"its {key} is {its}, ours is {ours}; build it of the same files"
+    digest = hash_file(str(plan))
     for name, told in (("record", record), ("comparison", check)):
         if told["plan_sha256"] != digest:
             return f"its sha256 is {digest[:12]}, its {name} tells of {told['plan_sha256'][:12]}; copy the folder again"
@@ -39,7 +42,7 @@ def refusal(plan: Path, request: dict[str, Any], tolerance: dict[str, float], fo
     return ""
 
 
-def read(path: Path) -> Any:
+def read_record(path: Path) -> Any:
     """Return what a record says; SystemExit if it is none."""
     try:
         return json.loads(path.read_text())
@@ -49,7 +52,7 @@ def read(path: Path) -> Any:
         raise SystemExit(f"{path}: no JSON; copy the folder again") from None
 
 
-def show(value: object) -> str:
+def shorten_digest(value: object) -> str:
     """Return a digest in short, anything else as it is."""
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
@@ -61,10 +64,10 @@ def main() -> None:
     for name in "brought", "request", "tolerance", "plan", "out":
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
-    request, tolerance = read(given.request), read(given.tolerance)
-    given.brought = Path(read(given.brought)["plan"])
+    request, tolerance = read_record(given.request), read_record(given.tolerance)
+    given.brought = Path(read_record(given.brought)["plan"])
     try:
-        reason = refusal(given.brought, request, tolerance, given.gpu, given.tensorrt)
+        reason = explain_refusal(given.brought, request, tolerance, given.gpu, given.tensorrt)
     except (LookupError, TypeError, AttributeError):
         reason = f"its records lack what make trt writes; see {given.brought.with_suffix('.json')}"
     if reason:

@@ -26,20 +26,20 @@ class TrtexecError(Exception):
     """trtexec failed; holds its whole output."""
 
 
-def command(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> list[str]:
+def make_command(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> list[str]:
     """Return the docker command; `inputs`: name under /in and the file, `out`: the folder that becomes /out."""
     mounts = [
         f"--mount=type=bind,source={os.path.realpath(file)},target=/in/{name},readonly" for name, file in inputs.items()
     ]
     mounts.append(f"--mount=type=bind,source={os.path.realpath(out)},target=/out")
     return [
-        "docker", "run", "--rm", f"--name={container(artifact)}", "--network=none",
-        f"--user={os.getuid()}:{os.getgid()}", *gpu.options(), "--env=CUDA_DEVICE_ORDER=PCI_BUS_ID", *mounts,
+        "docker", "run", "--rm", f"--name={name_container(artifact)}", "--network=none",
+        f"--user={os.getuid()}:{os.getgid()}", *gpu.gpu_options(), "--env=CUDA_DEVICE_ORDER=PCI_BUS_ID", *mounts,
         os.environ["TENSORRT_IMAGE"], "trtexec", *options,
     ]  # fmt: skip
 
 
-def container(artifact: str) -> str:
+def name_container(artifact: str) -> str:
     """Return a name that says what is made, and differs between two checkouts on one machine."""
     here = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:6]
     return f"chest-{here}-{artifact.removeprefix('build/plan/').replace('/', '-')}"
@@ -50,35 +50,35 @@ def log_of(artifact: str) -> Path:
     return Path("build/logs", f"trtexec-{artifact.removeprefix('build/plan/').replace('/', '-')}.log")
 
 
-def run(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> str:
+def run_trtexec(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> str:
     """Run trtexec and return its output; TrtexecError if it does not end with PASSED. `out` is there and empty."""
-    words = command(artifact, inputs, out, options)
-    name, log = container(artifact), log_of(artifact)
+    words = make_command(artifact, inputs, out, options)
+    name, log = name_container(artifact), log_of(artifact)
     log.parent.mkdir(parents=True, exist_ok=True)
-    gpu.docker("rm", "--force", name)
+    gpu.run_docker("rm", "--force", name)
     with log.open("w") as output:
         print(shlex.join(words), file=output, flush=True)
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            wait(process, artifact)
+            wait_for_container(process, artifact)
         finally:  # the client's death would leave the container running
             if process.poll() is None:
                 process.kill()
                 process.wait()
-                gpu.docker("rm", "--force", name)
+                gpu.run_docker("rm", "--force", name)
     said = log.read_text(errors="replace")
     if process.returncode or "&&&& PASSED" not in said:
         raise TrtexecError(f"{said}\n(status {process.returncode})")
     return said
 
 
-def trouble(error: TrtexecError, artifact: str) -> str:
+def explain_trouble(error: TrtexecError, artifact: str) -> str:
     """Return what a failed run means, its last errors, and where the rest stands."""
     said = str(error)
     lines = [line for line in said.splitlines() if re.search(r"\[E\]|ERROR|[Ee]rror:|[Uu]nknown option", line)]
-    meaning = gpu.meaning("\n".join(lines[-5:] or said.splitlines()[-5:]))
+    meaning = gpu.explain_message("\n".join(lines[-5:] or said.splitlines()[-5:]))
     if re.search(r"out of memory|OutOfMemory", said, re.IGNORECASE):
         meaning = "the GPU's memory did not suffice; end what else uses it (nvidia-smi), or make it do with less:\n"
         meaning += "TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
@@ -87,7 +87,7 @@ def trouble(error: TrtexecError, artifact: str) -> str:
     return "\n".join(filter(None, [meaning, *(lines or said.splitlines())[-3:], f"whole log: {log_of(artifact)}"]))
 
 
-def wait(process: "subprocess.Popen[bytes]", artifact: str) -> None:
+def wait_for_container(process: "subprocess.Popen[bytes]", artifact: str) -> None:
     """Wait for the container and show for how long it has been running."""
     start = shown = time.monotonic()
     terminal = sys.stderr.isatty()

@@ -9,17 +9,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from scripts.serve.releases import names, read_table, release
+from scripts.serve.releases import find_release, list_releases, read_table
 
 TENSORRT = "10.1"  # whose trtexec has these options; another release's own trtexec judges
 
 
-def words(text: str) -> frozenset[str]:
+def split_words(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(text.split())
 
 
-FLAGS = words("""
+FLAGS = split_words("""
     --allowGPUFallback --allowWeightStreaming --best --bf16 --buildDLAStandalone --consistency --directIO
     --dumpLayerInfo --dumpOptimizationProfile --dumpOutput --dumpProfile --dumpRawBindingsToFile --dumpRefit
     --errorOnTimingCacheMiss --excludeLeanRuntime --exposeDMA --fp16 --fp8 --getPlanVersionOnly --help
@@ -27,7 +27,7 @@ FLAGS = words("""
     --pluginInstanceNorm --pi --refit --restricted --safe --separateProfileRun --skipInference --std
     --stripAllWeights --stripWeights --stronglyTyped --threads --timeDeserialize --timeRefit --useCudaGraph
     --useManagedMemory --useSpinWait --vc --verbose --versionCompatible --weightless""")
-VALUED = words("""
+VALUED = split_words("""
     --allocationStrategy --avgRuns --avgTiming --builderOptimizationLevel --calib --calibProfile --device --duration
     --dynamicPlugins --exportLayerInfo --exportOutput --exportProfile --exportTimes --hardwareCompatibilityLevel
     --idleTime --infStreams --inputIOFormats --iterations --layerDeviceTypes --layerOutputTypes --layerPrecisions
@@ -40,10 +40,10 @@ VALUED = words("""
 EITHER = frozenset({"--sparsity"})  # alone it means enable
 REPEATED = frozenset({"--plugins", "--staticPlugins", "--dynamicPlugins", "--setPluginsToSerialize"})
 # Given by us; or they change the precision, which comes from the types in the ONNX file
-OURS = words("""
+OURS = split_words("""
     --onnx --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --timingCacheFile --device
     --exportOutput --loadInputs --skipInference""")
-PRECISIONS = words("""
+PRECISIONS = split_words("""
     --fp16 --bf16 --fp8 --int8 --int4 --best --stronglyTyped --calib --layerPrecisions --layerOutputTypes
     --precisionConstraints --inputIOFormats --outputIOFormats --noTF32""")
 OLD = {
@@ -95,16 +95,18 @@ def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), na
     `given`: options that are passed besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
     """
     asked = name or os.environ.get("NGC_RELEASE", "")
-    tensorrt = release(asked).tensorrt if not asked or asked in names(read_table()) else ""  # unknown: it judges itself
+    tensorrt = (
+        find_release(asked).tensorrt if not asked or asked in list_releases(read_table()) else ""
+    )  # unknown: it judges itself
     seen = {word.partition("=")[0] for word in given}
     for word in more:
         name, equals, value = word.partition("=")
-        if reason := refuse(name, bool(equals), value, seen, tensorrt):
+        if reason := explain_refusal(name, bool(equals), value, seen, tensorrt):
             raise SystemExit(f"TRTEXEC_FLAGS: {word}; {reason}")
         seen.add(name)
 
 
-def refuse(name: str, equals: bool, value: str, seen: set[str], tensorrt: str) -> str:
+def explain_refusal(name: str, equals: bool, value: str, seen: set[str], tensorrt: str) -> str:
     """Why an option is not passed on, "" if it is."""
     if name in PRECISIONS:
         return "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"

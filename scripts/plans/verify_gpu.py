@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 from scripts.serve.check_repository import read_config
 from scripts.serve.triton_server import KEY_HEADER, SHM, triton_server
-from scripts.serve.verdict import CHANNEL, as_input, stage, variant, verdict
+from scripts.serve.verdict import CHANNEL, as_input, pass_verdict, stage_files, variant_of
 
 BUILD = Path("build")
 CLIENTS = 1, 2, 4  # at once
@@ -36,7 +36,7 @@ WINDOW = 10  # requests of each client whose rate is taken
 WINDOWS, STEADY, MOST_WINDOWS = 3, 0.1, 10  # windows in turn that agree, how far, and when to stop all the same
 
 
-def used() -> int:
+def read_used_memory() -> int:
     """MiB in use on all GPUs, whichever of them the container has."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
@@ -46,13 +46,13 @@ def used() -> int:
 
 
 @contextmanager
-def peak() -> Iterator[dict[str, int]]:
+def watch_peak() -> Iterator[dict[str, int]]:
     """Yields what will hold, on leaving, the largest growth of used memory in MiB."""
-    told, before, done = {"mib": 0}, used(), threading.Event()
+    told, before, done = {"mib": 0}, read_used_memory(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            told["mib"] = max(told["mib"], used() - before)
+            told["mib"] = max(told["mib"], read_used_memory() - before)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -63,22 +63,22 @@ def peak() -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def measure(name: str, contents: list[str], image: str) -> dict[str, Any]:
+def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
     """Per batch, 1 and the largest: peak memory in MiB, and the `load` of so many clients at once."""
-    stage([item for item in contents if item.startswith(f"{name}/")], BUILD / "staging")
+    stage_files([item for item in contents if item.startswith(f"{name}/")], BUILD / "staging")
     entry = json.loads((BUILD / f"models/{name.rpartition('_')[0]}.json").read_text())
     largest = max(1, read_config(BUILD / "staging" / name / "config.pbtxt").max_batch_size)
     result = {}
     for batch in sorted({1, largest}):
-        request = sample(entry, 0, batch)
+        request = make_sample(entry, 0, batch)
         with (
             in_shared_memory(request) as region,
-            peak() as memory,
+            watch_peak() as memory,
             triton_server(BUILD / "staging", BUILD / "logs/verify-gpu.log", image=image, maps=[region]) as server,
         ):
             client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
             try:
-                way, inputs = mapped(client, server.key, region, request)
+                way, inputs = map_region(client, server.key, region, request)
                 request.clear()
 
                 def ask(client: Any = client, inputs: Any = inputs) -> None:
@@ -87,7 +87,7 @@ def measure(name: str, contents: list[str], image: str) -> dict[str, Any]:
                 start = time.perf_counter()
                 ask()
                 first = round(1000 * (time.perf_counter() - start), 1)
-                loads = {str(clients): load(ask, clients) for clients in CLIENTS}
+                loads = {str(clients): measure_load(ask, clients) for clients in CLIENTS}
             except InferenceServerException as error:
                 raise SystemExit(
                     f"{name} at batch {batch}: {server.trouble(f'Triton says: {error.message()}')}"
@@ -113,7 +113,7 @@ def in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def mapped(client: Any, key: str, region: Path, request: dict[str, NDArray[Any]]) -> tuple[str, list[Any]]:
+def map_region(client: Any, key: str, region: Path, request: dict[str, NDArray[Any]]) -> tuple[str, list[Any]]:
     """The way that the arrays take, and the inputs of a request; messages where the server cannot map the region."""
     size = sum(array.nbytes for array in request.values())
     try:
@@ -129,7 +129,7 @@ def mapped(client: Any, key: str, region: Path, request: dict[str, NDArray[Any]]
     return "shared memory", inputs
 
 
-def load(ask: Callable[[], None], clients: int) -> dict[str, float]:
+def measure_load(ask: Callable[[], None], clients: int) -> dict[str, float]:
     """p50 and p95 in ms and requests per second of so many clients at once, and the spread of the rate.
 
     Over the last windows, once they agree; after MOST_WINDOWS of those that there are.
@@ -143,7 +143,7 @@ def load(ask: Callable[[], None], clients: int) -> dict[str, float]:
             ask()
             return 1000 * (time.perf_counter() - start)
 
-        while len(rates) < MOST_WINDOWS and not (len(rates) >= WINDOWS and spread(rates) <= STEADY):
+        while len(rates) < MOST_WINDOWS and not (len(rates) >= WINDOWS and measure_spread(rates) <= STEADY):
             start = time.perf_counter()
             times.append(list(pool.map(timed, range(WINDOW * clients))))
             rates.append(len(times[-1]) / (time.perf_counter() - start))
@@ -152,17 +152,17 @@ def load(ask: Callable[[], None], clients: int) -> dict[str, float]:
         "p50_ms": round(statistics.median(last), 2),
         "p95_ms": round(last[int(0.95 * (len(last) - 1))], 2),
         "per_s": round(statistics.median(rates[-WINDOWS:]), 2),
-        "spread": round(spread(rates), 3),
+        "spread": round(measure_spread(rates), 3),
     }
 
 
-def spread(rates: Sequence[float]) -> float:
+def measure_spread(rates: Sequence[float]) -> float:
     """How far the last windows lie apart, of their median."""
     last = rates[-WINDOWS:]
     return (max(last) - min(last)) / statistics.median(last)
 
 
-def slower(measured: dict[str, Any]) -> dict[str, str]:
+def find_slower(measured: dict[str, Any]) -> dict[str, str]:
     """Of each plan that is slower than its ONNX twin at one sample, by more than both spread: both figures."""
     found = {}
     for name, batches in measured.items():
@@ -183,20 +183,22 @@ def main() -> None:
     parser.add_argument("contents", nargs="+", metavar="FILE=SOURCE")
     parser.add_argument("out", type=Path)
     given = parser.parse_intermixed_args()
-    stage(given.contents, BUILD / "staging")
+    stage_files(given.contents, BUILD / "staging")
     folders = BUILD / "checks", BUILD / "models"
-    told = verdict(
+    told = pass_verdict(
         BUILD / "staging", *folders, BUILD / "logs/verify-gpu.log", given.image,
         gpu_checks=given.gpu_checks, variants=given.variant,
     )  # fmt: skip
-    plans = {name: given.gpu_checks.format(variant(name, given.variant)) for name in told["models"] if "_trt" in name}
+    plans = {
+        name: given.gpu_checks.format(variant_of(name, given.variant)) for name in told["models"] if "_trt" in name
+    }
     found = {name: Path(path.replace(".check.json", ".json")) for name, path in plans.items()}
     records = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
     names = list(told["models"])
-    measured = {name: measure(name, given.contents, given.image) for name in names}
+    measured = {name: measure_model(name, given.contents, given.image) for name in names}
     first: dict[str, Any] = next(iter(records.values()), {})
     where = {key: first.get(key) for key in ("gpu", "gpu_memory_mib", "driver", "tensorrt")}
-    late = slower(measured)
+    late = find_slower(measured)
     told_all = {"on": where, "verdict": told, "measured": measured, "slower": late, "plans": records}
     given.out.write_text(json.dumps(told_all, indent=1) + "\n")
     print(f"{where['gpu']}, driver {where['driver']}, TensorRT {where['tensorrt']}; {told['server']}")

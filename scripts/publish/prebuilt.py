@@ -29,10 +29,10 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from scripts.archives.unpack import unpack_all
-from scripts.convert.sample import sample
-from scripts.serve.check_repository import CLIENT, findings, read_config, read_entry, tell_backend
+from scripts.convert.sample import make_sample
+from scripts.serve.check_repository import CLIENT, find_faults, read_config, read_entry, tell_backend
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, as_input, stage
+from scripts.serve.verdict import CHANNEL, as_input, stage_files
 
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
@@ -50,7 +50,7 @@ class UnservedError(Exception):
     """A model that this machine does not serve, with the reason."""
 
 
-def judge(
+def judge_archive(
     archive: Path,
     tree: Path,
     models: Path,
@@ -64,15 +64,15 @@ def judge(
 
     With a public `key` first of all the tree must be what its `signature` says.
     """
-    files = unpack(archive, tree)
+    files = unpack_models(archive, tree)
     if key:
-        verify(tree, key, signature)
+        verify_signature(tree, key, signature)
     names = sorted({path.split("/")[0] for path in files})
     if lacking := sorted(set(CLIENT) - set(names)):
         raise SystemExit(
             f"{archive.name} has no {', '.join(lacking)}, which the client asks; it has {', '.join(names)}"
         )
-    found = findings(tree, models, gpu=True)  # whether there is a GPU here says nothing about the archive
+    found = find_faults(tree, models, gpu=True)  # whether there is a GPU here says nothing about the archive
     remarks = found.recommendations
     print("".join(f"{line}; published as it is\n" for line in remarks), end="", flush=True)
     if faults := found.faults:
@@ -80,20 +80,20 @@ def judge(
     configs = {name: read_config(tree / name / "config.pbtxt") for name in names}
     for name, config in configs.items():
         config.backend = tell_backend(config, sorted((tree / name).iterdir()))  # a config may leave it unsaid
-    unserved = {name: reason for name, config in configs.items() if (reason := beyond(config, gpu))}
+    unserved = {name: reason for name, config in configs.items() if (reason := explain_unservable(config, gpu))}
     own_code = [name for name in names if configs[name].backend == "python" and name not in unserved]
-    venv, trouble = environment(tree) if own_code else (None, "")
+    venv, trouble = make_environment(tree) if own_code else (None, "")
     if trouble:
         unserved |= dict.fromkeys(own_code, trouble)
     served = {name: configs[name] for name in names if name not in unserved}
     try:
-        answers = serve(tree, files, served, models, venv, timeout)
+        answers = serve_models(tree, files, served, models, venv, timeout)
     except UnservedError as error:
         others = {name: config for name, config in served.items() if config.backend != "python"}
         if len(others) == len(served):
             raise SystemExit(str(error)) from None
         try:
-            answers = serve(tree, files, others, models, None, timeout)
+            answers = serve_models(tree, files, others, models, None, timeout)
         except UnservedError as fault:  # not the Python model's, then
             raise SystemExit(str(fault)) from None
         unserved |= {name: str(error) for name in served if name not in others}
@@ -109,7 +109,7 @@ def judge(
     return {"models": answers, "unserved": unserved, "remarks": remarks, "files": files}
 
 
-def unpack(archive: Path, tree: Path) -> dict[str, str]:
+def unpack_models(archive: Path, tree: Path) -> dict[str, str]:
     """Make `tree` the archive's models anew; return the sha256 of each file by its path."""
     shutil.rmtree(tree, ignore_errors=True)
     digests: dict[str, str] = {}
@@ -129,7 +129,7 @@ def unpack(archive: Path, tree: Path) -> dict[str, str]:
     return files
 
 
-def verify(tree: Path, key: str, signature: str) -> None:
+def verify_signature(tree: Path, key: str, signature: str) -> None:
     """Say what was signed; SystemExit where the tree is not that."""
     pythons = sorted(SIGNING.glob("bin/python3.??"))
     if not pythons:
@@ -141,7 +141,7 @@ def verify(tree: Path, key: str, signature: str) -> None:
     print(said.stdout, end="", flush=True)
 
 
-def beyond(config: Any, gpu: bool) -> str:
+def explain_unservable(config: Any, gpu: bool) -> str:
     """Return why this machine cannot serve such a model, "" if it can."""
     if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
         return "only an image with a GPU serves a TensorRT plan"
@@ -150,7 +150,7 @@ def beyond(config: Any, gpu: bool) -> str:
     return ""
 
 
-def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
+def make_environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     """Return the environment for a tree's own code (None: the usual one does), and why it cannot be made or ""."""
     theirs = [path.read_text(encoding="utf-8") for path in sorted(tree.glob("*/*/requirements.txt"))]
     if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
@@ -183,7 +183,7 @@ def environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     return venv, ""
 
 
-def serve(
+def serve_models(
     tree: Path,
     files: Iterable[str],
     configs: dict[str, Any],
@@ -197,7 +197,7 @@ def serve(
     """
     if not configs:
         return {}
-    stage([f"{path}={tree / path}" for path in files if path.split("/")[0] in configs], STAGING)
+    stage_files([f"{path}={tree / path}" for path in files if path.split("/")[0] in configs], STAGING)
     with ExitStack() as running:
         try:
             server = running.enter_context(triton_server(STAGING, LOG, venv=venv, timeout=timeout, foreign=True))
@@ -211,13 +211,14 @@ def serve(
                 if (state := index.get(name, {}).get("state")) != "READY":
                     raise SystemExit(f"{name}: expected READY, it is {state}; {LOG}")
             return {
-                name: ask(server, name, config, read_entry(models, name), timeout) for name, config in configs.items()
+                name: ask_model(server, name, config, read_entry(models, name), timeout)
+                for name, config in configs.items()
             }
         except (OSError, http.client.HTTPException) as error:
             raise SystemExit(f"{tree}: {server.trouble(str(error))}") from error
 
 
-def ask(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
     """Load, ask twice and unload one model, as the client does."""
     answers: list[NDArray[Any]] = []
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
@@ -225,7 +226,7 @@ def ask(server: Server, name: str, config: Any, entry: dict[str, Any] | None, ti
     try:
         client.load_model(name, client_timeout=timeout)
         for seed in (0, 1) if entry else ():
-            request = sample(entry, seed, 1) if entry else {}
+            request = make_sample(entry, seed, 1) if entry else {}
             inputs = [as_input(key, request.pop(key)) for key in list(request)]
             start = time.perf_counter()
             answers.append(client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output"))
@@ -236,11 +237,11 @@ def ask(server: Server, name: str, config: Any, entry: dict[str, Any] | None, ti
         raise (UnservedError if config.backend == "python" else SystemExit)(f"{name}: {trouble}") from error
     finally:
         client.close()
-    says = contract(name, answers, entry) if entry else "not asked, as its inputs are not known here"
+    says = check_contract(name, answers, entry) if entry else "not asked, as its inputs are not known here"
     return {"state": "READY", "says": says, "latency_ms": round(1000 * seconds, 1)}
 
 
-def contract(name: str, answers: Sequence[NDArray[Any] | None], entry: dict[str, Any]) -> str:
+def check_contract(name: str, answers: Sequence[NDArray[Any] | None], entry: dict[str, Any]) -> str:
     """Return in words what a model answered; SystemExit if that is not what the client reads."""
     if entry["family"] == "bpr":
         one = answers[0]
@@ -275,7 +276,7 @@ def main() -> None:
         os.environ["NGC_RELEASE"] = given.release
     try:
         accept = os.environ.get("ACCEPT") == "unserved"
-        result = judge(
+        result = judge_archive(
             given.archive, given.tree, given.models, accept, GPUS.is_dir(), key=given.key, signature=given.signature
         )
     except KeyboardInterrupt:

@@ -20,31 +20,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.steps.explain import ARCHIVE, Step, ask_make, judged, locked
-from scripts.steps.records import digest, known, made_from, read, record, sha256, wrote
+from scripts.steps.explain import ARCHIVE, Step, ask_make, judge_steps, read_lock
+from scripts.steps.printing import print_text
+from scripts.steps.records import (
+    current_digest,
+    hash_file,
+    known_digest,
+    made_from,
+    read_text,
+    record_path,
+    written_digest,
+)
 from scripts.steps.step import KEPT
-from scripts.steps.tell import tell
 
 READ_AS = b"\x0a\x12checkpoint_read_as"  # a key of 18 letters, as protobuf writes it; its value follows
 
 
-def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
+def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     """Return the provenance of every published file by the records; SystemExit if a file is not what they vouch for."""
     copies = {file: source for step in steps.values() for file, source in step.files.items()}
     verdict = next(name for name in steps if Path(name).name == "verdict.json")
     judgement = made_from(verdict)
     again = "the records do not tell what it was made from; make repository"
     told: dict[str, Any] = {
-        "version": read("VERSION").strip(),
+        "version": read_text("VERSION").strip(),
         "weights": "",
         "verdict": verdict,
         "published": {},
         "made": {},
         "origin": {},
     }
-    told["weights"] = read(record("published", repository)).partition("\n")[0]
+    told["weights"] = read_text(record_path("published", repository)).partition("\n")[0]
     for file, source in sorted(copies.items()):
-        if not (sha := digest(file)):
+        if not (sha := current_digest(file)):
             raise SystemExit(f"{file} is not there; make repository")
         if sha != judgement.get(source):
             raise SystemExit(f"{file} is not what the verdict was passed on: {again}")
@@ -55,8 +63,8 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
         if name in told["made"] or name in told["origin"]:
             if (told["made"].get(name) or told["origin"][name])["sha256"] != sha:
                 raise SystemExit(f"{name} changed between two steps: {again}")
-        elif wrote(name) == sha:
-            text = read(record("made", name)).partition(" ")[2]
+        elif written_digest(name) == sha:
+            text = read_text(record_path("made", name)).partition(" ")[2]
             command, _, _ = text.rpartition(" : ")
             words = command.split()
             inputs = made_from(name)
@@ -73,9 +81,12 @@ def provenance(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
         else:
             told["origin"][name] = {"sha256": sha, "kind": "local" if name.startswith(KEPT) else "source"}
 
-    trace(verdict, wrote(verdict))
+    trace(verdict, written_digest(verdict))
     if f"{ARCHIVE}.lock.json" in told["origin"]:
-        told["origin"][ARCHIVE] = {"kind": "archive", **archive(told["origin"][f"{ARCHIVE}.lock.json"]["sha256"])}
+        told["origin"][ARCHIVE] = {
+            "kind": "archive",
+            **read_archive_lock(told["origin"][f"{ARCHIVE}.lock.json"]["sha256"]),
+        }
     return {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in told.items()}
 
 
@@ -108,12 +119,12 @@ def read_as(file: str) -> str:
     return ""
 
 
-def archive(lock: str) -> dict[str, Any]:
+def read_archive_lock(lock: str) -> dict[str, Any]:
     """Return what the lock with this digest says of weights.zip; its own sha256 only, if it has changed since."""
-    return locked() if known(f"{ARCHIVE}.lock.json") == lock else {"sha256": "", "lock_sha256": lock}
+    return read_lock() if known_digest(f"{ARCHIVE}.lock.json") == lock else {"sha256": "", "lock_sha256": lock}
 
 
-def differences(repository: str, told: dict[str, Any]) -> list[str]:
+def list_differences(repository: str, told: dict[str, Any]) -> list[str]:
     """Return how the files of a repository, each read anew, differ from the published ones of a provenance."""
     expected = {name: entry["sha256"] for name, entry in told["published"].items()}
     here = {
@@ -125,25 +136,27 @@ def differences(repository: str, told: dict[str, Any]) -> list[str]:
     lines = [f"{name}: not there" for name in expected.keys() - here]
     lines += [f"{name}: not among those told of" for name in here - expected.keys()]
     for name in here & expected.keys():
-        if (sha := sha256(f"{repository}/{name}")) != expected[name]:
+        if (sha := hash_file(f"{repository}/{name}")) != expected[name]:
             lines.append(f"{name}: sha256 is {sha}, told is {expected[name]}")
     return sorted(lines)
 
 
-def check(repository: str, file: str) -> None:
+def check_provenance(repository: str, file: str) -> None:
     """Print each difference, SystemExit 1 if there is one."""
     try:
-        told = json.loads(read(file))
-        lines = differences(repository, told)
+        told = json.loads(read_text(file))
+        lines = list_differences(repository, told)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise SystemExit(f"{file}: no provenance; expected what `make provenance > {file}` writes") from None
     if lines:
         raise SystemExit("\n".join([*lines, f"{repository} is not what {file} tells of"]))
-    tell(f"{repository}: {len(told['published'])} files are those of {file}")
+    print_text(f"{repository}: {len(told['published'])} files are those of {file}")
 
 
 if __name__ == "__main__":
     if sys.argv[2:3] == ["--check"]:
-        check(sys.argv[1], sys.argv[3])
+        check_provenance(sys.argv[1], sys.argv[3])
     else:
-        tell(json.dumps(provenance(sys.argv[1], judged(ask_make("repository"), sys.argv[1])), indent=2))
+        print_text(
+            json.dumps(trace_repository(sys.argv[1], judge_steps(ask_make("repository"), sys.argv[1])), indent=2)
+        )

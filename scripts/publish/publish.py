@@ -19,25 +19,25 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from scripts.steps.printing import print_text
 from scripts.steps.records import (
-    digest,
-    found,
-    holds,
-    known,
-    lock,
+    current_digest,
+    explain_ownership,
+    find_content,
+    is_true,
+    known_digest,
+    lock_file,
     look_at_tree,
     made_from,
-    owned,
-    read,
-    record,
-    write,
-    wrote,
+    read_text,
+    record_path,
+    write_text,
+    written_digest,
 )
-from scripts.steps.step import ready
+from scripts.steps.step import is_ready
 from scripts.steps.submake import run_make
-from scripts.steps.summary import summary
-from scripts.steps.swap import beside, finish, finish_copies, let_it_move
-from scripts.steps.tell import tell
+from scripts.steps.summary import summarise
+from scripts.steps.swap import finish_copies, finish_swap, hidden_folder, let_it_move
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
 MOVED = ("build/onnx/", "build/prebuilt/")
@@ -45,21 +45,21 @@ LACKING = 3
 VERIFIED = "build/verify-gpu.json"
 
 
-def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]) -> None:
+def publish_models(repository: str, weights: str, verdict: str, sources: dict[str, str]) -> None:
     """Publish the models that differ, if the whole set is what its records say and what the verdict was passed on."""
     make_absent(repository, weights, sources)
-    with lock("publish"):
+    with lock_file("publish"):
         finish_copies(repository)
-        finish(record("journal", repository))
-        models = differing(repository, sources)
+        finish_swap(record_path("journal", repository))
+        models = find_differing(repository, sources)
         refuse_what_is_not_ours(repository, weights, models)
         judged = made_from(verdict)
         for path in sources.values():
-            if judged.get(path) != known(path):
+            if judged.get(path) != known_digest(path):
                 raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
-        if not holds(verdict):
+        if not is_true(verdict):
             raise SystemExit(f"nothing published: an input of {verdict} changed since; run make again")
-        files = {path: (source, known(source)) for path, source in sources.items()}
+        files = {path: (source, known_digest(source)) for path, source in sources.items()}
         refuse_slow_plans({path: sha for path, (_, sha) in files.items()})
         right = {path: sha for path, (_, sha) in files.items()}
         # Another make may have published them while this one waited; once more would cost what rollback goes back to
@@ -67,45 +67,47 @@ def publish(repository: str, weights: str, verdict: str, sources: dict[str, str]
         missed = [f"{name}_onnx" for name in missed if f"{name}_trt/config.pbtxt" in sources]
         if missed and f"{missed[0]}/config.pbtxt" not in sources:
             print(f"the existing client asks for {' '.join(missed)} and will not find them; FORMAT=both keeps them")
-        if models := [model for model in models if content(repository, model) != of(model, right)]:
-            replace(repository, weights, models, files)
+        if models := [model for model in models if hash_content(repository, model) != select_files(model, right)]:
+            replace_models(repository, weights, models, files)
         recipe = " ".join(
             [f"publish {weights} :", *(f"{path}={source}={right[path]}" for path, source in sources.items())]
         )
-        write(record("made", repository), f"{repository}={look_at_tree(repository)} {recipe}")
+        write_text(record_path("made", repository), f"{repository}={look_at_tree(repository)} {recipe}")
 
 
-def differing(repository: str, sources: dict[str, str]) -> list[str]:
+def find_differing(repository: str, sources: dict[str, str]) -> list[str]:
     """Return the models of which a published file is not what it is to be a copy of, and those no longer built."""
     models = {
-        path.partition("/")[0] for path, source in sources.items() if digest(f"{repository}/{path}") != known(source)
+        path.partition("/")[0]
+        for path, source in sources.items()
+        if current_digest(f"{repository}/{path}") != known_digest(source)
     }
-    ours = {path.partition("/")[0] for version in versions(repository) for path in version}
+    ours = {path.partition("/")[0] for version in read_versions(repository) for path in version}
     built = {path.partition("/")[0] for path in sources}
     return sorted(models | {model for model in ours - built if os.path.isdir(f"{repository}/{model}")})
 
 
 def make_absent(repository: str, weights: str, sources: dict[str, str]) -> None:
     """Have make make each file that is to be published anew and that is nowhere."""
-    models = differing(repository, sources)
+    models = find_differing(repository, sources)
     refuse_what_is_not_ours(repository, weights, models)
-    lacking = [source for path, source in sources.items() if path.partition("/")[0] in models and not ready(source)]
+    lacking = [source for path, source in sources.items() if path.partition("/")[0] in models and not is_ready(source)]
     if lacking and run_make(*lacking, jobs=True).returncode:
         raise SystemExit(f"nothing published: {lacking[0]} could not be made")
 
 
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
     """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
-    with lock("publish"):
+    with lock_file("publish"):
         finish_copies(repository)
-        finish(record("journal", repository))
-        told = json.loads(read(verdict))
+        finish_swap(record_path("journal", repository))
+        told = json.loads(read_text(verdict))
         judged: dict[str, str] = told["files"]
-        there = {path.partition("/")[0] for version in versions(repository) for path in version}
+        there = {path.partition("/")[0] for version in read_versions(repository) for path in version}
         wanted = there | {path.partition("/")[0] for path in judged}
-        models = sorted(model for model in wanted if content(repository, model) != of(model, judged))
+        models = sorted(model for model in wanted if hash_content(repository, model) != select_files(model, judged))
         if not models:
-            tell(f"{repository} is up to date: {len(judged)} files, nothing published")
+            print_text(f"{repository} is up to date: {len(judged)} files, nothing published")
         else:
             refuse_what_is_not_ours(repository, "prebuilt", models)
             if (unserved := told.get("unserved")) and os.environ.get("ACCEPT") != "unserved":
@@ -115,12 +117,14 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
                 )
             sources = {path: (f"{folder}/{path}", sha) for path, sha in judged.items()}
             for path, (source, sha) in sources.items():
-                if path.partition("/")[0] in models and digest(source) != sha:
-                    if not (copy := found(sha)) or copy.startswith((f"{folder}/", beside(repository, "next"))):
-                        tell(f"{source} is to be published and is there no more")
+                if path.partition("/")[0] in models and current_digest(source) != sha:
+                    if not (copy := find_content(sha)) or copy.startswith(
+                        (f"{folder}/", hidden_folder(repository, "next"))
+                    ):
+                        print_text(f"{source} is to be published and is there no more")
                         raise SystemExit(LACKING)
                     sources[path] = copy, sha
-            replace(repository, "prebuilt", models, sources)
+            replace_models(repository, "prebuilt", models, sources)
         shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
 
 
@@ -140,9 +144,9 @@ def publish_archive(repository: str, archive: str, folder: str) -> None:
         publish_prebuilt(repository, verdict, folder)
 
 
-def replace(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
+def replace_models(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
     """Let `models` in the repository be what the sources are, each with its digest."""
-    if os.path.isdir(following := beside(repository, "next")):
+    if os.path.isdir(following := hidden_folder(repository, "next")):
         shutil.rmtree(following)
     os.makedirs(following)  # stays empty where models are only dropped
     os.makedirs(repository, exist_ok=True)
@@ -150,55 +154,60 @@ def replace(repository: str, weights: str, models: list[str], sources: dict[str,
     notes = {}
     for path, (source, wanted) in sources.items():
         if path.partition("/")[0] in models:
-            place(source, f"{following}/{path}")
+            place_file(source, f"{following}/{path}")
             let_all_read(following, path)
-            if wanted != digest(f"{following}/{path}"):
+            if wanted != current_digest(f"{following}/{path}"):
                 raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
             notes[path] = wanted
     for path in notes:
         with open(f"{following}/{path}") as file:
             os.fsync(file.fileno())
-    before = versions(repository)
-    after = [*before, *(version for model in models if (version := of(model, notes)) and version not in before)]
+    before = read_versions(repository)
+    after = [
+        *before,
+        *(version for model in models if (version := select_files(model, notes)) and version not in before),
+    ]
     lines = [" ".join(f"{path}={sha}" for path, sha in sorted(version.items())) for version in after]
-    harmed = [model for model in models if (there := content(repository, model)) and there not in before]
-    begin(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
+    harmed = [model for model in models if (there := hash_content(repository, model)) and there not in before]
+    begin_swap(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
     new = {path.partition("/")[0] for path in notes}
     for what, which in (("published", new), ("removed", set(models) - new)):
         if which:
-            tell(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
+            print_text(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
 
 
-def rollback(repository: str) -> None:
+def roll_back(repository: str) -> None:
     """Let the published models and those that they replaced change places."""
-    with lock("publish"):
+    with lock_file("publish"):
         finish_copies(repository)
-        finish(record("journal", repository))
-        previous = beside(repository, "previous")
+        finish_swap(record_path("journal", repository))
+        previous = hidden_folder(repository, "previous")
         models = sorted(os.listdir(previous)) if os.path.isdir(previous) else []
         earlier = any(os.listdir(f"{previous}/{model}") for model in models)
         if not earlier and {path.parent.name for path in Path(repository).glob("*/config.pbtxt")} <= set(models):
             raise SystemExit(f"{repository}: nothing to roll back to, {previous} holds no earlier models")
-        ours = {path for version in versions(repository) for path in version}
+        ours = {path for version in read_versions(repository) for path in version}
         for model in models:
-            if (there := content(previous, model)) and there not in versions(repository):
+            if (there := hash_content(previous, model)) and there not in read_versions(repository):
                 raise SystemExit(
                     f"{previous}/{model} is not as it was published, altered or not whole; nothing rolled back"
                 )
-            if yours := sorted(content(repository, model).keys() - ours):
+            if yours := sorted(hash_content(repository, model).keys() - ours):
                 raise SystemExit(f"{repository}/{yours[0]} was not made by this build and would be lost; move it away")
-        begin(repository, models, "previous", read(record("published", repository)), {}, [])
-        tell(f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,")
-        tell("`make repository` publishes what the present inputs make")
+        begin_swap(repository, models, "previous", read_text(record_path("published", repository)), {}, [])
+        print_text(
+            f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,"
+        )
+        print_text("`make repository` publishes what the present inputs make")
 
 
 def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
     """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step wrote."""
     way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
-    before, kind = versions(repository), read(record("published", repository)).partition("\n")[0]
+    before, kind = read_versions(repository), read_text(record_path("published", repository)).partition("\n")[0]
     ours = {path for version in before for path in version}
     for model in models:
-        there = content(repository, model)
+        there = hash_content(repository, model)
         if foreign := sorted(there.keys() - ours):
             raise SystemExit(f"{repository}/{foreign[0]} was not made by this build and is not replaced: {way_out}")
         if there and not any(there.items() & version.items() for version in before):
@@ -209,12 +218,12 @@ def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) ->
 
 def refuse_slow_plans(files: dict[str, str]) -> None:
     """Raise SystemExit if a plan among `files` is one that `make verify-gpu` found slower than its ONNX model."""
-    told = json.loads(read(VERIFIED) or "{}")
+    told = json.loads(read_text(VERIFIED) or "{}")
     measured = told.get("verdict", {}).get("files", {})
     slow = {
         model: figures
         for model, figures in told.get("slower", {}).items()
-        if any(measured.get(path) == sha for path, sha in of(model, files).items() if path.endswith(".plan"))
+        if any(measured.get(path) == sha for path, sha in select_files(model, files).items() if path.endswith(".plan"))
     }
     if slow and "slower" not in os.environ.get("ACCEPT", "").split():
         said = [f"{model} is slower than its ONNX model on {told['on']['gpu']}: {slow[model]}" for model in slow]
@@ -224,30 +233,30 @@ def refuse_slow_plans(files: dict[str, str]) -> None:
         )
 
 
-def versions(repository: str) -> list[dict[str, str]]:
+def read_versions(repository: str) -> list[dict[str, str]]:
     """Return what each model was ever published as in `repository`: its files, relative to it, and their digests."""
-    lines = read(record("published", repository)).split("\n")[1:]
+    lines = read_text(record_path("published", repository)).split("\n")[1:]
     return [{path: sha for path, _, sha in (word.rpartition("=") for word in line.split())} for line in lines if line]
 
 
-def content(folder: str, model: str) -> dict[str, str]:
+def hash_content(folder: str, model: str) -> dict[str, str]:
     """Return the files of `model` in `folder`, relative to it, and their digests; what Python caches does not count."""
     there = (
         path for path in sorted(Path(folder, model).rglob("*")) if path.is_file() and "__pycache__" not in path.parts
     )
-    return {str(path.relative_to(folder)): digest(str(path)) for path in there}
+    return {str(path.relative_to(folder)): current_digest(str(path)) for path in there}
 
 
-def of(model: str, files: dict[str, str]) -> dict[str, str]:
+def select_files(model: str, files: dict[str, str]) -> dict[str, str]:
     """Return those of `files` that belong to `model`."""
     return {path: sha for path, sha in files.items() if path.partition("/")[0] == model}
 
 
-def place(source: str, path: str) -> None:
+def place_file(source: str, path: str) -> None:
     """Move or copy a finished file to `path`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if source.startswith(MOVED) and not os.path.exists(source):
-        source = found(wrote(source)) or source  # published already
+        source = find_content(written_digest(source)) or source  # published already
     if source.startswith(MOVED):
         try:
             os.rename(source, path)
@@ -269,11 +278,11 @@ def let_all_read(folder: str, path: str) -> None:
         place = os.path.dirname(place)
 
 
-def begin(
+def begin_swap(
     repository: str, models: list[str], source: str, record_after: str, notes: dict[str, str], harmed: list[str]
 ) -> None:
     """Write down which folders change places, then let them."""
-    folder = beside(repository, source)
+    folder = hidden_folder(repository, source)
     os.makedirs(repository, exist_ok=True)
     for path in [repository, *(f"{repository}/{model}" for model in models)]:
         if os.path.isdir(path) and os.stat(path).st_dev != os.stat(folder).st_dev:
@@ -282,13 +291,13 @@ def begin(
                 "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
             )
     for model in models:
-        let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
-        let_it_move(f"{folder}/{model}", beside(repository, f"copies/{source}"))
-    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+        let_it_move(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
+        let_it_move(f"{folder}/{model}", hidden_folder(repository, f"copies/{source}"))
+    shutil.rmtree(hidden_folder(repository, "copies"), ignore_errors=True)
     inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
-    write(journal := record("journal", repository), json.dumps(job | {"harmed": harmed}))
-    finish(journal)
+    write_text(journal := record_path("journal", repository), json.dumps(job | {"harmed": harmed}))
+    finish_swap(journal)
 
 
 if __name__ == "__main__":
@@ -302,16 +311,16 @@ if __name__ == "__main__":
     args = parser.parse_intermixed_args()
     try:
         if args.rollback:
-            rollback(args.repository)
+            roll_back(args.repository)
         elif args.prebuilt:
             publish_archive(args.repository, *args.prebuilt)
         else:
             pairs = dict(pair.split("=", 1) for pair in args.files)
-            publish(args.repository, args.weights, args.verdict, pairs)
-            print("\n".join(["", *summary([args.verdict])]))
+            publish_models(args.repository, args.weights, args.verdict, pairs)
+            print("\n".join(["", *summarise([args.verdict])]))
     except (OSError, subprocess.CalledProcessError) as error:
-        cut_short = os.path.exists(record("journal", args.repository))
+        cut_short = os.path.exists(record_path("journal", args.repository))
         what = "publishing was cut short, the next make ends it" if cut_short else "nothing was published"
         if isinstance(error, PermissionError) and error.filename:
-            raise SystemExit(f"{args.repository}: {what}: {owned(os.fspath(error.filename))}") from None
+            raise SystemExit(f"{args.repository}: {what}: {explain_ownership(os.fspath(error.filename))}") from None
         raise SystemExit(f"{args.repository}: {what} ({error})") from None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.publish.vouch import vouched_for
-from scripts.steps.records import lock, sha256
+from scripts.steps.records import hash_file, lock_file
 
 # Of ours and not the model's: Git's mark of an empty folder
 IGNORED = (".gitkeep",)
@@ -33,7 +33,7 @@ def bundle_of(folder: str) -> str:
     return f"{folder.rstrip('/')}.sig"
 
 
-def sign(folder: str, key: str, verdict: str = "") -> str:
+def sign_folder(folder: str, key: str, verdict: str = "") -> str:
     """Write the bundle of a folder and return the digest that it signs; SystemExit where there is nothing to sign."""
     from model_signing import signing  # type: ignore[import-not-found]
 
@@ -41,7 +41,7 @@ def sign(folder: str, key: str, verdict: str = "") -> str:
         raise SystemExit(f"{folder}: no such folder; expected one with models")
     bundle = Path(bundle_of(folder))
     draft = bundle.with_name(f"{bundle.name}~")
-    with lock("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         right = vouched_for(folder, verdict, "it is not signed") if verdict else {}
         password = os.environ.get("KEY_PASSWORD", "").encode() or None
         try:
@@ -51,18 +51,20 @@ def sign(folder: str, key: str, verdict: str = "") -> str:
                 f"KEY={key}: no elliptic private key to sign with ({error}); a new one: {NEW_KEY}"
             ) from None
         try:
-            config.set_hashing_config(hashing()).sign(folder, draft)
+            config.set_hashing_config(choose_hashing()).sign(folder, draft)
         except ValueError as error:
             raise SystemExit(f"{folder}: not signed: {error}") from None
-    digest, files = told(str(draft))
+    digest, files = read_bundle(str(draft))
     if right and files != right:
         draft.unlink()
-        raise SystemExit(f"{folder}: not signed: {differences(right, files)[0]}, which was not judged; make repository")
+        raise SystemExit(
+            f"{folder}: not signed: {list_differences(right, files)[0]}, which was not judged; make repository"
+        )
     draft.replace(bundle)
     return digest
 
 
-def verify(folder: str, key: str, bundle: str = "") -> str:
+def verify_folder(folder: str, key: str, bundle: str = "") -> str:
     """Return the digest that was signed; SystemExit names each file that was altered, added or removed since."""
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
@@ -76,27 +78,27 @@ def verify(folder: str, key: str, bundle: str = "") -> str:
     except (ValueError, TypeError, AttributeError) as error:
         raise SystemExit(f"KEY={key}: no public key to verify with ({error}); a new pair: {NEW_KEY}") from None
     try:
-        config.set_hashing_config(hashing()).verify(Path(folder), bundle)
+        config.set_hashing_config(choose_hashing()).verify(Path(folder), bundle)
     except InvalidSignature:
         raise SystemExit(f"{bundle}: not signed by KEY={key}, or altered since") from None
     except Exception as error:  # of a bundle that is none the library says so in many ways
         if not str(error).startswith("Signature mismatch"):  # which it says after the signature itself was right
             raise SystemExit(f"{folder}: {bundle} cannot be verified with KEY={key}: {error}") from None
-        wrong = differences(told(bundle)[1], files_in(folder)) or [str(error)]
+        wrong = list_differences(read_bundle(bundle)[1], files_in(folder)) or [str(error)]
         raise SystemExit(
             "\n".join([*(f"{folder}/{line}" for line in wrong), f"{folder} is not what was signed"])
         ) from None
-    return told(bundle)[0]
+    return read_bundle(bundle)[0]
 
 
-def hashing() -> Any:
+def choose_hashing() -> Any:
     """Return how files are hashed: each whole, by sha256; nothing but .gitkeep left out, where the library would."""
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=IGNORED, ignore_git_paths=False)
 
 
-def told(bundle: str) -> tuple[str, dict[str, str]]:
+def read_bundle(bundle: str) -> tuple[str, dict[str, str]]:
     """Return what a bundle says, which is worth nothing until it is verified: digest of all; sha256 of each file."""
     try:
         payload = json.loads(Path(bundle).read_bytes())["dsseEnvelope"]["payload"]
@@ -110,10 +112,10 @@ def told(bundle: str) -> tuple[str, dict[str, str]]:
 def files_in(folder: str) -> dict[str, str]:
     """Return the sha256 of each file of a folder, by its path there."""
     paths = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
-    return {name: sha256(str(path)) for name, path in paths.items() if name not in IGNORED}
+    return {name: hash_file(str(path)) for name, path in paths.items() if name not in IGNORED}
 
 
-def differences(signed: dict[str, str], here: dict[str, str]) -> list[str]:
+def list_differences(signed: dict[str, str], here: dict[str, str]) -> list[str]:
     """Return a line for each file that was altered, added or removed."""
     kinds = {path: "removed" if path not in here else "added" if path not in signed else "altered"
              for path in sorted(signed.keys() | here.keys()) if signed.get(path) != here.get(path)}  # fmt: skip
@@ -130,9 +132,9 @@ def main() -> None:
     given = parser.parse_args()
     for folder in given.folders:
         if given.verb == "sign":
-            print(f"{bundle_of(folder)}: {folder} signed, digest {sign(folder, given.key, given.verdict)}")
+            print(f"{bundle_of(folder)}: {folder} signed, digest {sign_folder(folder, given.key, given.verdict)}")
         else:
-            print(f"{folder} is what was signed, digest {verify(folder, given.key, given.bundle)}")
+            print(f"{folder} is what was signed, digest {verify_folder(folder, given.key, given.bundle)}")
 
 
 if __name__ == "__main__":

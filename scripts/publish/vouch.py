@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
-from scripts.publish.publish import content
-from scripts.steps.records import digest, read, wrote
+from scripts.publish.publish import hash_content
+from scripts.steps.records import current_digest, read_text, written_digest
 
 
 def vouched_for(repository: str, verdict: str, then: str = "no image is made of it") -> dict[str, str]:
     """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
-    if digest(verdict) != wrote(verdict) or not (told := read(verdict)):
+    if current_digest(verdict) != written_digest(verdict) or not (told := read_text(verdict)):
         raise SystemExit(f"{verdict}: not what its step wrote, so that {then}; make {verdict}")
     if unserved := json.loads(told).get("unserved"):
         raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that {then}")
     right: dict[str, str] = json.loads(told)["files"]
     here: dict[str, str] = {}
     for model in models_in(repository):
-        here |= content(repository, model)
+        here |= hash_content(repository, model)
     if not here:
         raise SystemExit(f"{repository}: no models there; make repository")
     for path in sorted(here.keys() | right.keys()):

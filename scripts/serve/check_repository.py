@@ -29,8 +29,8 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 
 from scripts.serve import python_model
 from scripts.serve.config_rules import Model, apply_rules
-from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, forgive, infer_outputs
-from scripts.serve.releases import release
+from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, infer_outputs, mend_model
+from scripts.serve.releases import find_release
 
 SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # of which a newer server knows every field
 LARGEST_MESSAGE = 2 << 30  # of gRPC
@@ -111,11 +111,11 @@ class Findings:
 
 
 def check_repository(root: Path, models: Path | None = None, gpu: bool | None = None) -> list[str]:
-    """The faults alone, as `findings` finds them."""
-    return findings(root, models, gpu).faults
+    """The faults alone, as `find_faults` finds them."""
+    return find_faults(root, models, gpu).faults
 
 
-def findings(root: Path, models: Path | None = None, gpu: bool | None = None) -> Findings:
+def find_faults(root: Path, models: Path | None = None, gpu: bool | None = None) -> Findings:
     """Faults and recommendations, each in the order of the models' names.
 
     `models`: folder of the models' entries; `gpu`: whether the server has one (None: as here).
@@ -347,18 +347,22 @@ def check_client(
         for name, tensor in expected.items():
             # A variable size must stay variable; for a fixed one -1 will do.
             if name not in found:
-                findings.add(file, f"client's contract, {kind}", f"{name} {show(tensor)}", ", ".join(found) or "none")
-            elif found[name][0] != tensor[0] or not matches(found[name][1], tensor[1]):
-                findings.add(file, f"client's contract, {kind} {name!r}", show(tensor), show(found[name]))
+                findings.add(
+                    file, f"client's contract, {kind}", f"{name} {format_tensor(tensor)}", ", ".join(found) or "none"
+                )
+            elif found[name][0] != tensor[0] or not is_match(found[name][1], tensor[1]):
+                findings.add(
+                    file, f"client's contract, {kind} {name!r}", format_tensor(tensor), format_tensor(found[name])
+                )
         if expected and kind == "input" and (surplus := sorted(set(found) - set(expected))):
             findings.add(file, "client's contract, inputs", ", ".join(expected), f"also {', '.join(surplus)}")
 
 
-def matches(found: Shape, expected: Shape) -> bool:
+def is_match(found: Shape, expected: Shape) -> bool:
     return len(found) == len(expected) and all(a in (b, -1) for a, b in zip(found, expected, strict=True))
 
 
-def show(tensor: tuple[int, Shape]) -> str:
+def format_tensor(tensor: tuple[int, Shape]) -> str:
     return f"{schema.DataType.Name(tensor[0]).removeprefix('TYPE_')} [{', '.join(map(str, tensor[1]))}]"
 
 
@@ -383,22 +387,22 @@ def check_onnx(
         return
     for fault in faults:
         findings.add(file, "ONNX weights", *fault)
-    limits = release()
+    limits = find_release()
     if model.ir_version > limits.ir:
         findings.add(file, "IR version", f"at most {limits.ir}", model.ir_version)
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > limits.opset:
             findings.add(file, "opset", f"at most {limits.opset}", opset.version)
     own = {(function.domain, function.name) for function in model.functions}
-    used = {(node.domain, node.op_type) for node in nodes(model)} - own
+    used = {(node.domain, node.op_type) for node in iterate_nodes(model)} - own
     foreign = sorted(f"{domain}.{name}" for domain, name in used if is_foreign(domain, name))
     if foreign and not described.config.model_operations.op_library_filename:
         findings.add(file, "operators", f"those of ONNX Runtime {limits.onnxruntime}", ", ".join(foreign))
     weights = {value.name for value in model.graph.value_info if value.doc_string == WEIGHT}
-    given = {value.name: tensor(value) for value in model.graph.input if value.name not in weights}
-    forgive(model)
+    given = {value.name: read_tensor(value) for value in model.graph.input if value.name not in weights}
+    mend_model(model)
     shapes, lacking = infer_outputs(model)
-    made = {value.name: (tensor(value)[0], shapes[value.name] or ()) for value in model.graph.output}
+    made = {value.name: (read_tensor(value)[0], shapes[value.name] or ()) for value in model.graph.output}
     if lacking and not described.gpu:
         findings.add(file, "operators", "a data type that the CPU computes", f"bfloat16 in {', '.join(lacking)}")
     # Weights have become inputs, which ONNX allows anywhere from IR version 4 on.
@@ -426,14 +430,16 @@ def check_onnx(
                 config, f"data_type of {where}", schema.DataType.Name(theirs[0]), schema.DataType.Name(ours[0])
             )
         if batch > 0 and theirs[1][:1] != (-1,):
-            findings.add(config, f"max_batch_size with {where}", "a variable first dimension, or 0", show(theirs))
+            findings.add(
+                config, f"max_batch_size with {where}", "a variable first dimension, or 0", format_tensor(theirs)
+            )
         elif not batch and not theirs[1] and ours[1] == (1,):
             pass  # a scalar is written as [1]
         # A narrower input is allowed, an output must be equal.
         elif len(theirs[1]) != len(ours[1]) or any(
             a != b for a, b in zip(theirs[1], ours[1], strict=True) if a != -1 or kind == "output"
         ):
-            findings.add(config, f"dims of {where}", show(theirs), show(ours))
+            findings.add(config, f"dims of {where}", format_tensor(theirs), format_tensor(ours))
 
 
 def is_foreign(domain: str, name: str) -> bool:
@@ -441,7 +447,7 @@ def is_foreign(domain: str, name: str) -> bool:
     return domain not in DOMAINS or (domain == "com.microsoft" and name not in MICROSOFT)
 
 
-def nodes(model: onnx.ModelProto) -> Iterator[Any]:
+def iterate_nodes(model: onnx.ModelProto) -> Iterator[Any]:
     """All nodes, those of subgraphs and of the model's functions included."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
@@ -452,7 +458,7 @@ def nodes(model: onnx.ModelProto) -> Iterator[Any]:
                 waiting.extend(graph.node)
 
 
-def tensor(value: Any) -> tuple[int, Shape]:
+def read_tensor(value: Any) -> tuple[int, Shape]:
     """Data type and shape of a graph's input or output; a symbolic or unsaid size is -1."""
     if not value.type.HasField("tensor_type"):
         return schema.TYPE_INVALID, ()
@@ -481,11 +487,11 @@ def read_without_weights(file: Path) -> tuple[onnx.ModelProto, list[tuple[str, s
         model = onnx.ModelProto()
         graph = onnx.GraphProto()
         try:
-            for number, start, body, end in fields(data, 0, len(data)):
+            for number, start, body, end in read_fields(data, 0, len(data)):
                 if number != MODEL_GRAPH:
                     model.MergeFromString(data[start:end])
                     continue
-                for inner, first, inside, last in fields(data, body, end):
+                for inner, first, inside, last in read_fields(data, body, end):
                     if inner == GRAPH_INITIALIZER:
                         weight, size = read_weight(data, inside, last)
                         faults += weight_faults(file, weight, size)
@@ -515,7 +521,7 @@ def read_weight(data: mmap.mmap, start: int, end: int) -> tuple[onnx.TensorProto
     """A tensor without its raw data, and how many bytes those are (-1: none)."""
     weight = onnx.TensorProto()
     size = -1
-    for number, first, body, last in fields(data, start, end):
+    for number, first, body, last in read_fields(data, start, end):
         if number == TENSOR_RAW_DATA:
             size = last - body
         else:
@@ -554,18 +560,18 @@ def weight_faults(file: Path, weight: onnx.TensorProto, size: int) -> Iterator[t
             yield f"{expected} bytes for {weight.name}", str(size)
 
 
-def fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def read_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """A protobuf message's fields in turn: number, where the field, its content and the next field start."""
     while position < end:
         start = position
-        key, position = varint(data, position, end)
+        key, position = read_varint(data, position, end)
         kind = key & 7
         length = 0
         if kind == 0:
             body = position
-            _, position = varint(data, position, end)
+            _, position = read_varint(data, position, end)
         elif kind == 2:
-            length, body = varint(data, position, end)
+            length, body = read_varint(data, position, end)
             position = body + length
         elif kind in (1, 5):
             body = position
@@ -577,7 +583,7 @@ def fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int,
         yield key >> 3, start, body, position
 
 
-def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def read_varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     """A protobuf integer and the position behind it."""
     value = shift = 0
     while position < end and shift < 64:
@@ -597,7 +603,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("--models", type=Path, help="folder of the models' entries, <name>.json")
     arguments = parser.parse_args(argv)
-    found = findings(arguments.repository, arguments.models)
+    found = find_faults(arguments.repository, arguments.models)
     print("".join(f"recommendation: {line}\n" for line in found.recommendations), end="")
     if found.faults:
         print("\n".join(found.faults))

@@ -83,7 +83,7 @@ def parameter_rule(backend: str, key: str, allowed: str, pattern: str) -> Rule:
     return Rule(f"parameters {key!r}", allowed, "ort" if backend == "onnxruntime" else "python", wrong, (backend,))
 
 
-def segments(dims: Sequence[int]) -> list[int]:
+def multiply_segments(dims: Sequence[int]) -> list[int]:
     """Products of the sizes between the variable ones."""
     parts: list[list[int]] = [[]]
     for size in dims:
@@ -100,7 +100,11 @@ def reshapes(model: Model) -> Iterator[object]:
             continue
         dims, shape = list(tensor.dims), list(tensor.reshape.shape)
         empty = not shape and model.config.max_batch_size == 0
-        if empty or any(size < 1 and size != -1 for size in shape) or segments(dims) != segments(shape):
+        if (
+            empty
+            or any(size < 1 and size != -1 for size in shape)
+            or multiply_segments(dims) != multiply_segments(shape)
+        ):
             yield f"{dims} as {shape} in {tensor.name!r}"
 
 

@@ -72,7 +72,7 @@ def merge_shapes(declared: Shape | None, inferred: Shape | None) -> Shape | None
     return tuple(a if a == b or b == -1 else b if a == -1 else -1 for a, b in zip(declared, inferred, strict=True))
 
 
-def forgive(model: onnx.ModelProto) -> None:
+def mend_model(model: onnx.ModelProto) -> None:
     """Mend in `model` what ONNX Runtime takes and onnx.checker does not.
 
     Nodes in any order, domains of its own that are not imported, a graph without a name: tried with 1.19.2.
@@ -88,7 +88,7 @@ def forgive(model: onnx.ModelProto) -> None:
     while waiting:
         left: list[onnx.NodeProto] = []
         for node in waiting:  # one pass is enough where they are sorted
-            if made_later & reads(node):
+            if made_later & list_names_read(node):
                 left.append(node)
             else:
                 made_later -= set(node.output)
@@ -102,11 +102,11 @@ def forgive(model: onnx.ModelProto) -> None:
         model.graph.node.extend(copies)
 
 
-def reads(node: onnx.NodeProto) -> set[str]:
+def list_names_read(node: onnx.NodeProto) -> set[str]:
     """Names that a node needs, those of its subgraphs included."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
             for inner in graph.node:
-                names |= reads(inner)
+                names |= list_names_read(inner)
     return names

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.serve.releases import release
+from scripts.serve.releases import find_release
 
 MODEL = "TritonPythonModel"
 # What a Python model finds without requirements.txt: the image's packages, and the backend's own modules
@@ -60,7 +60,7 @@ def find_module(root: Path, name: str) -> Path | None:
 
 def check_model(file: Path, packages: bool) -> list[Fault]:
     """Faults of a model.py and of what it imports; `packages`: it brings packages of its own, so any import may do."""
-    root, faults, image = file.parent, list[Fault](), release()
+    root, faults, image = file.parent, list[Fault](), find_release()
     modules: dict[Path, Module] = {}
     waiting = [file]
     while waiting:
@@ -73,19 +73,19 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
             faults.append((path, f"Python {image.python}", "a file that parses", str(error)))
             continue
         modules[path] = module = Module(path, tree)
-        for name, wanted in imports(module):
+        for name, wanted in list_imports(module):
             found = find_module(root, name)
             if found:
                 waiting.append(found)
                 waiting += [inner for one in wanted if (inner := find_module(root, f"{name}.{one}"))]
-            elif not packages and not known(root, name):
+            elif not packages and not is_known(root, name):
                 faults.append((path, "Python backend", "imports that the image has", f"import {name}"))
-        if stop := stopping(tree.body):
+        if stop := find_stop(tree.body):
             faults.append((path, "Python backend", "a file that can be imported", stop))
     if file not in modules:
         return faults
     for module in list(modules.values()):
-        for name, wanted in imports(module):
+        for name, wanted in list_imports(module):
             target = find_module(root, name)
             given = modules[target].names() if target in modules else None
             for one in wanted:
@@ -101,12 +101,12 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
             continue
         if name != "__init__" and not takes_two(method):
             faults.append((file, "Python backend", f"{name}(self, one argument)", ast.unparse(method.args)))
-        if stop := stopping(method.body):
+        if stop := find_stop(method.body):
             faults.append((file, "Python backend", f"{name} that can end", stop))
     return faults
 
 
-def imports(module: Module) -> Iterator[tuple[str, list[str]]]:
+def list_imports(module: Module) -> Iterator[tuple[str, list[str]]]:
     """Modules that must be there at import, each with the names taken from it; what a try guards is left out."""
     guarded = {
         id(child)
@@ -123,14 +123,14 @@ def imports(module: Module) -> Iterator[tuple[str, list[str]]]:
             yield node.module or "", [alias.name for alias in node.names]
 
 
-def known(root: Path, name: str) -> bool:
+def is_known(root: Path, name: str) -> bool:
     """Whether a module is part of Python or of the image, or a folder beside the model."""
     first = name.split(".")[0]
     beside = any((folder / first).is_dir() or list(folder.glob(f"{first}.*")) for folder in (root, root.parent))
     return first in PRESENT or first in sys.stdlib_module_names or beside
 
 
-def stopping(body: list[ast.stmt]) -> str:
+def find_stop(body: list[ast.stmt]) -> str:
     """The statement that surely ends a body with an error, "" where there is none."""
     for node in body:
         if isinstance(node, ast.Raise):

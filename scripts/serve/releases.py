@@ -53,35 +53,35 @@ def read_table(path: Path = TABLE) -> dict[str, Any]:
     return table
 
 
-def release(name: str = "") -> Release:
+def find_release(name: str = "") -> Release:
     """Return a release, NGC_RELEASE where none is named; of one that the table lacks, the usual one's limits."""
     table = read_table()
     name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
-    return Release(name=name, **table[name if name in names(table) else table["usual"]])
+    return Release(name=name, **table[name if name in list_releases(table) else table["usual"]])
 
 
-def names(table: dict[str, Any]) -> list[str]:
+def list_releases(table: dict[str, Any]) -> list[str]:
     """Return the releases that a table knows, the oldest first."""
-    return sorted((key for key in table if key not in ("usual", "bulletins")), key=order)
+    return sorted((key for key in table if key not in ("usual", "bulletins")), key=sort_key)
 
 
-def notes(name: str = "") -> list[str]:
+def list_notes(name: str = "") -> list[str]:
     """Return what there is to say about a release, a sentence each: unknown here, known holes and what mends them."""
     table = read_table()
     name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
     told = []
-    if name not in names(table):
+    if name not in list_releases(table):
         told.append(
-            f"NGC_RELEASE={name} is not in scripts/serve/{TABLE.name}, which knows {', '.join(names(table))}; "
+            f"NGC_RELEASE={name} is not in scripts/serve/{TABLE.name}, which knows {', '.join(list_releases(table))}; "
             f"files are checked by the limits of {table['usual']}"
         )
-    if not order(name):
+    if not sort_key(name):
         return told
-    bulletins = [entry for entry in table["bulletins"].values() if order(name) < order(entry["mended"])]
+    bulletins = [entry for entry in table["bulletins"].values() if sort_key(name) < sort_key(entry["mended"])]
     if bulletins:
         dates = sorted(entry["date"] for entry in bulletins)
-        mended = max((entry["mended"] for entry in bulletins), key=order)
-        known = [key for key in names(table) if order(key) >= order(mended)]
+        mended = max((entry["mended"] for entry in bulletins), key=sort_key)
+        known = [key for key in list_releases(table) if sort_key(key) >= sort_key(mended)]
         told.append(
             f"Triton {name} has {sum(entry['holes'] for entry in bulletins)} known security holes, the worst rated "
             f"{max(entry['worst'] for entry in bulletins)} of 10 (NVIDIA's bulletins, {dates[0]} to {dates[-1]}); "
@@ -90,10 +90,10 @@ def notes(name: str = "") -> list[str]:
     return told
 
 
-def order(name: str) -> tuple[int, ...]:
+def sort_key(name: str) -> tuple[int, ...]:
     """Return what releases are sorted by, () where a name is no year.month."""
     return tuple(map(int, name.split("."))) if re.fullmatch(r"\d\d\.\d\d", name) else ()
 
 
 if __name__ == "__main__":
-    print("\n".join(notes(*sys.argv[1:2])) or "no known security holes")
+    print("\n".join(list_notes(*sys.argv[1:2])) or "no known security holes")

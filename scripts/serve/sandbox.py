@@ -54,28 +54,28 @@ while data := inner.recv(1 << 20):
 """
 
 
-def call(name: str, *arguments: object) -> None:
+def call_libc(name: str, *arguments: object) -> None:
     """Call a function of the C library; OSError where it fails."""
     if getattr(LIBC, name)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
+def mount_folder(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
     """As mount(2); OSError where it is refused."""
-    call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
+    call_libc("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
 
 
 @cache
-def refused() -> str:
+def explain_refusal() -> str:
     """Why this kernel gives no such namespaces, "" if it does."""
     with tempfile.TemporaryDirectory(prefix="chest-sandbox-") as folder:
-        command = confined(["/bin/sh", "-c", ":"], Path(folder), [], {})
+        command = confine_command(["/bin/sh", "-c", ":"], Path(folder), [], {})
         run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
     return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
 
 
-def confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> list[str]:
+def confine_command(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> list[str]:
     """The command that runs `command` in here; `ports`: the port inside of each socket that listens outside."""
     words = [word for path in dict.fromkeys(see) for word in ("--see", str(path))]
     words += [word for number, port in ports.items() for word in ("--port", f"{number}={port}")]
@@ -96,10 +96,10 @@ def python_of(venv: Path) -> list[Path]:
     return found
 
 
-def enter() -> None:
+def enter_namespaces() -> None:
     """Leave this process's namespaces for new ones, where it is who it was; OSError where that is refused."""
     user, group = os.geteuid(), os.getegid()
-    call("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK | NEW_IPC)
+    call_libc("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK | NEW_IPC)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         Path(f"/proc/self/{name}").write_text(text)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -110,37 +110,37 @@ def enter() -> None:
 
 def build_root(folder: Path, see: Iterable[Path]) -> None:
     """Make a root of what may be seen, all of it read-only but `folder`, and go there.  In the new process 1."""
-    mount("none", "/", flags=RECURSIVE | PRIVATE)
+    mount_folder("none", "/", flags=RECURSIVE | PRIVATE)
     root = os.path.realpath("/tmp")  # the new root comes over it, and so it must be no part of what is seen
     writable = os.open(folder, os.O_PATH)
-    opened = {path: os.open(path, os.O_PATH) for path in [*places(see), *(f"/dev/{name}" for name in DEVICES)]}
-    mount("tmpfs", root, "tmpfs", NOSUID | NODEV, "mode=755,size=64m")
+    opened = {path: os.open(path, os.O_PATH) for path in [*list_places(see), *(f"/dev/{name}" for name in DEVICES)]}
+    mount_folder("tmpfs", root, "tmpfs", NOSUID | NODEV, "mode=755,size=64m")
     for path, size in (("/tmp", "size=1g"), ("/dev/shm", "size=90%")):
         os.makedirs(f"{root}{path}")
-        mount("tmpfs", f"{root}{path}", "tmpfs", NOSUID | NODEV, f"mode=1777,{size}")
+        mount_folder("tmpfs", f"{root}{path}", "tmpfs", NOSUID | NODEV, f"mode=1777,{size}")
     for path in SYSTEM:
         if os.path.islink(path):
             os.symlink(os.readlink(path), f"{root}{path}")
     for path, number in opened.items():
-        bind(number, f"{root}{path}", os.path.isdir(f"/proc/self/fd/{number}"), writable=path.startswith("/dev/"))
-    bind(writable, f"{root}{folder}", True, writable=True)
+        bind_mount(number, f"{root}{path}", os.path.isdir(f"/proc/self/fd/{number}"), writable=path.startswith("/dev/"))
+    bind_mount(writable, f"{root}{folder}", True, writable=True)
     os.makedirs(f"{root}/proc")
     try:
-        mount("proc", f"{root}/proc", "proc", NOSUID | NODEV)
+        mount_folder("proc", f"{root}/proc", "proc", NOSUID | NODEV)
     except OSError:  # a container that hides parts of its own; other processes are of another user namespace
-        mount("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
+        mount_folder("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
     read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
     os.chdir(root)
     if LIBC.syscall(PIVOT_ROOT, b".", b"."):
         raise OSError(ctypes.get_errno(), f"pivot_root: {os.strerror(ctypes.get_errno())}")
-    call("umount2", b".", DETACH)
+    call_libc("umount2", b".", DETACH)
     read_only("/", recursive=False)
     os.chdir(folder)
     for number in (writable, *opened.values()):  # a folder that is open could be left by its ..
         os.close(number)
 
 
-def places(see: Iterable[Path]) -> list[str]:
+def list_places(see: Iterable[Path]) -> list[str]:
     """Each path to be seen, its links resolved as well, those above others first."""
     system = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
     named = [*system, *(f"/etc/{name}" for name in FILES), *map(str, see)]
@@ -148,12 +148,12 @@ def places(see: Iterable[Path]) -> list[str]:
     return sorted(path for path in both if not any(path.startswith(f"{above}/") for above in system))
 
 
-def bind(number: int, target: str, folder: bool, writable: bool = False) -> None:
+def bind_mount(number: int, target: str, folder: bool, writable: bool = False) -> None:
     """Let what is open as `number` be seen as `target`."""
     os.makedirs(target if folder else os.path.dirname(target), exist_ok=True)
     if not folder and not os.path.exists(target):
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
-    mount(f"/proc/self/fd/{number}", target, flags=BIND | RECURSIVE)
+    mount_folder(f"/proc/self/fd/{number}", target, flags=BIND | RECURSIVE)
     if not writable:
         read_only(target, recursive=True)
 
@@ -169,29 +169,29 @@ def give_up_rights() -> None:
     """No capability is left after the next exec, nor can any be had."""
     for capability in range(64):
         LIBC.prctl(DROP_BOUND, capability, 0, 0, 0)
-    call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    call_libc("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 def pass_on(listening: socket.socket, port: int) -> None:
     """Pass each connection on to the port inside, for ever."""
     while True:
         outer, _ = listening.accept()
-        threading.Thread(target=join, args=(outer, port), daemon=True).start()
+        threading.Thread(target=join_sockets, args=(outer, port), daemon=True).start()
 
 
-def join(outer: socket.socket, port: int) -> None:
+def join_sockets(outer: socket.socket, port: int) -> None:
     """Pass on what either side of a connection says, until both have ended."""
     with outer, socket.socket() as inner, suppress(OSError):
         inner.connect(("127.0.0.1", port))
         for end in (outer, inner):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        back = threading.Thread(target=pump, args=(inner, outer), daemon=True)
+        back = threading.Thread(target=pump_bytes, args=(inner, outer), daemon=True)
         back.start()
-        pump(outer, inner)
+        pump_bytes(outer, inner)
         back.join()
 
 
-def pump(source: socket.socket, target: socket.socket) -> None:
+def pump_bytes(source: socket.socket, target: socket.socket) -> None:
     """Pass on what one side says, and that it ended."""
     buffer = memoryview(bytearray(BLOCK))
     with suppress(OSError):
@@ -215,50 +215,50 @@ def pass_on_to_docker(listening: socket.socket, container: str, port: int) -> No
             threading.Thread(target=join_docker, args=(outer,), daemon=True).start()
 
 
-def run(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:
+def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:
     """Return the exit status of the command, or less than 0: the signal that killed it.
 
     Three processes: this one passes connections on; the keeper, for whoever leaves the others' processes has no more
     threads; process 1, with which the command and all that it started end.
     """
-    enter()
-    call("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
+    enter_namespaces()
+    call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
     if not (keeper := os.fork()):
-        end_with(guard(lambda: keep(command, folder, see, ports)))
-    stopping(keeper)
+        end_with(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
+    pass_on_signals(keeper)
     for number, port in ports.items():
         threading.Thread(target=pass_on, args=(socket.socket(fileno=number), port), daemon=True).start()
     return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 
-def keep(command: Sequence[str], folder: Path, see: Iterable[Path], ports: Iterable[int]) -> int:
+def run_in_namespaces(command: Sequence[str], folder: Path, see: Iterable[Path], ports: Iterable[int]) -> int:
     """Return how the command ended, process 1 of a world of its own."""
-    call("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
+    call_libc("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
     for number in ports:
         os.close(number)
-    call("unshare", NEW_PROCESSES)
+    call_libc("unshare", NEW_PROCESSES)
     if not (child := os.fork()):
-        guard(lambda: begin(command, folder, see))
-    stopping(child)
+        run_in_child(lambda: start_command(command, folder, see))
+    pass_on_signals(child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return 128 - status if status > 128 else status  # process 1 cannot end by a signal, and says which it was
 
 
-def begin(command: Sequence[str], folder: Path, see: Iterable[Path]) -> int:
+def start_command(command: Sequence[str], folder: Path, see: Iterable[Path]) -> int:
     """Start the command as process 1, which signals would not end otherwise, and reap what it leaves."""
-    call("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
+    call_libc("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
     build_root(folder, see)
     give_up_rights()
     if not (child := os.fork()):
         os.execvp(command[0], list(command))
-    stopping(child)
+    pass_on_signals(child)
     while (ended := os.wait())[0] != child:
         pass
     status = os.waitstatus_to_exitcode(ended[1])
     os._exit(128 - status if status < 0 else status)
 
 
-def guard(action: Callable[[], int]) -> int:
+def run_in_child(action: Callable[[], int]) -> int:
     """Do it in a child, which never goes on with what its parent does."""
     try:
         return action()
@@ -267,7 +267,7 @@ def guard(action: Callable[[], int]) -> int:
         os._exit(125)
 
 
-def stopping(child: int) -> None:
+def pass_on_signals(child: int) -> None:
     """Hand to a child what asks this process to stop."""
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -296,7 +296,7 @@ def main() -> None:
     given = parser.parse_args()
     ports = {int(number): int(port) for number, _, port in (pair.partition("=") for pair in given.port)}
     try:
-        status = run(given.command, given.folder.resolve(), given.see, ports)
+        status = run_confined(given.command, given.folder.resolve(), given.see, ports)
     except OSError as error:
         raise SystemExit(f"sandbox: {error.strerror}") from None
     sys.stdout.flush()

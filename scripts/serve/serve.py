@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.serve.triton_server import SHM, Server, triton_server
 
 
-def serve(
+def serve_repository(
     repository: Path,
     address: str,
     ports: Sequence[int],
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the start")
     given = parser.parse_args(argv)
     ports = (given.http, given.grpc, given.metrics)
-    serve(
+    serve_repository(
         given.repository, given.address, ports, given.log, given.image or None, given.timeout, given.lock, given.foreign
     )
 

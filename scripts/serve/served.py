@@ -26,7 +26,7 @@ class UnservedError(SystemExit):
 
 
 @contextmanager
-def serving(
+def serve_models(
     repository: Path,
     log: Path,
     *,

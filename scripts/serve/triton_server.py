@@ -79,7 +79,7 @@ class Server:
         """How the server ended and its last words; of one that still runs `otherwise`."""
         with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before the process is gone
             self.process.wait(2)
-            otherwise = f"tritonserver {ended(self.process)}"
+            otherwise = f"tritonserver {describe_end(self.process)}"
         return f"{otherwise}\n{last_words(self.log)}"
 
 
@@ -113,10 +113,10 @@ def triton_server(
     shared = shared_memory(repository)
     if ports:
         for port in ports:
-            claim(address, port)
+            check_port(address, port)
     else:
         ports = free_ports(address, 2)
-    with interrupts(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
+    with unwind_on_signals(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
         key = secrets.token_hex(16)
         listeners: list[socket.socket] = []
@@ -124,8 +124,8 @@ def triton_server(
             refuse_absent(image)
             environment = dict(os.environ)  # docker's own
             command = in_docker(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
-            command += locked(key, lock)
-            listeners = [listen(address, port) for port in ports] if foreign else []
+            command += lock_options(key, lock)
+            listeners = [open_port(address, port) for port in ports] if foreign else []
             for opened, inner in zip(listeners, IN_DOCKER, strict=False):
                 passing = (opened, name, inner)
                 threading.Thread(target=sandbox.pass_on_to_docker, args=passing, daemon=True).start()
@@ -134,14 +134,14 @@ def triton_server(
             environment = clean_environment(Path(scratch))
             venv = venv or Path(os.environ.get("TRITON_VENV", ".venv-triton"))
             command = in_environment(venv, Path(scratch), environment)
-            command += [f"--model-repository={repository}", *STRICT, *locked(key, lock)]
+            command += [f"--model-repository={repository}", *STRICT, *lock_options(key, lock)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
-            confined = foreign and confinable()
-            command += listening("127.0.0.1" if confined else address, ports)
+            confined = foreign and can_confine()
+            command += port_options("127.0.0.1" if confined else address, ports)
             if confined:
-                listeners = [listen(address, port) for port in ports]
+                listeners = [open_port(address, port) for port in ports]
                 inside = {opened.fileno(): port for opened, port in zip(listeners, ports, strict=True)}
-                command = sandbox.confined(command, Path(scratch), in_sight(repository, venv), inside)
+                command = sandbox.confine_command(command, Path(scratch), in_sight(repository, venv), inside)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -165,7 +165,7 @@ def triton_server(
             yield server
         finally:
             try:
-                stop(process)
+                stop_server(process)
             finally:
                 for opened in listeners if image else []:
                     opened.shutdown(socket.SHUT_RDWR)
@@ -182,7 +182,7 @@ def clean_environment(home: Path) -> dict[str, str]:
     return chosen | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
 
 
-def locked(key: str, lock: bool) -> list[str]:
+def lock_options(key: str, lock: bool) -> list[str]:
     """The server's options that ask for `key` where a request could run code, read the disk or another's memory."""
     grpc = f"model-repository,{LOCKED}" if lock else LOCKED
     return [
@@ -295,12 +295,12 @@ def in_docker(
         start,
         str(repository),
         *STRICT,
-        *([f"--pinned-memory-pool-byte-size={pinned(repository)}"] if here else []),
+        *([f"--pinned-memory-pool-byte-size={pinned_pool_size(repository)}"] if here else []),
         f"--allow-metrics={'true' if len(ports) > 2 else 'false'}",
     ]
 
 
-def listening(address: str, ports: Sequence[int]) -> list[str]:
+def port_options(address: str, ports: Sequence[int]) -> list[str]:
     """The server's options for its three (or, without metrics, two) ports."""
     options = [f"--{kind}-{what}" for kind in ("http", "grpc", "metrics")[: len(ports)] for what in ("address", "port")]
     values = [str(value) for port in ports for value in (address, port)]
@@ -308,9 +308,9 @@ def listening(address: str, ports: Sequence[int]) -> list[str]:
     return pairs if len(ports) > 2 else [*pairs, "--allow-metrics=false"]
 
 
-def confinable() -> bool:
+def can_confine() -> bool:
     """Whether code of others can be confined on this machine; says why not."""
-    if reason := sandbox.refused():
+    if reason := sandbox.explain_refusal():
         print(f"code of others runs with your rights, for this machine gives no sandbox ({reason})", flush=True)
     return not reason
 
@@ -321,13 +321,13 @@ def in_sight(repository: Path, venv: Path) -> list[Path]:
     return [repository, *linked, *sandbox.python_of(venv)]
 
 
-def listen(address: str, port: int) -> socket.socket:
+def open_port(address: str, port: int) -> socket.socket:
     """A socket that listens; SystemExit where it cannot."""
-    claim(address, port)
+    check_port(address, port)
     return socket.create_server((address, port), backlog=128)
 
 
-def claim(address: str, port: int) -> None:
+def check_port(address: str, port: int) -> None:
     """SystemExit unless the port can be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -343,7 +343,7 @@ def free_ports(address: str, count: int) -> list[int]:
     found: list[int] = []
     for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
         with suppress(SystemExit):
-            claim(address, port)
+            check_port(address, port)
             found.append(port)
         if len(found) == count:
             return found
@@ -364,7 +364,7 @@ def shared_memory(repository: Path) -> int:
     return needed
 
 
-def pinned(repository: Path) -> int:
+def pinned_pool_size(repository: Path) -> int:
     """Bytes of the pool that batches are copied to a GPU from: the largest one, twice, for one waits; 256 MB at least.
 
     From memory that is not pinned copying takes a GPU twice as long (a volume 33 ms on an H200, its network 9 to 28).
@@ -395,7 +395,9 @@ def wait_ready(server: Server, timeout: float) -> None:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if server.process.poll() is not None:
-            raise SystemExit(f"tritonserver {ended(server.process)} before it was ready:\n{last_words(server.log)}")
+            raise SystemExit(
+                f"tritonserver {describe_end(server.process)} before it was ready:\n{last_words(server.log)}"
+            )
         with suppress(OSError, http.client.HTTPException):
             server.ask("/v2/health/ready", timeout=5)
             return
@@ -403,7 +405,7 @@ def wait_ready(server: Server, timeout: float) -> None:
     raise SystemExit(f"tritonserver was not ready within {timeout:g} s, so it was stopped:\n{last_words(server.log)}")
 
 
-def ended(process: subprocess.Popen[bytes]) -> str:
+def describe_end(process: subprocess.Popen[bytes]) -> str:
     """How a process ended, in words."""
     code = process.returncode
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
@@ -421,7 +423,7 @@ def last_words(log: Path, count: int = 4) -> str:
     return "\n".join([*dict.fromkeys(f"  {line[:600]}" for line in words or ["(nothing)"]), f"whole log: {log}"])
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = 15) -> None:
+def stop_server(process: subprocess.Popen[bytes], patience: float = 15) -> None:
     """Ends the server: asked first, then it and its stubs are killed. It has a process group of its own."""
     try:
         process.terminate()
@@ -454,7 +456,7 @@ def die_with(parent: int) -> None:
 
 
 @contextmanager
-def interrupts() -> Iterator[None]:
+def unwind_on_signals() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP unwind the stack, so that what was started is stopped. For the main thread alone."""
 
     def leave(number: int, _: FrameType | None) -> None:

@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
-from scripts.convert.collapse import CAUSE, alike
-from scripts.convert.sample import sample
+from scripts.convert.collapse import CAUSE, find_alike_rows
+from scripts.convert.sample import make_sample
 from scripts.convert.ties import without_flips
-from scripts.serve.check_repository import findings, read_config
+from scripts.serve.check_repository import find_faults, read_config
 from scripts.serve.triton_server import Server, has_gpu, triton_server
 
 LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
 
-def verdict(
+def pass_verdict(
     repository: Path,
     checks: Path,
     models: Path,
@@ -46,7 +46,7 @@ def verdict(
     variants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
-    found = findings(repository, models)
+    found = find_faults(repository, models)
     print("".join(f"recommendation: {line}\n" for line in found.recommendations), end="", flush=True)
     if found.faults:
         raise SystemExit("\n".join([*found.faults, f"{repository}: {len(found.faults)} findings; nothing was served"]))
@@ -55,11 +55,14 @@ def verdict(
         if not image and read_config(repository / name / "config.pbtxt").platform == "tensorrt_plan":
             raise SystemExit(f"{name}: only an image with a GPU serves a TensorRT plan: make verify FORMAT=both")
     asked = {
-        name: (read(models, name), expected(checks, gpu_checks, name, variants, gpu=bool(image) and has_gpu()))
+        name: (
+            read_check(models, name),
+            find_expected(checks, gpu_checks, name, variants, gpu=bool(image) and has_gpu()),
+        )
         for name in names
     }
-    before = states(repository)
-    files = {path: sha256(repository / path) for path in before}
+    before = read_states(repository)
+    files = {path: hash_file(repository / path) for path in before}
     print(f"  starting Triton on {len(names)} models", flush=True)
     with triton_server(repository, log, image=image, timeout=timeout) as server:
         try:
@@ -70,17 +73,19 @@ def verdict(
                     raise SystemExit(
                         f"{name}: expected READY, it is {state}: {index.get(name, {}).get('reason')}; {log}"
                     )
-            results = {name: ask(server, name, *asked[name], timeout) for name in names}
+            results = {name: ask_model(server, name, *asked[name], timeout) for name in names}
         except (OSError, http.client.HTTPException) as error:
             raise SystemExit(f"{repository}: {server.trouble(str(error))}") from error
-    if states(repository) != before:
+    if read_states(repository) != before:
         raise SystemExit(
             f"{repository}: its files changed while they were judged; start again when nothing writes there"
         )
     return {"server": f"{image or 'tritonserver'} {version}", "models": results, "files": files}
 
 
-def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any], timeout: float) -> dict[str, Any]:
+def ask_model(
+    server: Server, name: str, entry: dict[str, Any], check: dict[str, Any], timeout: float
+) -> dict[str, Any]:
     """Loads, asks and unloads one model as the client does."""
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
     print(f"  asking {name}", flush=True)
@@ -90,7 +95,7 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
         times: list[float] = []
         outputs: list[NDArray[Any] | None] = []
         for answer in check["served"]:
-            request = sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
+            request = make_sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
             small = sum(array.nbytes for array in request.values()) < LARGE
             # Popped: of a volume each copy is 221 MB, and gRPC makes its own.
             inputs = [as_input(key, request.pop(key)) for key in list(request)]
@@ -99,9 +104,9 @@ def ask(server: Server, name: str, entry: dict[str, Any], check: dict[str, Any],
                 result = client.infer(name, inputs, model_version="1", client_timeout=timeout)
                 times.append(time.perf_counter() - start)
             outputs.append(result.as_numpy("output"))
-        differ(name, check["served"], outputs)
+        check_answers_differ(name, check["served"], outputs)
         for answer, output in zip(check["served"], outputs, strict=True):
-            difference, turned = compare(name, answer, output)
+            difference, turned = compare_answers(name, answer, output)
             largest, flips = max(largest, difference), flips + turned
             relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
         client.unload_model(name, client_timeout=timeout)
@@ -133,7 +138,7 @@ def as_input(name: str, array: NDArray[Any]) -> Any:
     return tensor
 
 
-def differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:
+def check_answers_differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:
     """SystemExit where different inputs got answers that are alike, while PyTorch's are not."""
     pairs = [
         (np.asarray(answer["output"], np.float64), output)
@@ -143,7 +148,7 @@ def differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArra
     if not pairs or any(right.shape != output.shape for right, output in pairs):
         return  # tags are equal to PyTorch's or refused, and so is another shape
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    if same := alike(expected, found):
+    if same := find_alike_rows(expected, found):
         one, other = same[0]
         apart = [np.linalg.norm(side[one].astype(np.float64) - side[other]) for side in (found, expected)]
         raise SystemExit(
@@ -152,7 +157,7 @@ def differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArra
         )
 
 
-def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
+def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
     """The largest absolute difference, and the number of codes by whose flip an answer was explained first.
 
     SystemExit where an element differs by more than it may, or a tag at all.
@@ -185,7 +190,7 @@ def compare(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> t
     return float(np.abs(difference).max()), flips
 
 
-def stage(contents: Sequence[str], staging: Path) -> None:
+def stage_files(contents: Sequence[str], staging: Path) -> None:
     """A fresh folder of links, one per FILE=SOURCE; refuses to clear a folder in which other things than links lie."""
     if staging.exists() or staging.is_symlink():
         for path in [staging, *staging.rglob("*")]:
@@ -205,29 +210,29 @@ def stage(contents: Sequence[str], staging: Path) -> None:
         link.symlink_to(Path(source).resolve())
 
 
-def read(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
+def read_check(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
     """The entry or check that belongs to a model folder: vit_onnx and vit_trt have vit.json, or vit.tf32.json if
     `variants` has vit.tf32.
     """
-    path = folder / f"{variant(model, variants)}.json"
+    path = folder / f"{variant_of(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def expected(
+def find_expected(
     checks: Path, gpu_checks: str | None, model: str, variants: Sequence[str] = (), *, gpu: bool = False
 ) -> dict[str, Any]:
     """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with.
 
     `gpu`: the server has one, and what was compared on a CPU alone may differ there by as much as a GPU's arithmetic.
     """
-    on_gpu = Path((gpu_checks or "").format(variant(model, variants)))
+    on_gpu = Path((gpu_checks or "").format(variant_of(model, variants)))
     if on_gpu.is_file():
         content: dict[str, Any] = json.loads(on_gpu.read_text())
         return content
-    content = read(checks, model, variants)
+    content = read_check(checks, model, variants)
     if gpu:
         for answer in content["served"]:
             if "allowed_gpu" in answer:  # tags are the same everywhere
@@ -235,20 +240,20 @@ def expected(
     return content
 
 
-def variant(model: str, variants: Sequence[str]) -> str:
+def variant_of(model: str, variants: Sequence[str]) -> str:
     """vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
     name = model.rpartition("_")[0]
     return next((found for found in variants if found.partition(".")[0] == name), name)
 
 
-def states(repository: Path) -> dict[str, tuple[int, int, int]]:
+def read_states(repository: Path) -> dict[str, tuple[int, int, int]]:
     """Of each file, by its path in the repository: inode, size, mtime; links are followed."""
     files = sorted(path for path in repository.rglob("*") if path.is_file())
     found = [(path.relative_to(repository).as_posix(), path.stat()) for path in files]
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found}
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -276,11 +281,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.release:
         os.environ["NGC_RELEASE"] = given.release
     if given.contents:
-        stage(given.contents, given.staging)
+        stage_files(given.contents, given.staging)
     judged = given.repository or given.staging
     try:
         image, timeout = given.image or None, given.timeout
-        result = verdict(judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.variant)
+        result = pass_verdict(
+            judged, given.checks, given.models, given.log, image, timeout, given.gpu_checks, given.variant
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,16 +24,16 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 
 from scripts.convert import collapse
 from scripts.convert.model_entry import model_entry
-from scripts.convert.probabilities import changed, probabilities, unit
-from scripts.convert.sample import sample
-from scripts.publish.prebuilt import GPUS, environment
+from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
+from scripts.convert.sample import make_sample
+from scripts.publish.prebuilt import GPUS, make_environment
 from scripts.serve.check_repository import read_config, read_without_weights
-from scripts.serve.served import UnservedError, serving
-from scripts.serve.verdict import sha256, stage
+from scripts.serve.served import UnservedError, serve_models
+from scripts.serve.verdict import hash_file, stage_files
 from scripts.show.fidelity_table import SYNTHETIC
-from scripts.show.volumes import found as volume_files
-from scripts.show.volumes import names, volumes
-from scripts.steps.records import read, record
+from scripts.show.volumes import find_volumes as volume_files
+from scripts.show.volumes import list_names, read_volumes
+from scripts.steps.records import read_text, record_path
 
 Array = NDArray[Any]
 Request = dict[str, Array]
@@ -67,7 +67,7 @@ class Repository:
         """The sha256 of each file of a model, but for what Python leaves there."""
         folder = self.path / name
         files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+        return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
     def config(self, name: str) -> Any:
         try:
@@ -83,14 +83,14 @@ class Repository:
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(text_format.MessageToString(config))
         contents = [f"{name}/{file}={self.path / name / file}" for file in self.files(name) if file != "config.pbtxt"]
-        stage([f"{name}/config.pbtxt={written}", *contents], SCRATCH / "staging")
+        stage_files([f"{name}/config.pbtxt={written}", *contents], SCRATCH / "staging")
         venv = None
         if self.foreign and config.backend == "python" and not self.image:
-            venv, trouble = environment(self.path, VENV)
+            venv, trouble = make_environment(self.path, VENV)
             if trouble:
                 raise UnlikeError(f"{self.path / name}: {trouble}")
         try:
-            with serving(SCRATCH / "staging", LOG, image=self.image, venv=venv, foreign=self.confined) as ask:
+            with serve_models(SCRATCH / "staging", LOG, image=self.image, venv=venv, foreign=self.confined) as ask:
                 return [ask(name, request) for request in requests]
         except UnservedError as error:
             raise UnlikeError(f"{self.path / name}: {error}") from None
@@ -122,7 +122,7 @@ class Comparison:
         if asked.intersection(heads + vits):
             asked |= {*heads, *vits}  # what reaches a decision, ViT and heads tell together
             self.folder = self.folder and folder_of_volumes(self.folder, self.ours)
-            self.inputs = names(self.folder, self.vit)
+            self.inputs = list_names(self.folder, self.vit)
         results: dict[str, Any] = {}
         for name in common:
             print(f"  {name}: {'the same files' if alike[name] else 'the files differ'}", flush=True)
@@ -163,21 +163,23 @@ class Comparison:
             raise UnlikeError(f"{self.models} has no such model, so what to ask it is not known")
         entry = model_entry(self.models, name.rpartition("_")[0])
         configs = [side.config(name) for side in (self.ours, self.theirs)]
-        if reason := unlike(*configs):
+        if reason := explain_difference(*configs):
             raise UnlikeError(reason)
         size = max(1, min(config.max_batch_size for config in configs))
         found: list[list[Array]] = []
         for side, config, partner in zip((self.ours, self.theirs), configs, reversed(configs), strict=True):
             if not (alike and found):
                 print(f"  asking {name} of {side.path}", flush=True)
-                found.append(side.answers(name, askable(config, partner, side.image), self.requests(entry, size)))
+                found.append(side.answers(name, make_askable(config, partner, side.image), self.requests(entry, size)))
         mine, other = (np.concatenate(answers) for answers in (found[0], found[-1]))
         if mine.shape != other.shape or mine.dtype != other.dtype:
             raise UnlikeError(f"ours answers {mine.dtype} {list(mine.shape)}, theirs {other.dtype} {list(other.shape)}")
         if entry["family"] == "vit":
             self.embeddings = {"ours": mine, "theirs": other}
         result = (
-            bpr_result(mine, other) if entry["family"] == "bpr" else numbers(mine, other, entry["tolerance"]["served"])
+            bpr_result(mine, other)
+            if entry["family"] == "bpr"
+            else compare_answers(mine, other, entry["tolerance"]["served"])
         )
         if entry["family"] == "vit" and (said := self.collapsed(mine, other)):
             result |= {"verdict": ALIKE, "reason": said}
@@ -190,7 +192,7 @@ class Comparison:
 
         Two files of INPUT may hold the same volume: then both sides say so.
         """
-        found = {"new": collapse.alike(other, mine), "other": collapse.alike(mine, other)}
+        found = {"new": collapse.find_alike_rows(other, mine), "other": collapse.find_alike_rows(mine, other)}
         if not self.folder:  # seeded volumes are different ones
             found = {
                 side: pairs or [(0, row) for row in range(1, len(values)) if np.array_equal(values[0], values[row])]
@@ -208,19 +210,21 @@ class Comparison:
     def requests(self, entry: dict[str, Any], size: int) -> Iterable[Request]:
         """What both are asked: each volume, or rows for a head in batches of `size`, or series."""
         if entry["family"] == "vit":
-            for name, volume in zip(self.inputs, volumes(self.folder, entry), strict=True):
+            for name, volume in zip(self.inputs, read_volumes(self.folder, entry), strict=True):
                 print(f"    {name}", flush=True)
                 yield {"input": volume}
         elif entry["family"] == "bpr":
-            yield from (sample(entry, seed, 1) for seed in range(1, 1 + SERIES))
+            yield from (make_sample(entry, seed, 1) for seed in range(1, 1 + SERIES))
         else:
-            rows = np.concatenate([*map(unit, self.embeddings.values()), sample(entry, 1, VECTORS)["input"]])
+            rows = np.concatenate(
+                [*map(normalise_rows, self.embeddings.values()), make_sample(entry, 1, VECTORS)["input"]]
+            )
             yield from ({"input": rows[start : start + size]} for start in range(0, len(rows), size))
 
     def decide(self, name: str, mine: Array, other: Array) -> list[dict[str, Any]]:
         """Each decision at 0.5 that would be another: own ViT, own head on either side."""
         count = len(self.inputs)
-        new, old = probabilities(mine[:count]), probabilities(other[count : 2 * count])
+        new, old = compute_probabilities(mine[:count]), compute_probabilities(other[count : 2 * count])
         head = name.rpartition("_")[0]
         self.probabilities[head] = self.probabilities.get(head) or {"new": new.tolist(), "old": old.tolist()}
         return [
@@ -230,14 +234,14 @@ class Comparison:
                 "old": float(old[row, finding]),
                 "new": float(new[row, finding]),
             }
-            for row, finding in changed(old, new)
+            for row, finding in find_changed(old, new)
         ]
 
 
-def unlike(ours: Any, theirs: Any) -> str:
+def explain_difference(ours: Any, theirs: Any) -> str:
     """Why two configs cannot be asked the same, "" if they can. What a config leaves out, Triton completes."""
     for what in ("input", "output"):
-        mine, other = tensors(ours, what), tensors(theirs, what)
+        mine, other = list_tensors(ours, what), list_tensors(theirs, what)
         if not mine or not other:
             continue
         if mine.keys() != other.keys():
@@ -254,7 +258,7 @@ def unlike(ours: Any, theirs: Any) -> str:
     return ""
 
 
-def tensors(config: Any, what: str) -> dict[str, tuple[str, list[int]]]:
+def list_tensors(config: Any, what: str) -> dict[str, tuple[str, list[int]]]:
     """Type and whole shape of each input or output, by name."""
     batch = [-1] if config.max_batch_size else []
     return {
@@ -263,7 +267,7 @@ def tensors(config: Any, what: str) -> dict[str, tuple[str, list[int]]]:
     }
 
 
-def askable(config: Any, partner: Any, image: str | None) -> Any:
+def make_askable(config: Any, partner: Any, image: str | None) -> Any:
     """A copy that can be served here and strictly: on the CPU where there is no GPU, and whole."""
     whole = type(config).FromString(config.SerializeToString())
     if config.platform == "onnxruntime_onnx":
@@ -281,7 +285,7 @@ def askable(config: Any, partner: Any, image: str | None) -> Any:
     return whole
 
 
-def numbers(mine: Array, other: Array, tolerance: float) -> dict[str, Any]:
+def compare_answers(mine: Array, other: Array, tolerance: float) -> dict[str, Any]:
     """How far two answers are apart, relative to the largest value of the new one."""
     if bad := [side for side, values in (("new", mine), ("other", other)) if not np.isfinite(values).all()]:
         raise UnlikeError(f"the {' and the '.join(bad)} one answers NaN or infinity")
@@ -328,17 +332,17 @@ def folder_of_volumes(folder: Path, ours: Repository) -> Path:
     return out
 
 
-def asked(found: dict[str, Any]) -> str:
+def describe_volumes(found: dict[str, Any]) -> str:
     """Which volumes were asked, if any had to be."""
     if not any("asked" in result for result in found["models"].values()):
         return "nothing had to be asked"
     return f"asked: {', '.join(found['inputs'])}"
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def format_findings(found: dict[str, Any]) -> list[str]:
     """The findings as a person reads them."""
     said = [SYNTHETIC] if "synthetic" in found["weights"].values() else []
-    said += [f"new: {found['ours']}, other: {found['theirs']}", asked(found)]
+    said += [f"new: {found['ours']}, other: {found['theirs']}", describe_volumes(found)]
     for name, result in found["models"].items():
         words = [f"{name}: {result['verdict']}"]
         if "difference" in result:
@@ -367,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", help="serve by this image's Triton, in Docker")
     given = parser.parse_args(argv)
     image = given.image or None
-    of_others = read(record("published", str(given.ours))).startswith("prebuilt")
+    of_others = read_text(record_path("published", str(given.ours))).startswith("prebuilt")
     ours = Repository(given.ours, image, confined=of_others)
     theirs = Repository(given.theirs, image, foreign=True)
     if given.input:
@@ -381,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(SCRATCH / "volumes", ignore_errors=True)  # patients', 221 MB each
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(lines(found)))
+    print("\n".join(format_findings(found)))
     if not found["agree"]:
         raise SystemExit(f"the repositories do not agree within models.yaml's tolerances; all of it: {given.out}")
 

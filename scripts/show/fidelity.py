@@ -24,14 +24,14 @@ from convertation.head import mlp
 from convertation.vit import ctvit
 from scripts.convert import compare_vit
 from scripts.convert.compare import ask_deployed, open_session
-from scripts.convert.emulate_fp16 import emulating
+from scripts.convert.emulate_fp16 import emulated_file
 from scripts.convert.judge import Judge
-from scripts.convert.probabilities import changed, probabilities, unit
-from scripts.convert.sample import sample
+from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
+from scripts.convert.sample import make_sample
 from scripts.convert.ties import without_flips
 from scripts.serve.check_repository import read_config, read_without_weights
-from scripts.serve.served import serving
-from scripts.serve.verdict import stage
+from scripts.serve.served import serve_models
+from scripts.serve.verdict import stage_files
 
 Array = NDArray[Any]
 Files = dict[str, Path]
@@ -77,7 +77,7 @@ class Hop(NamedTuple):
     absent: str = ""  # why there are no answers
 
 
-def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dict[str, Any]:
+def measure_fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dict[str, Any]:
     """What OUT holds.  `hops`: files by hop and model; `contents`: what the served repository is made of.
 
     One hop after the other, each gone before the next comes: the ViT's weights lie in memory once.
@@ -91,7 +91,7 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
         *(by_deployed(task, python, hops["onnx"]) for python in task.deployed),
     ]
     if "vit" in hops.get("fp16", {}):
-        with emulating(hops["fp16"]["vit"]) as file:
+        with emulated_file(hops["fp16"]["vit"]) as file:
             found.append(Hop(rounded, "PyTorch", by_onnx_runtime(task, rounded, hops["onnx"] | {"vit": file}, 1)))
     else:
         found.append(Hop(rounded, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
@@ -114,11 +114,11 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
             for name, (low, high) in TISSUE.items()
         },
         **shared,
-        "probabilities": {head: listed(values) for head, values in exact.probabilities.items()},
+        "probabilities": {head: as_lists(values) for head, values in exact.probabilities.items()},
         "hops": [
             {"hop": hop.name, "against": hop.against}
             | (
-                measured(answers[hop.against], hop.answers, scale, flips.get(hop.name), ties, shared["rounding"])
+                measure_hop(answers[hop.against], hop.answers, scale, flips.get(hop.name), ties, shared["rounding"])
                 if hop.answers
                 else {"absent": hop.absent}
             )
@@ -127,7 +127,7 @@ def fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task) -> dic
     }
 
 
-def measured(
+def measure_hop(
     before: Answers,
     after: Answers,
     scale: float,
@@ -149,7 +149,7 @@ def measured(
             "max": float(apart.max()),
             "p999": float(np.quantile(apart, 0.999)),
             "per_volume": [float(volume.max()) for volume in apart],
-            "histogram": histogram(apart),
+            "histogram": count_values(apart),
         },
         # 1 - cosine of unit vectors, without the digits that the subtraction would lose
         "cosine_distance": float((np.square(left - right, dtype=np.float64).sum(axis=1) / 2).max()),
@@ -164,7 +164,7 @@ def measured(
             "per_volume": [len(volume) for volume in flips],
             "beyond_rounding": sum(margin > rounding for margin in margins),
             "margins": margins[:LISTED],
-            "histogram": histogram(np.array(margins)),
+            "histogram": count_values(np.array(margins)),
         }
     else:
         rests = [
@@ -179,8 +179,8 @@ def measured(
     result["probabilities"] = {
         head: {
             "max": float(np.abs(after.probabilities[head] - values).max()),
-            "values": listed(after.probabilities[head]),
-            "changed": changed(values, after.probabilities[head]),
+            "values": as_lists(after.probabilities[head]),
+            "changed": find_changed(values, after.probabilities[head]),
         }
         for head, values in before.probabilities.items()
         if head in after.probabilities
@@ -188,26 +188,26 @@ def measured(
     return result
 
 
-def histogram(values: Array) -> list[int]:
+def count_values(values: Array) -> list[int]:
     if not values.size:
         return [0] * (len(EDGES) - 1)
     counts, _ = np.histogram(np.log10(np.clip(values, 10.0 ** EDGES[0], 1.0)), bins=EDGES)
     return [int(count) for count in counts]
 
 
-def listed(values: Array) -> list[list[float]]:
+def as_lists(values: Array) -> list[list[float]]:
     return [[float(value) for value in row] for row in values]
 
 
-def draw(entry: dict[str, Any]) -> Volumes:
+def draw_volumes(entry: dict[str, Any]) -> Volumes:
     """The seeded volumes, (1, frames, height, width) HU each: whole numbers, so that nothing is lost."""
     drawn = []
-    for (number,) in batches("drawing", 1):
-        drawn.append(np.rint(sample(entry, FIRST_SEED + number, 1)["input"][0] * 1000).astype(np.int16))
+    for (number,) in iterate_batches("drawing", 1):
+        drawn.append(np.rint(make_sample(entry, FIRST_SEED + number, 1)["input"][0] * 1000).astype(np.int16))
     return drawn
 
 
-def request(task: Task, numbers: Sequence[int]) -> NDArray[np.float32]:
+def make_request(task: Task, numbers: Sequence[int]) -> NDArray[np.float32]:
     """(n, 1, frames, height, width), HU / 1000, the volumes of these numbers as the ViT takes them."""
     filled = np.empty((len(numbers), *task.volumes[0].shape), np.float32)
     for place, number in zip(filled, numbers, strict=True):
@@ -215,7 +215,7 @@ def request(task: Task, numbers: Sequence[int]) -> NDArray[np.float32]:
     return filled
 
 
-def batches(title: str, size: int) -> Iterator[list[int]]:
+def iterate_batches(title: str, size: int) -> Iterator[list[int]]:
     for start in range(0, VOLUMES, size):
         numbers = list(range(start, min(start + size, VOLUMES)))
         print(f"  {title}: {'volumes' if len(numbers) > 1 else 'volume'} ", end="")
@@ -231,16 +231,18 @@ def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tupl
     found: dict[str, list[Array]] = {name: [] for name in ("output", *inner)}
     try:
         session = open_session(path, inner)
-        for numbers in batches(title, size):
-            for name, values in zip(found, session.run(list(found), {"input": request(task, numbers)}), strict=True):
+        for numbers in iterate_batches(title, size):
+            for name, values in zip(
+                found, session.run(list(found), {"input": make_request(task, numbers)}), strict=True
+            ):
                 found[name].append(values)
         del session
         whole = {name: np.concatenate(values) for name, values in found.items()}
         embeddings, scores = whole["output"], {}
         for head in task.heads:
             path = files[head]
-            (logits,) = open_session(path).run(["output"], {"input": unit(embeddings)})
-            scores[head] = probabilities(logits)
+            (logits,) = open_session(path).run(["output"], {"input": normalise_rows(embeddings)})
+            scores[head] = compute_probabilities(logits)
     except Exception as error:  # ONNX Runtime's own have no common class
         if type(error).__module__.split(".")[0] != "onnxruntime":
             raise
@@ -253,12 +255,14 @@ def by_deployed(task: Task, python: Path, files: Files) -> Hop:
     """The ONNX Runtime of another environment, such as `make infer`'s, volume by volume."""
     where = python.absolute().parents[1].name
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
-    parts = [ask_deployed(judge, request(task, numbers), python, ("codes",)) for numbers in batches(where, 1)]
+    parts = [
+        ask_deployed(judge, make_request(task, numbers), python, ("codes",)) for numbers in iterate_batches(where, 1)
+    ]
     embeddings, codes = (np.concatenate([part.values[name] for part in parts]) for name in ("output", "codes"))
     scores = {}
     for head in task.heads:
-        answer = ask_deployed(judge._replace(onnx=files[head], family="head"), unit(embeddings), python, ())
-        scores[head] = probabilities(answer.values["output"])
+        answer = ask_deployed(judge._replace(onnx=files[head], family="head"), normalise_rows(embeddings), python, ())
+        scores[head] = compute_probabilities(answer.values["output"])
     name = parts[0].name.removeprefix("by ").removesuffix(" as deployed")
     return Hop(f"{name} of {where}", "PyTorch", Answers(embeddings, codes.reshape(VOLUMES, -1), scores))
 
@@ -273,20 +277,20 @@ def by_pytorch(
     `token_margins`, the histogram of best minus second cosine; `rounding`, up to which margin float32 explains a flip,
     on PyTorch's tokens and on `theirs`, as scripts/convert/compare.py has it.
     """
-    network = ctvit.load(files["vit"], task.entries["vit"])
+    network = ctvit.load_network(files["vit"], task.entries["vit"])
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
     flips: dict[str, list[list[float]]] = {name: [] for name, (_, right) in pairs.items() if right is not None}
     embedding, codes, ties, margins = [], [], [], np.zeros(len(EDGES) - 1, np.int64)
     rounding = 0.0
     with torch.inference_mode():
-        for (number,) in batches("PyTorch", 1):
-            tokens = network.encode(torch.from_numpy(request(task, [number])))
+        for (number,) in iterate_batches("PyTorch", 1):
+            tokens = network.encode(torch.from_numpy(make_request(task, [number])))
             exact = network.quantise(tokens)
             embedding.append(network.project(exact).numpy())
             codes.append(exact.numpy().reshape(1, -1))
             others = [] if theirs is None else [torch.from_numpy(theirs[number : number + 1])]
-            all_tokens = compare_vit.measure(network, tokens, others)
-            margins += histogram(all_tokens.margins.numpy())
+            all_tokens = compare_vit.measure_cosines(network, tokens, others)
+            margins += count_values(all_tokens.margins.numpy())
             rounding = max(rounding, all_tokens.limit)
             ties.append(compare_vit.near_ties(network, tokens, exact, all_tokens))
             for name in flips:
@@ -294,12 +298,12 @@ def by_pytorch(
                 before, after = (
                     exact if side is None else torch.from_numpy(side[number]).view_as(exact) for side in (left, right)
                 )
-                flips[name].append(compare_vit.flips(network, tokens, before, after, math.inf, name, judge))
+                flips[name].append(compare_vit.find_flips(network, tokens, before, after, math.inf, name, judge))
         del network
         embeddings, scores = np.concatenate(embedding), {}
         for head in task.heads:
-            logits = mlp.load(files[head], task.entries[head])(torch.from_numpy(unit(embeddings)))
-            scores[head] = probabilities(logits.numpy())
+            logits = mlp.load_network(files[head], task.entries[head])(torch.from_numpy(normalise_rows(embeddings)))
+            scores[head] = compute_probabilities(logits.numpy())
     shared = {
         "rounding": rounding,
         "token_margins": [int(count) for count in margins],
@@ -335,22 +339,22 @@ def plan_config(entry: dict[str, Any]) -> str:
 
 def by_repository(task: Task, contents: Sequence[str], name: str = "served") -> Hop:
     """The real Triton on what is published, asked as the client asks: volumes one by one, then each head."""
-    stage(contents, STAGING)
+    stage_files(contents, STAGING)
     names = {path.name.rpartition("_")[0]: path.name for path in STAGING.iterdir()}
     plans = [path for path in STAGING.iterdir() if read_config(path / "config.pbtxt").platform == "tensorrt_plan"]
     if plans and not (task.gpu and task.image):
         return Hop(name, "PyTorch", None, NO_PLAN["image" if task.gpu else "cpu"])
-    with serving(STAGING, LOG, image=task.image) as ask:
-        parts = [ask(names["vit"], {"input": request(task, numbers)}) for numbers in batches(name, 1)]
+    with serve_models(STAGING, LOG, image=task.image) as ask:
+        parts = [ask(names["vit"], {"input": make_request(task, numbers)}) for numbers in iterate_batches(name, 1)]
         embeddings, scores = np.concatenate(parts), {}
         for head in (head for head in task.heads if head in names):
             size = task.entries[head]["batch"][-1]
-            rows = [unit(embeddings)[start : start + size] for start in range(0, VOLUMES, size)]
-            scores[head] = probabilities(np.concatenate([ask(names[head], {"input": part}) for part in rows]))
+            rows = [normalise_rows(embeddings)[start : start + size] for start in range(0, VOLUMES, size)]
+            scores[head] = compute_probabilities(np.concatenate([ask(names[head], {"input": part}) for part in rows]))
     return Hop(name, "PyTorch", Answers(embeddings, None, scores))
 
 
-def parse(words: Sequence[str]) -> tuple[dict[str, Files], list[str]]:
+def parse_files(words: Sequence[str]) -> tuple[dict[str, Files], list[str]]:
     """HOP/MODEL=FILE … -> files by hop and model, and the FILE=SOURCE of what is served."""
     hops: dict[str, Files] = {}
     contents = []
@@ -378,11 +382,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", metavar="HOP/MODEL=FILE")
     parser.add_argument("out", type=Path, metavar="OUT")
     given = parser.parse_args(argv)
-    hops, contents = parse(given.files)
+    hops, contents = parse_files(given.files)
     entries = {name: json.loads((given.models / f"{name}.json").read_text()) for name in hops["pytorch"]}
     try:
-        task = Task(entries, draw(entries["vit"]), given.gpu, given.image or None, given.deployed)
-        result = fidelity(hops, contents, task)
+        task = Task(entries, draw_volumes(entries["vit"]), given.gpu, given.image or None, given.deployed)
+        result = measure_fidelity(hops, contents, task)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     given.out.write_text(json.dumps({"weights": given.weights, **result}, indent=1) + "\n")

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.steps.tell import tell
+from scripts.steps.printing import print_text
 
 SYNTHETIC = "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses"
 HEADER = ("hop", "against", "embedding: max", "99.9 %", "1 - cosine", "codes flipped", "widest margin")
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def list_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """The header, and a row per hop; differences relative to the largest value of PyTorch's embeddings."""
     heads = list(found["probabilities"])
     lines = [(*HEADER, *(f"{head} probability" for head in heads), "decisions changed")]
@@ -37,12 +37,12 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def show(found: dict[str, Any]) -> list[str]:
+def format_table(found: dict[str, Any]) -> list[str]:
     """The table as lines, with what was asked above it."""
     tissue = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["tissue"].items())
     about = f"{found['volumes']} seeded volumes ({tissue}); differences relative to the embeddings' largest value"
     stamp = [SYNTHETIC] if found["weights"] == "synthetic" else []
-    head, *others = rows(found)
+    head, *others = list_rows(found)
     whole = [row for row in others if len(row) > 3 and row[3]]
     widths = [max(map(len, column)) for column in zip(head, *whole, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *whole)]
@@ -51,4 +51,4 @@ def show(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    tell("\n".join(show(json.loads(Path(sys.argv[1]).read_text()))))
+    print_text("\n".join(format_table(json.loads(Path(sys.argv[1]).read_text()))))

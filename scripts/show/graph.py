@@ -12,9 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
-from scripts.steps.records import read, record
-from scripts.steps.tell import tell
+from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judge_steps
+from scripts.steps.printing import print_text
+from scripts.steps.records import read_text, record_path
 
 REBUILT = "rebuilt"
 LOOK = {  # fill, outline, dashes and meaning of each state; on a black-and-white print the dashes and the text tell
@@ -42,12 +42,14 @@ class Box(NamedTuple):
 
 def shown_of(steps: dict[str, Step]) -> dict[str, Step]:
     """Return the steps that are drawn."""
-    return {name: step for name, step in steps.items() if not minor(name) or step.state in (STALE, MAY)}
+    return {name: step for name, step in steps.items() if not is_minor(name) or step.state in (STALE, MAY)}
 
 
 def edges_of(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[str]]:
     """Return what each drawn step directly hangs on: an input that another input hangs on needs no arrow."""
-    sources = {name: {source for source in above(step, steps) if source in shown} for name, step in shown.items()}
+    sources = {
+        name: {source for source in list_prerequisites(step, steps) if source in shown} for name, step in shown.items()
+    }
     behind: dict[str, set[str]] = {}
     for name in shown:  # inputs come first
         behind[name] = sources[name].union(*(behind.get(source, set()) for source in sources[name]))
@@ -65,15 +67,15 @@ def columns_of(edges: dict[str, set[str]]) -> dict[str, int]:
     return columns
 
 
-def layout(
+def lay_out_boxes(
     shown: dict[str, Step], edges: dict[str, set[str]], repository: str
 ) -> tuple[dict[str, Box], dict[str, Box]]:
     """Return the box of each step, and the frame of each group by its title. No two boxes overlap."""
     columns = columns_of(edges)
     cells: dict[tuple[str, int], list[str]] = {}
     for name in shown:
-        cells.setdefault((group(name, shown, repository), columns[name]), []).append(name)
-    size = {name: (width(shown[name]), PAD * 2 + LINE * len(lines(shown[name]))) for name in shown}
+        cells.setdefault((group_of(name, shown, repository), columns[name]), []).append(name)
+    size = {name: (box_width(shown[name]), PAD * 2 + LINE * len(box_lines(shown[name]))) for name in shown}
     left, lefts = float(MARGIN), {}
     widest = {column: max(size[name][0] for name in shown if columns[name] == column) for column in columns.values()}
     for column in sorted(widest):
@@ -102,7 +104,7 @@ def layout(
     top = float(MARGIN)
     for title in bands:
         stack(title, top + LINE + PAD, height := tallest(title))
-        inner = [boxes[name] for name in shown if group(name, shown, repository) == title]
+        inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
         right = max(box.x + box.width for box in inner)
         start = min(box.x for box in inner)
         frames[title] = Box(start - PAD, top, right - start + 2 * PAD, height + LINE + 2 * PAD)
@@ -119,14 +121,14 @@ def layout(
             stack(title, top + LINE + PAD, height)
             top += height + LINE + 2 * PAD + GAP
         if mine and title:
-            inner = [boxes[name] for name in shown if group(name, shown, repository) == title]
+            inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
             start, first = min(box.x for box in inner), min(box.y for box in inner)
             end = max(box.y + box.height for box in inner)
             frames[title] = Box(start - PAD, first - LINE - PAD, widest[last] + 2 * PAD, end - first + LINE + 2 * PAD)
     return boxes, frames
 
 
-def above(step: Step, steps: dict[str, Step]) -> list[str]:
+def list_prerequisites(step: Step, steps: dict[str, Step]) -> list[str]:
     """Return what a step hangs on: nothing of ours if it is the user's own, on the verdict too if it is published."""
     if step.state == LOCAL:
         return []
@@ -135,12 +137,12 @@ def above(step: Step, steps: dict[str, Step]) -> list[str]:
     return [*step.inputs, *step.needs]
 
 
-def minor(name: str) -> bool:
+def is_minor(name: str) -> bool:
     """Tell whether a file is too small a thing to be seen while it is current."""
     return name.startswith(("build/models/", ".venv"))
 
 
-def group(name: str, shown: dict[str, Step], repository: str) -> str:
+def group_of(name: str, shown: dict[str, Step], repository: str) -> str:
     """Return the title of the box that a node stands in: its model, or the repository; "" is none."""
     if name.startswith(f"{repository}/"):
         return repository
@@ -153,7 +155,7 @@ def group(name: str, shown: dict[str, Step], repository: str) -> str:
 
 def state_of(step: Step) -> str:
     """Return the state that gives a step its colour; of what is fresh, what the last make rebuilt has its own."""
-    took = json.loads(read(record("took", step.target)) or "{}")
+    took = json.loads(read_text(record_path("took", step.target)) or "{}")
     return (
         REBUILT
         if step.state == FRESH and "read" not in took and took.get("run", "") == last_run() != ""
@@ -167,7 +169,7 @@ def last_run() -> str:
     return max((str(json.loads(text).get("run", "")) for text in texts if text), default="")
 
 
-def lines(step: Step) -> list[str]:
+def box_lines(step: Step) -> list[str]:
     """Return what a box says: the artifact, the script that makes it, and why it is to run."""
     short = step.target.startswith(("build/checks/", "build/models/"))
     said = [step.target.removeprefix("build/") if short else Path(step.target).name]
@@ -178,13 +180,13 @@ def lines(step: Step) -> list[str]:
     return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in said]
 
 
-def width(step: Step) -> float:
+def box_width(step: Step) -> float:
     """Return how wide a box has to be for its text."""
-    name, *small = lines(step)
+    name, *small = box_lines(step)
     return 2 * PAD + max(LETTER * len(name), *(SMALL * len(line) for line in small), 0)
 
 
-def node(step: Step, box: Box) -> str:
+def draw_box(step: Step, box: Box) -> str:
     """Return a box with its text; the tooltip says all of it."""
     fill, line, dashes, _ = LOOK[state := state_of(step)]
     tip = f"{step.target}: {state} {step.reason}".strip()
@@ -192,12 +194,12 @@ def node(step: Step, box: Box) -> str:
         f'<text x="{box.x + box.width / 2:.0f}" y="{box.y + PAD + LINE * (number + 0.8):.0f}"'
         + (' font-size="12" font-weight="bold">' if number == 0 else f' fill="{"#444444" if number == 1 else line}">')
         + f"{escape(words)}</text>"
-        for number, words in enumerate(lines(step))
+        for number, words in enumerate(box_lines(step))
     )
-    return f'<g class="node"><title>{escape(tip)}</title>{rectangle(box, fill, line, dashes)}{text}</g>'
+    return f'<g class="node"><title>{escape(tip)}</title>{draw_rectangle(box, fill, line, dashes)}{text}</g>'
 
 
-def rectangle(box: Box, fill: str, line: str, dashes: str = "") -> str:
+def draw_rectangle(box: Box, fill: str, line: str, dashes: str = "") -> str:
     """Return a box with round corners."""
     return (
         f'<rect x="{box.x:.0f}" y="{box.y:.0f}" width="{box.width:.0f}" height="{box.height:.0f}" rx="6" fill="{fill}" '
@@ -205,7 +207,7 @@ def rectangle(box: Box, fill: str, line: str, dashes: str = "") -> str:
     )
 
 
-def arrow(source: str, target: str, boxes: dict[str, Box]) -> str:
+def draw_arrow(source: str, target: str, boxes: dict[str, Box]) -> str:
     """Return an arrow from the right of one box to the left of another."""
     one, other = boxes[source], boxes[target]
     x, y, to_x, to_y = one.x + one.width, one.y + one.height / 2, other.x, other.y + other.height / 2
@@ -217,50 +219,50 @@ def arrow(source: str, target: str, boxes: dict[str, Box]) -> str:
     return f'<g class="edge"><title>{title}</title>{drawn}</g>'
 
 
-def legend(top: float) -> str:
+def draw_legend(top: float) -> str:
     """Return one row with the colour of each state."""
     left, parts = float(MARGIN), []
     for fill, line, dashes, meaning in LOOK.values():
         box = Box(left, top, 2 * PAD + SMALL * len(meaning), LINE + PAD)
         middle = f'x="{left + box.width / 2:.0f}" y="{top + LINE:.0f}"'
         parts.append(
-            f'<g class="legend">{rectangle(box, fill, line, dashes)}<text {middle}>{escape(meaning)}</text></g>'
+            f'<g class="legend">{draw_rectangle(box, fill, line, dashes)}<text {middle}>{escape(meaning)}</text></g>'
         )
         left += box.width + GAP
     return "\n".join(parts)
 
 
-def picture(steps: dict[str, Step], repository: str) -> str:
+def draw_pipeline(steps: dict[str, Step], repository: str) -> str:
     """Return the pipeline as an SVG file."""
     shown = shown_of(steps)
     edges = edges_of(shown, steps)
-    boxes, frames = layout(shown, edges, repository)
+    boxes, frames = lay_out_boxes(shown, edges, repository)
     everything = [*boxes.values(), *frames.values()]
     right = max([box.x + box.width for box in everything] + [900.0]) + MARGIN
     bottom = max(box.y + box.height for box in everything) + MARGIN
     named = "".join(
-        f'<g class="frame">{rectangle(box, "none", "#bbbbbb")}<text x="{box.x + PAD:.0f}" y="{box.y + LINE:.0f}" '
+        f'<g class="frame">{draw_rectangle(box, "none", "#bbbbbb")}<text x="{box.x + PAD:.0f}" y="{box.y + LINE:.0f}" '
         f'text-anchor="start">{escape(title)}</text></g>\n'
         for title, box in frames.items()
     )
-    arrows = "\n".join(arrow(source, name, boxes) for name, direct in edges.items() for source in sorted(direct))
-    nodes = "\n".join(node(shown[name], box) for name, box in boxes.items())
+    arrows = "\n".join(draw_arrow(source, name, boxes) for name, direct in edges.items() for source in sorted(direct))
+    nodes = "\n".join(draw_box(shown[name], box) for name, box in boxes.items())
     size = f"{right:.0f} {bottom + 2 * LINE + MARGIN:.0f}"
     wide, high = size.split()
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{wide}" height="{high}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="10" text-anchor="middle">\n'
         f'<rect width="{wide}" height="{high}" fill="#ffffff"/>\n'
-        f"{named}{arrows}\n{nodes}\n{legend(bottom)}\n</svg>\n"
+        f"{named}{arrows}\n{nodes}\n{draw_legend(bottom)}\n</svg>\n"
     )
 
 
 def main(repository: str, out: str) -> None:
     """Draw what standard input says to `out`."""
-    drawn = picture(judged(ask_make("repository"), repository), repository)
+    drawn = draw_pipeline(judge_steps(ask_make("repository"), repository), repository)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(drawn)
-    tell(out)
+    print_text(out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ROW, GAP = 54, 14
 
 
 class Histogram(NamedTuple):
-    """One row of `histograms`: counts, of `unit`, between the common edges; `kind` is a CSS class."""
+    """One row of `draw_histograms`: counts, of `unit`, between the common edges; `kind` is a CSS class."""
 
     label: str
     counts: Sequence[int]
@@ -23,7 +23,7 @@ class Histogram(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One row of `bars`: a value as share of its goal, and the smallest and largest of its samples likewise."""
+    """One row of `draw_bars`: a value as share of its goal, and the smallest and largest of its samples likewise."""
 
     label: str
     share: float
@@ -33,11 +33,11 @@ class Bar(NamedTuple):
     good: bool
 
 
-def histograms(
+def draw_histograms(
     edges: Sequence[float], rows: Sequence[Histogram], marks: Sequence[tuple[float, str]], title: str, axis: str
 ) -> str:
     """Histograms over log10 edges, one below the other, each to its own scale; `marks`: lines with words."""
-    first, last = span(edges, rows, [math.log10(value) for value, _ in marks if value > 0])
+    first, last = find_span(edges, rows, [math.log10(value) for value, _ in marks if value > 0])
     top = 26 + 14 * len(marks)
     height = top + len(rows) * (ROW + GAP) + 40
     parts = []
@@ -71,7 +71,7 @@ def histograms(
     return svg(height, title, parts)
 
 
-def span(edges: Sequence[float], rows: Sequence[Histogram], others: Sequence[float]) -> tuple[float, float]:
+def find_span(edges: Sequence[float], rows: Sequence[Histogram], others: Sequence[float]) -> tuple[float, float]:
     """The decades that hold something."""
     held = [edges[place] for row in rows for place, count in enumerate(row.counts) if count]
     held += [edges[place + 1] for row in rows for place, count in enumerate(row.counts) if count]
@@ -80,7 +80,7 @@ def span(edges: Sequence[float], rows: Sequence[Histogram], others: Sequence[flo
     return low, max(high, low + 2)
 
 
-def scatter(panels: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: str, across: str, up: str) -> str:
+def draw_scatter(panels: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: str, across: str, up: str) -> str:
     """Probabilities before and after, a square per panel; what changes side of 0.5 stands out."""
     side, gap = 270, 70
     parts = []
@@ -109,7 +109,7 @@ def scatter(panels: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: 
     return svg(30 + -(-len(panels) // 2) * (side + 70), title, parts)
 
 
-def bars(rows: Sequence[Bar], title: str) -> str:
+def draw_bars(rows: Sequence[Bar], title: str) -> str:
     """Values as shares of their goals: a bar that stays left of the line holds what is promised."""
     label, most = 300, 1.5
     full = WIDTH - label - 170

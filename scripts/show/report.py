@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.publish.licences import LICENCES
-from scripts.publish.provenance import provenance
-from scripts.serve.releases import notes
+from scripts.publish.provenance import trace_repository
+from scripts.serve.releases import list_notes
 from scripts.show import fidelity_table
-from scripts.show.graph import picture
-from scripts.show.measured import benchmark, compared, fidelity, on_a_gpu, taken_by_rtx
-from scripts.show.page import heading, load, missing, stale, table
-from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judged
-from scripts.steps.records import known, read, record
-from scripts.steps.summary import size
-from scripts.steps.tell import tell
+from scripts.show.graph import draw_pipeline
+from scripts.show.html_parts import heading, missing, read_json, remark_staleness, table
+from scripts.show.report_sections import on_a_gpu, show_benchmark, show_comparison, show_fidelity, taken_by_rtx
+from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judge_steps
+from scripts.steps.printing import print_text
+from scripts.steps.records import known_digest, read_text, record_path
+from scripts.steps.summary import format_size
 
 HERE = Path(__file__).parent
 # Nothing is asked for, wherever the page is opened
@@ -32,19 +32,19 @@ POLICY = (
 )
 
 
-def report(repository: str, steps: dict[str, Step]) -> str:
+def make_report(repository: str, steps: dict[str, Step]) -> str:
     """Return the whole page."""
-    kind = read(record("published", repository)).partition("\n")[0]
+    kind = read_text(record_path("published", repository)).partition("\n")[0]
     parts = {
-        "Model card": card(kind),
-        "Models": models(repository, kind),
-        "Pipeline": pipeline(repository, steps),
+        "Model card": describe_models(kind),
+        "Models": show_models(repository, kind),
+        "Pipeline": show_pipeline(repository, steps),
         "Made of": made_of(repository, steps),
-        "Fidelity": fidelity(),
+        "Fidelity": show_fidelity(),
         "TensorRT": taken_by_rtx(),
         "On a GPU": on_a_gpu(),
-        "Compared": compared(repository),
-        "Speed and size": benchmark(),
+        "Compared": show_comparison(repository),
+        "Speed and size": show_benchmark(),
     }
     anchors = {title: title.lower().replace(" ", "-") for title in parts}
     links = "".join(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items())
@@ -58,13 +58,13 @@ def report(repository: str, steps: dict[str, Step]) -> str:
         f"<style>\n{(HERE / 'report.css').read_text()}</style>\n</head>\n<body>\n<header>\n"
         "<h1>Chest-CT models for NVIDIA Triton</h1>\n"
         f'<p class="lead">{escape(repository)}: what was built, of what, and how well.</p>\n'
-        f"<nav>{links}</nav>\n{banner}{figures(repository, kind)}</header>\n<main>\n{body}\n</main>\n"
+        f"<nav>{links}</nav>\n{banner}{show_figures(repository, kind)}</header>\n<main>\n{body}\n</main>\n"
         "<footer>This is no medical device: what the networks say of a patient is for physicians to judge.</footer>\n"
         "</body>\n</html>\n"
     )
 
 
-def card(kind: str) -> str:
+def describe_models(kind: str) -> str:
     """What the models are for and what not, what they take, and how far each may differ from PyTorch."""
     said = [
         "Intended use: research on CT of the chest, its answers read by a physician. "
@@ -72,7 +72,7 @@ def card(kind: str) -> str:
         "Input: one CT series of the chest in Hounsfield units; the ViT gets HU / 1000 clipped to [-1, 1], 240 "
         "slices of 480 × 480. Other bodies, contrast phases and scanners than those of the training "
         "data were not judged here.",
-        *notes(),
+        *list_notes(),
     ]
     rows: list[tuple[str, ...]] = [
         (
@@ -86,9 +86,9 @@ def card(kind: str) -> str:
         )
     ]
     for path in sorted(Path("build/models").glob("*.json")):
-        entry = load(str(path)) or {}
+        entry = read_json(str(path)) or {}
         if "family" in entry:
-            limits = load(f"build/models/{path.stem}.tolerance.json") or {}
+            limits = read_json(f"build/models/{path.stem}.tolerance.json") or {}
             allowed = limits.get("tolerance", limits)
             told = ", ".join(f"{name} {value:g}" for name, value in allowed.items() if isinstance(value, float | int))
             shapes = ["×".join(map(str, entry.get(end, []))) or "-" for end in ("input", "output")]
@@ -103,14 +103,14 @@ def card(kind: str) -> str:
 
 def verdict_on(repository: str) -> Any:
     """The verdict, if it was passed on the very files that are published; else None."""
-    verdict = load("build/checks/verdict.json")
-    fits = verdict and all(known(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
+    verdict = read_json("build/checks/verdict.json")
+    fits = verdict and all(known_digest(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
     return verdict if fits else None
 
 
-def figures(repository: str, kind: str) -> str:
+def show_figures(repository: str, kind: str) -> str:
     """The handful of numbers that one looks for first."""
-    verdict, measured = verdict_on(repository), load("build/fidelity.json")
+    verdict, measured = verdict_on(repository), read_json("build/fidelity.json")
     files = [path for path in Path(repository).rglob("*") if path.is_file() and path.name != ".gitkeep"]
     shown = [
         (kind or "none", "weights"),
@@ -130,13 +130,13 @@ def figures(repository: str, kind: str) -> str:
     )
 
 
-def models(repository: str, kind: str) -> str:
+def show_models(repository: str, kind: str) -> str:
     """Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
     parts = [heading("Models", kind)]
     if verdict := verdict_on(repository):
         parts.append(
             f"<p>{escape(verdict['server'])} loaded each model strictly, and each was asked over gRPC what PyTorch had "
-            f"answered before.{stale('build/checks/verdict.json', 'make repository')}</p>"
+            f"answered before.{remark_staleness('build/checks/verdict.json', 'make repository')}</p>"
         )
         rows = [("model", "state", "difference from PyTorch", "near ties explained", "answers in")]
         rows += [
@@ -154,7 +154,7 @@ def models(repository: str, kind: str) -> str:
         parts.append(missing("Triton's verdict", "make repository"))
     checks: list[tuple[str, ...]] = [("ONNX file", "difference", "allowed", "batches", "codes flipped", "near ties")]
     for path in sorted(Path("build/checks").glob("*.json")):
-        check = load(str(path)) or {}
+        check = read_json(str(path)) or {}
         if "difference" in check and "tolerance" in check:
             codes = check.get("codes", {})
             flipped = f"{codes['flipped']} of {codes['compared']}" if codes else "-"
@@ -174,10 +174,10 @@ def models(repository: str, kind: str) -> str:
     return "\n".join(parts)
 
 
-def pipeline(repository: str, steps: dict[str, Step]) -> str:
+def show_pipeline(repository: str, steps: dict[str, Step]) -> str:
     """The graph as `make graph` draws it, and how many steps are current."""
     current = sum(step.state in (FRESH, LOCAL) for step in steps.values())
-    drawn = picture(steps, repository)
+    drawn = draw_pipeline(steps, repository)
     caption = f"{current} of {len(steps)} artifacts are current. Each box names the script that makes it."
     return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
 
@@ -186,7 +186,7 @@ def made_of(repository: str, steps: dict[str, Step]) -> str:
     """Each published file with its origin, as `make provenance` tells it, and the versions that shaped it."""
     title = heading("Made of")
     try:
-        told = provenance(repository, steps)
+        told = trace_repository(repository, steps)
     except SystemExit as reason:
         return title + missing("What the published files were made from", "make repository", str(reason))
     rows = [("published file", "size", "sha256", "made by", "of")]
@@ -195,11 +195,11 @@ def made_of(repository: str, steps: dict[str, Step]) -> str:
         script = step_script(made["command"]) if made else "copied"
         inputs = [name for name in made["inputs"] if not name.endswith(".py")] if made else [entry["copy_of"]]
         marked = [name + (" (yours)" if told["origin"].get(name, {}).get("kind") == "local" else "") for name in inputs]
-        rows.append((file, size(entry["copy_of"]), entry["sha256"][:12], script, ", ".join(marked)))
+        rows.append((file, format_size(entry["copy_of"]), entry["sha256"][:12], script, ", ".join(marked)))
     versions = sorted({pair for made in told["made"].values() for pair in made["versions"].items()})
     took = [("artifact", "took", "peak memory of a process")]
     for name in told["made"]:
-        cost = json.loads(read(record("took", name)) or "{}")
+        cost = json.loads(read_text(record_path("took", name)) or "{}")
         if cost.get("seconds", 0) >= 1:
             took.append((name, f"{cost['seconds']:.1f} s", f"{cost['peak_mb']} MB"))
     origin = ", ".join(
@@ -218,12 +218,12 @@ def step_script(command: str) -> str:
 
 
 def main(repository: str, out: str) -> None:
-    page = report(repository, judged(ask_make("repository"), repository))
+    page = make_report(repository, judge_steps(ask_make("repository"), repository))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     draft = Path(f"{out}.part")
     draft.write_text(page)
     draft.replace(out)
-    tell(out)
+    print_text(out)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ FILE: an artifact or a published file; then it and everything it hangs on, curre
 import os
 import sys
 
-from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judged
-from scripts.steps.records import digest, known
-from scripts.steps.tell import tell
+from scripts.steps.explain import ABSENT, FRESH, LOCAL, MAY, STALE, Step, ask_make, judge_steps
+from scripts.steps.printing import print_text
+from scripts.steps.records import current_digest, known_digest
 
 OUT_OF_DATE = 3  # exit status with --check
 
 
-def status(steps: dict[str, Step]) -> list[str]:
+def list_states(steps: dict[str, Step]) -> list[str]:
     """Return a line for each step that is not simply current, and the count."""
-    lines = table(
+    lines = align_rows(
         [(step.state, step.target, step.reason) for step in steps.values() if step.state in (STALE, MAY, LOCAL)]
     )
     count = {state: sum(step.state == state for step in steps.values()) for state in (STALE, MAY, ABSENT, FRESH, LOCAL)}
@@ -33,7 +33,7 @@ def status(steps: dict[str, Step]) -> list[str]:
     return [*lines, f"{count[STALE]} will run, {may}{current}"]
 
 
-def closure(file: str, steps: dict[str, Step]) -> list[str]:
+def trace_file(file: str, steps: dict[str, Step]) -> list[str]:
     """Return a line for each file that `file` hangs on, itself last."""
     file = os.path.normpath(file)
     target = next((target for target, step in steps.items() if file == target or file in step.files), "")
@@ -46,19 +46,19 @@ def closure(file: str, steps: dict[str, Step]) -> list[str]:
         if name in rows:
             return
         if name not in steps:
-            rows[name] = ("source", name, known(name)[:12], "" if digest(name) else "absent")
+            rows[name] = ("source", name, known_digest(name)[:12], "" if current_digest(name) else "absent")
             return
         step = steps[name]
         for needed in [*step.inputs, *step.needs]:
             visit(needed)
-        sha = "" if step.files else known(name)[:12]  # a published model is a folder
+        sha = "" if step.files else known_digest(name)[:12]  # a published model is a folder
         rows[name] = (step.state, name, sha, step.reason or step.script)
 
     visit(target)
-    return table(list(rows.values()))
+    return align_rows(list(rows.values()))
 
 
-def table(rows: list[tuple[str, ...]]) -> list[str]:
+def align_rows(rows: list[tuple[str, ...]]) -> list[str]:
     """Return the rows with their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -66,7 +66,7 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 
 if __name__ == "__main__":
     check, words = sys.argv[1] == "--check", [word for word in sys.argv[1:] if word != "--check"]
-    found = judged(ask_make("repository"), words[0])
-    tell("\n".join(closure(words[1], found) if words[1:] else status(found)))
+    found = judge_steps(ask_make("repository"), words[0])
+    print_text("\n".join(trace_file(words[1], found) if words[1:] else list_states(found)))
     if check and any(step.state == STALE for step in found.values()):
         sys.exit(OUT_OF_DATE)

@@ -13,19 +13,19 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 SEEDED = 4
 FIRST_SEED = 1  # 0 is what the build's own checks ask
 
 
-def names(folder: Path | None, entry: dict[str, Any]) -> list[str]:
-    """What `volumes` will read, by name; SystemExit where a file's header says that it is no such volume."""
+def list_names(folder: Path | None, entry: dict[str, Any]) -> list[str]:
+    """What `read_volumes` will read, by name; SystemExit where a file's header says that it is no such volume."""
     if folder is None:
         return [f"seed {FIRST_SEED + number}" for number in range(SEEDED)]
-    files = found(folder)
+    files = find_volumes(folder)
     for path in files:
-        with opened(path) as stream:
+        with open_volume(path) as stream:
             try:
                 version = read_magic(stream)  # type: ignore[no-untyped-call]
                 read = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
@@ -39,15 +39,15 @@ def names(folder: Path | None, entry: dict[str, Any]) -> list[str]:
     return [path.name for path in files]
 
 
-def volumes(folder: Path | None, entry: dict[str, Any]) -> Iterator[NDArray[np.float32]]:
+def read_volumes(folder: Path | None, entry: dict[str, Any]) -> Iterator[NDArray[np.float32]]:
     """Yields (1, 1, frames, height, width) one after the other; SystemExit where values are none of HU / 1000."""
     if folder is None:
         for number in range(SEEDED):
-            yield sample(entry, FIRST_SEED + number, 1)["input"]
+            yield make_sample(entry, FIRST_SEED + number, 1)["input"]
         return
-    for path in found(folder):
+    for path in find_volumes(folder):
         try:
-            with opened(path) as stream:
+            with open_volume(path) as stream:
                 volume = np.load(stream, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise SystemExit(f"{path}: no array of numpy.save ({error}); write it anew") from None
@@ -57,14 +57,14 @@ def volumes(folder: Path | None, entry: dict[str, Any]) -> Iterator[NDArray[np.f
         yield volume[None]
 
 
-def found(folder: Path) -> list[Path]:
+def find_volumes(folder: Path) -> list[Path]:
     """The folder's volumes, by name."""
     if not folder.is_dir():
         raise SystemExit(f"INPUT={folder}: no such folder; expected one with studies, or volumes as .npy or .npz")
     return sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".npz"))
 
 
-def opened(path: Path) -> IO[bytes]:
+def open_volume(path: Path) -> IO[bytes]:
     """The array's bytes, as numpy.save writes them."""
     if path.suffix == ".npy":
         return path.open("rb")

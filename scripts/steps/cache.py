@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from threading import Lock
 from typing import Any, NamedTuple
 
-from scripts.steps.records import read, write
+from scripts.steps.records import read_text, write_text
 
 OFF = ".make/cache-off"  # the run in which the cache was given up
 SPOILED = ".make/cache-spoiled"  # the run, then the SHA of each entry that it found damaged and has not mended
@@ -55,7 +55,7 @@ class Folder:
                 open(out, "wb", 0) as copy,
                 ThreadPoolExecutor(1) as beside,
             ):
-                copying = beside.submit(_send, file.fileno(), copy.fileno())
+                copying = beside.submit(_send_file, file.fileno(), copy.fileno())
                 buffer, hashed = memoryview(bytearray(1 << 20)), hashlib.sha256()
                 at = 0
                 while count := os.preadv(file.fileno(), [buffer], at):
@@ -147,11 +147,11 @@ class Cache:
     def __init__(self) -> None:
         self.where, self.run = os.environ.get("CACHE", ""), os.environ.get("MAKE_RUN", "")
         self.stored = 0
-        now, *damaged = read(SPOILED).split("\n")
+        now, *damaged = read_text(SPOILED).split("\n")
         self.spoiled = set(damaged) if now == f"{self.run} {self.where}" else set[str]()
         self.telling = Lock()
         self.store: Folder | Bucket | None = None
-        if self.where and read(OFF) != f"{self.run} {self.where}":
+        if self.where and read_text(OFF) != f"{self.run} {self.where}":
             try:
                 self.store = Bucket(self.where) if self.where.startswith("s3://") else Folder(self.where)
             except (ImportError, OSError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is none
@@ -162,7 +162,7 @@ class Cache:
         if not (store := self.store):  # which another thread may give up at any time
             return None
         try:
-            entry = store.read(name := _step(target, recipe))
+            entry = store.read(name := _step_key(target, recipe))
         except OSError as error:
             self._give_up(error)
             return None
@@ -200,18 +200,18 @@ class Cache:
                 self.store.put(f"files/{sha}", path)
                 self.stored = result.size
                 self._remember(sha, "")
-            write(draft := f".make/out/{target}.entry", f"{sha} {result.size}\n")
-            self.store.put(_step(target, recipe), draft)
+            write_text(draft := f".make/out/{target}.entry", f"{sha} {result.size}\n")
+            self.store.put(_step_key(target, recipe), draft)
             os.remove(draft)
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         with self.telling:
-            if read(OFF) == f"{self.run} {self.where}":
+            if read_text(OFF) == f"{self.run} {self.where}":
                 return
             self._warn(f"{error}; going on without it")
-            write(OFF, f"{self.run} {self.where}")
+            write_text(OFF, f"{self.run} {self.where}")
             self.store = None
 
     def _remember(self, sha: str, damage: str) -> None:
@@ -219,7 +219,7 @@ class Cache:
         with self.telling:
             if bool(damage) != (sha in self.spoiled):
                 self.spoiled ^= {sha}
-                write(SPOILED, "\n".join([f"{self.run} {self.where}", *sorted(self.spoiled)]))
+                write_text(SPOILED, "\n".join([f"{self.run} {self.where}", *sorted(self.spoiled)]))
                 if damage:
                     self._warn(damage)
 
@@ -227,11 +227,11 @@ class Cache:
         print(f"warning: cache {self.where}: {what}", flush=True)
 
 
-def _step(target: str, recipe: str) -> str:
+def _step_key(target: str, recipe: str) -> str:
     return f"steps/{hashlib.sha256(f'{target} {recipe}'.encode()).hexdigest()}"
 
 
-def _send(source: int, out: int) -> int:
+def _send_file(source: int, out: int) -> int:
     """Copy from one descriptor to another inside the kernel, as one shared extent if it can; return the size."""
     at = 0
     try:

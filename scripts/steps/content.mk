@@ -3,7 +3,7 @@
 #   .make/seen/X   the digest that counts for X (of what it was, once it is gone); if it is there, also size, mtime, …
 #   .make/made/X   "X=its digest command versions : INPUT=digest …": how X was made     (in these names X has % for /)
 #
-# scripts/steps/look.py brings .make/seen up to date before make decides.  Where the texts differ, scripts/steps/step.py
+# scripts/steps/before_make.py brings .make/seen up to date before make decides.  Where the texts differ, scripts/steps/step.py
 # makes X: absent inputs, files of the user's own, locks, dry runs, the cache and the reasons are its business.
 
 $(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is \
@@ -22,9 +22,9 @@ $(foreach knob,$(knobs),$(if $(findstring $(newline),$($(knob))),$(error $(knob)
 dry     = $(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS))))
 nested := $(if $(MAKE_RESTARTS),$(MAKE_NESTED),$(MAKE_RUN))
 MAKEFLAGS += $(if $(nested),--silent)
-looked := $(shell $(system_python) scripts/steps/look.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' \
+looked := $(shell $(system_python) scripts/steps/before_make.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' \
             $(values))
-$(if $(filter run=%,$(looked)),,$(error $(or $(looked),$(system_python) cannot run scripts/steps/look.py)))
+$(if $(filter run=%,$(looked)),,$(error $(or $(looked),$(system_python) cannot run scripts/steps/before_make.py)))
 told    = $(patsubst $1=%,%,$(filter $1=%,$(looked)))
 
 seen   = $(file <.make/seen/$(subst /,%,$1))
@@ -92,7 +92,7 @@ taken_for = $(filter $(artifacts) repository,$(MAKECMDGOALS) $(foreach goal,$(MA
 taking    = $(and $(CACHE),$(models),$(taken_for),$(if $(EXPLAIN)$(nested)$(dry),,yes))
 take      = export CACHE=$(call quote,$(CACHE)) CACHE_MODE=$(CACHE_MODE) MAKE_COMMAND=$(MAKE) VENV_PYTHON=$(python) \
               MAKE_RUN=$(MAKE_RUN) CT_GPU=$(gpu) CT_TENSORRT=$(tensorrt); \
-              $(system_python) -m scripts.steps.take $(taken_for) -- \
+              $(system_python) -m scripts.steps.take_cached $(taken_for) -- \
               $(foreach knob,$(given),$(call quote,$(knob)=$($(knob))))
 
 # Targets whose command has branches

@@ -12,8 +12,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.steps.records import digest, known, made_from, read, record, wrote
-from scripts.steps.step import KEPT, why
+from scripts.steps.records import current_digest, known_digest, made_from, read_text, record_path, written_digest
+from scripts.steps.step import KEPT, explain_staleness
 from scripts.steps.submake import run_make
 
 ARCHIVE = "training/weights.zip"
@@ -47,7 +47,7 @@ def ask_make(*goals: str) -> str:
     return asked.stdout
 
 
-def judged(explained: str, repository: str) -> dict[str, Step]:
+def judge_steps(explained: str, repository: str) -> dict[str, Step]:
     """Return every step, inputs first, with its state and the reason for it.
 
     A step that will run has a reason of its own; one that may run is only behind such a step, which may write the same
@@ -55,13 +55,13 @@ def judged(explained: str, repository: str) -> dict[str, Step]:
     """
     steps = read_steps(explained, repository)
     for step in steps.values():
-        judge(step, steps)
+        judge_step(step, steps)
     for state in (STALE, MAY):
         queue = [step for step in steps.values() if step.state == state]
         while queue:
             reader = queue.pop()
             for name in reader.files.values() if reader.files else [*reader.inputs, *reader.needs]:
-                if name in steps and steps[name].state == ABSENT and not published(name, steps):
+                if name in steps and steps[name].state == ABSENT and not is_published(name, steps):
                     steps[name].state = state
                     steps[name].reason = f"absent, needed for {Path(reader.target).name}"
                     queue.append(steps[name])
@@ -82,9 +82,11 @@ def read_steps(explained: str, repository: str) -> dict[str, Step]:
                 folder = f"{repository}/{place.partition('/')[0]}"
                 model = models.setdefault(folder, Step(folder, "scripts/publish/publish.py", {}))
                 model.files[f"{repository}/{place}"] = source
-                model.inputs[source] = known(source)
+                model.inputs[source] = known_digest(source)
         else:
-            said[target] = Step(target, command, {name: digest(name) or known(name) for name in names}, needs)
+            said[target] = Step(
+                target, command, {name: current_digest(name) or known_digest(name) for name in names}, needs
+            )
     steps: dict[str, Step] = {}
 
     def add(target: str) -> None:
@@ -97,14 +99,14 @@ def read_steps(explained: str, repository: str) -> dict[str, Step]:
 
     for target in said:
         add(target)
-    for folder in gone(repository, {Path(folder).name for folder in models}):
+    for folder in list_gone(repository, {Path(folder).name for folder in models}):
         models[folder] = Step(
             folder, "scripts/publish/publish.py", {}, state=STALE, reason="taken out, it is no longer built"
         )
     return steps | models
 
 
-def judge(step: Step, steps: dict[str, Step]) -> None:
+def judge_step(step: Step, steps: dict[str, Step]) -> None:
     """Set the state of a step whose inputs have theirs; what is needed beyond that, only a whole pipeline can tell."""
     behind = [name for name in step.inputs if name in steps and steps[name].state in (STALE, MAY)]
     if step.state:
@@ -113,18 +115,18 @@ def judge(step: Step, steps: dict[str, Step]) -> None:
         step.state = FRESH if archive_is_here() else ABSENT
     elif step.files:
         if reasons := [
-            reason for file, source in step.files.items() if (reason := differs(file, source, step, behind))
+            reason for file, source in step.files.items() if (reason := explain_difference(file, source, step, behind))
         ]:
             step.state, step.reason = STALE, ", ".join(dict.fromkeys(reasons))
     else:
-        was, present, mine = made_from(step.target), digest(step.target), wrote(step.target)
+        was, present, mine = made_from(step.target), current_digest(step.target), written_digest(step.target)
         own = step.target.startswith(KEPT) and present not in ("", mine)
         words = [f"{name}={was.get(name, '') if name in behind else now}" for name, now in step.inputs.items()]
         recipe = " ".join([step.command, ":", *words])
         expected = mine if own or not present else present
-        if read(record("made", step.target)) != f"{step.target}={expected} {recipe}":
-            step.state, step.reason = STALE, why(step.target, "" if own else present, recipe)
-        elif not present and not published(step.target, steps):
+        if read_text(record_path("made", step.target)) != f"{step.target}={expected} {recipe}":
+            step.state, step.reason = STALE, explain_staleness(step.target, "" if own else present, recipe)
+        elif not present and not is_published(step.target, steps):
             step.state = ABSENT
         if own:
             compared = ", once compared with the archive's" if step.state == STALE and archive_is_here() else ""
@@ -134,36 +136,38 @@ def judge(step: Step, steps: dict[str, Step]) -> None:
         step.reason = f"behind {', '.join(Path(name).name for name in behind)}" if behind else ""
 
 
-def differs(file: str, source: str, model: Step, behind: list[str]) -> str:
+def explain_difference(file: str, source: str, model: Step, behind: list[str]) -> str:
     """Say why a published file is to be replaced whatever the steps that run bring, "" if it is not."""
-    if source in behind or digest(file) == known(source):
+    if source in behind or current_digest(file) == known_digest(source):
         return ""
-    if not digest(file):
+    if not current_digest(file):
         return f"{Path(file).name} is not there" if Path(model.target).is_dir() else "new"
     return f"{Path(file).name} is not {source}"
 
 
-def published(name: str, steps: dict[str, Step]) -> bool:
+def is_published(name: str, steps: dict[str, Step]) -> bool:
     """Tell whether an ONNX file is where publishing moved it."""
     files = {source: file for step in steps.values() for file, source in step.files.items()}
-    return name.startswith("build/onnx/") and name in files and digest(files[name]) == wrote(name) != ""
+    return (
+        name.startswith("build/onnx/") and name in files and current_digest(files[name]) == written_digest(name) != ""
+    )
 
 
 def archive_is_here() -> bool:
     """Tell whether weights.zip is there and what its lock says."""
-    return digest(ARCHIVE) != "" and digest(ARCHIVE) == locked().get("sha256")
+    return current_digest(ARCHIVE) != "" and current_digest(ARCHIVE) == read_lock().get("sha256")
 
 
-def locked() -> dict[str, object]:
+def read_lock() -> dict[str, object]:
     """Return what the lock of weights.zip says, nothing if there is none that can be read."""
     try:
-        return dict(json.loads(read(f"{ARCHIVE}.lock.json")))
+        return dict(json.loads(read_text(f"{ARCHIVE}.lock.json")))
     except (ValueError, TypeError):
         return {}
 
 
-def gone(repository: str, models: set[str]) -> list[str]:
+def list_gone(repository: str, models: set[str]) -> list[str]:
     """Return the folders that this build published and would not publish today."""
-    files = read(record("published", repository)).split("\n")[1:]
+    files = read_text(record_path("published", repository)).split("\n")[1:]
     old = sorted({file.partition("/")[0] for file in files if file} - models)
     return [f"{repository}/{model}" for model in old if Path(repository, model).is_dir()]

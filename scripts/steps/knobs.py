@@ -1,11 +1,12 @@
-"""What each knob of knobs.mk may be. Standard library only; part of every make (scripts/steps/look.py).
+"""What each knob of knobs.mk may be. Standard library only; part of every make (scripts/steps/before_make.py).
 
-`check` raises SystemExit with one sentence: the knob, its value, what was expected, where that helps what to type.
+`check_knobs` raises SystemExit with one sentence: the knob, its value, what was expected, and where that helps what
+to type.
 """
 
 import os  # and nothing slower: this runs in every make
 
-from scripts.steps.records import read, record
+from scripts.steps.records import read_text, record_path
 
 ONE_OF = {
     "FROM": ("weights", "prebuilt"),
@@ -30,7 +31,7 @@ OF_THE_PUBLISHED = {"verify", "status", "graph", "provenance", "fidelity", "repo
 NOT_OF_PREBUILT = {"status", "graph", "report"}
 
 
-def check(knobs: dict[str, str], goals: set[str]) -> None:
+def check_knobs(knobs: dict[str, str], goals: set[str]) -> None:
     """Raise SystemExit for the first value that cannot be meant; REPOSITORY becomes one spelling of its folder."""
     for path in " ", "%":
         if path in os.getcwd():
@@ -44,9 +45,9 @@ def check(knobs: dict[str, str], goals: set[str]) -> None:
     for name in ONE_WORD:
         if len(knobs[name].split()) > 1:
             raise SystemExit(f"{name}={knobs[name]}: expected one word")
-    knobs["REPOSITORY"] = home(knobs["REPOSITORY"])
+    knobs["REPOSITORY"] = expand_home(knobs["REPOSITORY"])
     for name in BARE:
-        if found := special(knobs[name]):
+        if found := special_characters(knobs[name]):
             raise SystemExit(
                 f"{name}={knobs[name]}: expected no character that shells or make take for their own: {found}"
             )
@@ -103,12 +104,12 @@ def folders_in(path: str) -> list[str]:
     return [name for name in below if os.path.isdir(name)]
 
 
-def home(path: str) -> str:
+def expand_home(path: str) -> str:
     """Return a path with ~ for the home folder written out, as a shell does where make's words do not reach it."""
     return f"{os.environ.get('HOME', '~')}/{path[2:]}" if path.startswith("~/") else path
 
 
-def special(value: str) -> str:
+def special_characters(value: str) -> str:
     """Return the characters of `value` that a shell or make would not take as they are."""
     return " ".join(sorted({letter for letter in value if letter in SPECIAL}, key=SPECIAL.index))
 
@@ -119,7 +120,7 @@ def one_spelling(repository: str) -> str:
     for name in repository, path:
         if len(name.split()) != 1:
             raise SystemExit(f"REPOSITORY={name}: expected one folder, its name without spaces")
-        if found := special(name):
+        if found := special_characters(name):
             raise SystemExit(
                 f"REPOSITORY={name}: expected a folder without characters that shells or make take for their own: "
                 f"{found}"
@@ -143,7 +144,7 @@ def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]
     SystemExit where it is a finished archive's, of which nothing was built here, or another kind would be replaced.
     """
     repository = knobs["REPOSITORY"]
-    kind = read(record("published", repository)).partition("\n")[0].strip()
+    kind = read_text(record_path("published", repository)).partition("\n")[0].strip()
     unlike = NOT_OF_PREBUILT | (set() if knobs["KEY"] else {"verify"}) | (set() if knobs["CHECK"] else {"provenance"})
     if kind == "prebuilt" and goals & unlike:
         raise SystemExit(
@@ -168,10 +169,10 @@ def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]
 
 def published_precision(repository: str) -> str:
     """Return tf32 or fp16 if the published ViT is that; with plans alone, the verdict's record tells."""
-    sha = read(record("seen", f"{repository}/vit_onnx/1/model.onnx")).split(" ")[0]
-    judged = read(record("made", "build/checks/verdict.json"))
+    sha = read_text(record_path("seen", f"{repository}/vit_onnx/1/model.onnx")).split(" ")[0]
+    judged = read_text(record_path("made", "build/checks/verdict.json"))
     for precision in "tf32", "fp16":
-        wrote = read(record("made", f"build/onnx/vit.{precision}.onnx")).split(" ")[0].rpartition("=")[2]
+        wrote = read_text(record_path("made", f"build/onnx/vit.{precision}.onnx")).split(" ")[0].rpartition("=")[2]
         if (sha and sha == wrote) if os.path.isdir(f"{repository}/vit_onnx") else f"/vit.{precision}." in judged:
             return precision
     return ""

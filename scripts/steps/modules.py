@@ -25,23 +25,23 @@ def modules_mk() -> str:
     lines = []
     for path in sorted(files):
         name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        lines.append(f"{name} := {' '.join(reach(path, near))}")
+        lines.append(f"{name} := {' '.join(list_reached(path, near))}")
     return "\n".join([*lines, ""])
 
 
-def reach(path: str, near: dict[str, list[str]]) -> list[str]:
+def list_reached(path: str, near: dict[str, list[str]]) -> list[str]:
     """Return `path`, then every file that it leads to, in the order of names."""
     reached, queue = {path}, [path]
     while queue:
         here = queue.pop()
         for name in near.get(here, []):
-            if name not in reached and (not family(name) or family(name) == family(here)):
+            if name not in reached and (not family_of(name) or family_of(name) == family_of(here)):
                 reached.add(name)
                 queue.append(name)
     return [path, *sorted(reached - {path})]
 
 
-def family(path: str) -> str:
+def family_of(path: str) -> str:
     """Return vit, head or bpr for a file of that family's folder, "" for any other."""
     words = path.split("/")
     return words[1] if words[0] == "convertation" and words[1] in FAMILIES else ""

@@ -15,61 +15,64 @@ import time
 SETTLED = 20_000_000  # ns; a file younger than the clock's tick could change again under the same times
 
 
-def record(kind: str, path: str) -> str:
+def record_path(kind: str, path: str) -> str:
     """Return the place of a record: record("made", "build/onnx/vit.onnx") is .make/made/build%onnx%vit.onnx."""
     return f".make/{kind}/{path.replace('/', '%')}"
 
 
-def digest(path: str) -> str:
+def current_digest(path: str) -> str:
     """Return the SHA-256 of `path`, "" if it is absent; read it only if it moved since the last look."""
-    note, stat = read(record("seen", path)).split(), look(path)
+    note, stat = read_text(record_path("seen", path)).split(), read_status(path)
     if note[1:] != stat or not note:
         if stat:
-            note = [sha256(path), *stat]
+            note = [hash_file(path), *stat]
         if note:
-            write(record("seen", path), " ".join(note if stat else note[:1]))
+            write_text(record_path("seen", path), " ".join(note if stat else note[:1]))
     return note[0] if stat else ""
 
 
-def known(path: str) -> str:
+def known_digest(path: str) -> str:
     """Return the digest of `path`, or of what it was before it went away."""
-    return digest(path) or wrote(path) or (read(record("seen", path)).split() or [""])[0]
+    return current_digest(path) or written_digest(path) or (read_text(record_path("seen", path)).split() or [""])[0]
 
 
-def wrote(path: str) -> str:
+def written_digest(path: str) -> str:
     """Return the digest of what the last step for `path` wrote, "" if there was none."""
-    return read(record("made", path)).split(" ")[0].rpartition("=")[2]
+    return read_text(record_path("made", path)).split(" ")[0].rpartition("=")[2]
 
 
 def made_from(path: str) -> dict[str, str]:
     """Return the digest of each input of the step that last made `path`."""
-    words = read(record("made", path)).rpartition(" : ")[2].split()
+    words = read_text(record_path("made", path)).rpartition(" : ")[2].split()
     return {name: was for name, _, was in (word.rpartition("=") for word in words)}
 
 
-def holds(path: str) -> bool:
+def is_true(path: str) -> bool:
     """Tell whether each record is true from `path` down to the sources and the user's own, be they absent or not."""
-    if digest(path) not in ("", wrote(path)):
+    if current_digest(path) not in ("", written_digest(path)):
         return True  # no step wrote this; whether it is the right one, its consumer's record says
-    return all(known(name) == was and holds(name) for name, was in made_from(path).items())
+    return all(known_digest(name) == was and is_true(name) for name, was in made_from(path).items())
 
 
-def settle(target: str, sha: str, recipe: str) -> None:
+def write_record(target: str, sha: str, recipe: str) -> None:
     """Record how `target`, which has the digest `sha` or had it when it was here, came about."""
-    write(record("made", target), f"{target}={sha} {recipe}")
-    if not look(target):
-        write(record("seen", target), sha)
+    write_text(record_path("made", target), f"{target}={sha} {recipe}")
+    if not read_status(target):
+        write_text(record_path("seen", target), sha)
 
 
-def found(wanted: str) -> str:
+def find_content(wanted: str) -> str:
     """Return a present file whose content has the digest `wanted`, "" if none is known."""
     for name in sorted(os.listdir(".make/seen")):
-        if read(f".make/seen/{name}").startswith(f"{wanted} ") and digest(path := name.replace("%", "/")) == wanted:
+        if (
+            read_text(f".make/seen/{name}").startswith(f"{wanted} ")
+            and current_digest(path := name.replace("%", "/")) == wanted
+        ):
             return path
     return ""
 
 
-def look(path: str) -> list[str]:
+def read_status(path: str) -> list[str]:
     """Return size, mtime, ctime and inode of a file, nothing if it is absent."""
     try:
         stat = os.stat(path)
@@ -77,7 +80,7 @@ def look(path: str) -> list[str]:
         return []
     if 0 <= time.time_ns() - stat.st_ctime_ns < SETTLED:  # a time to come is another clock's: waiting would not help
         time.sleep(SETTLED / 1e9)
-        return look(path)
+        return read_status(path)
     return [str(field) for field in (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)]
 
 
@@ -89,20 +92,20 @@ def look_at_tree(repository: str) -> str:
         for name in names
         if name != ".gitkeep" and "__pycache__" not in folder
     )
-    known_as, _, was = read(record("tree", repository)).partition("\n")
-    listing = "".join(f"{path}={digest(path)}\n" for path in files)
+    known_as, _, was = read_text(record_path("tree", repository)).partition("\n")
+    listing = "".join(f"{path}={current_digest(path)}\n" for path in files)
     if was != listing:
         known_as = sha_of(listing) if listing else ""
-        write(record("tree", repository), f"{known_as}\n{listing}")
+        write_text(record_path("tree", repository), f"{known_as}\n{listing}")
     return known_as
 
 
-def note(path: str, sha: str) -> None:
+def note_digest(path: str, sha: str) -> None:
     """Note the digest of a file that was just written, so that it need not be read for it."""
-    write(record("seen", path), " ".join([sha, *look(path)]))
+    write_text(record_path("seen", path), " ".join([sha, *read_status(path)]))
 
 
-def sha256(path: str) -> str:
+def hash_file(path: str) -> str:
     """Return the SHA-256 of a file."""
     import hashlib  # 7 ms that a look at unmoved files does without
 
@@ -120,7 +123,7 @@ def sha_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(path: str) -> str:
+def read_text(path: str) -> str:
     """Return the text of a file, "" if it is absent."""
     try:
         with open(path) as file:
@@ -129,7 +132,7 @@ def read(path: str) -> str:
         return ""
 
 
-def write(path: str, text: str) -> None:
+def write_text(path: str, text: str) -> None:
     """Write a file at one stroke; OSError, which names it, where that cannot be."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     draft = f"{path}.{os.uname().nodename}.{os.getpid()}~"
@@ -143,10 +146,10 @@ def write(path: str, text: str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
+def lock_file(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
     """Return an open file that keeps `path` locked until it, and the copy a child may have of it, is closed."""
     os.makedirs(".make/lock", exist_ok=True)
-    file = open(record("lock", path), "w+")  # NFS lets no one share a lock on what is open for writing alone
+    file = open(record_path("lock", path), "w+")  # NFS lets no one share a lock on what is open for writing alone
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -158,7 +161,7 @@ def lock(path: str, kind: int = fcntl.LOCK_EX) -> io.TextIOWrapper:
     return file
 
 
-def owned(path: str) -> str:
+def explain_ownership(path: str) -> str:
     """Return a sentence about a file or folder that may not be changed: who owns it, and the command that ends that."""
     while path and not os.path.lexists(path):
         path = os.path.dirname(path)

@@ -21,22 +21,22 @@ import sys
 import time
 
 from scripts.steps.cache import Cache, Result
+from scripts.steps.printing import print_text
 from scripts.steps.records import (
-    digest,
-    found,
-    known,
-    lock,
-    note,
-    owned,
-    read,
-    record,
-    settle,
-    sha256,
-    write,
-    wrote,
+    current_digest,
+    explain_ownership,
+    find_content,
+    hash_file,
+    known_digest,
+    lock_file,
+    note_digest,
+    read_text,
+    record_path,
+    write_record,
+    write_text,
+    written_digest,
 )
 from scripts.steps.submake import run_make
-from scripts.steps.tell import tell
 
 SHOWN = 200  # characters of a command that failed
 UNCACHED = (".venv", "build/checks/verdict.json", "build/fidelity.json", "build/plan/sm")  # of this machine alone
@@ -45,85 +45,96 @@ KEPT = "training/weights/"  # where the user's own files may lie
 NOT_IN_ARCHIVE = 3  # status of a command that has nothing for TARGET, where the user has laid a file of their own
 
 
-def step(target: str, command: str, tools: str, inputs: list[str], needed: list[str], wanted: bool) -> None:
+def run_step(target: str, command: str, tools: str, inputs: list[str], needed: list[str], wanted: bool) -> None:
     """Run `command` if `target` is not what its record says, or was made from something else."""
-    out, made = f".make/out/{target}", record("made", target)
+    out, made = f".make/out/{target}", record_path("made", target)
     keep, cached = target.startswith(KEPT), is_cached(target)
-    recipe = " ".join([command, *tools.split(), ":", *(f"{name}={known(name)}" for name in inputs)])
-    if flags := dry():
-        print(f"  {target}: {why(target, digest(target), recipe)}", flush=True)
+    recipe = " ".join([command, *tools.split(), ":", *(f"{name}={known_digest(name)}" for name in inputs)])
+    if flags := dry_flags():
+        print(f"  {target}: {explain_staleness(target, current_digest(target), recipe)}", flush=True)
         raise SystemExit("q" in flags)
     bucket = [CLIENT] if cached and os.environ["CACHE"].startswith("s3://") else []
-    if absent := [name for name in [*inputs, *needed, *bucket] if not ready(name)]:
-        if keep and digest(target) not in ("", wrote(target)):
-            settle(target, wrote(target), recipe)
+    if absent := [name for name in [*inputs, *needed, *bucket] if not is_ready(name)]:
+        if keep and current_digest(target) not in ("", written_digest(target)):
+            write_record(target, written_digest(target), recipe)
             print(f"local: {target} is yours; it is used as it is", flush=True)
             return
-        make(target, absent)
+        make_absent(target, absent)
     if bucket:
         go_on_in_venv("scripts.steps.step")
-    with lock(target):
-        with lock("publish", fcntl.LOCK_SH):
-            present, digests = digest(target), {name: digest(name) for name in inputs}
-            away = {name: found(wrote(name)) for name in inputs if not digests[name] and wrote(name)}
-        digests |= {name: wrote(name) for name in away if away[name]}
+    with lock_file(target):
+        with lock_file("publish", fcntl.LOCK_SH):
+            present, digests = current_digest(target), {name: current_digest(name) for name in inputs}
+            away = {
+                name: find_content(written_digest(name))
+                for name in inputs
+                if not digests[name] and written_digest(name)
+            }
+        digests |= {name: written_digest(name) for name in away if away[name]}
         if missing := [name for name in inputs if not digests[name]]:
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
-        mine = wrote(target)  # now that no other make is at it
+        mine = written_digest(target)  # now that no other make is at it
         expected = mine if keep and present else present
-        if present and read(made) == f"{target}={expected} {recipe}":
+        if present and read_text(made) == f"{target}={expected} {recipe}":
             return
-        copy = found(mine) if read(made) == f"{target}={mine} {recipe}" else ""  # published, or replaced there
-        reason, started = f"copied from {copy}" if copy else why(target, present, recipe), time.monotonic()
+        copy = (
+            find_content(mine) if read_text(made) == f"{target}={mine} {recipe}" else ""
+        )  # published, or replaced there
+        reason, started = (
+            f"copied from {copy}" if copy else explain_staleness(target, present, recipe),
+            time.monotonic(),
+        )
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
         cache = Cache() if cached and not copy else None
-        moved = not wanted and target.startswith("build/onnx/") and bool(found(mine)) and not present
+        moved = not wanted and target.startswith("build/onnx/") and bool(find_content(mine)) and not present
         hit = cache.find(target, recipe) if cache else None
         if cache and hit and not cache.fetch(hit, out):
             hit = None
         if hit:
             reason = "from the cache"
-        tell(f"{target}: {reason}")
+        print_text(f"{target}: {reason}")
         if copy:
             subprocess.run(["cp", "--reflink=auto", copy, out], check=True)
         elif not hit:
             for name, place in away.items():
                 command = command.replace(name, place)
-            if not run(target, command, out, own=keep and bool(present) and present != mine):
-                settle(target, mine, recipe)
+            if not run_command(target, command, out, own=keep and bool(present) and present != mine):
+                write_record(target, mine, recipe)
                 take_note(target, reason, started, hit=None)
                 return
-        if not hit and (changed := [name for name in inputs if name not in away and digest(name) != digests[name]]):
+        if not hit and (
+            changed := [name for name in inputs if name not in away and current_digest(name) != digests[name]]
+        ):
             os.remove(out)
             raise SystemExit(f"{changed[0]} changed while {target} was made from it; run make again")
-        new = hit.sha if hit else sha256(out)
+        new = hit.sha if hit else hash_file(out)
         if cache and not hit:
             cache.keep(target, recipe, new, out)
-        with lock("publish", fcntl.LOCK_SH):
-            present = digest(target)  # the user may have been here meanwhile
+        with lock_file("publish", fcntl.LOCK_SH):
+            present = current_digest(target)  # the user may have been here meanwhile
             if keep and present and present not in (mine, new):
-                tell(f"local: {target} is not what its archive holds; it is kept and used")
+                print_text(f"local: {target} is not what its archive holds; it is kept and used")
                 os.remove(out)
             elif new == (mine if moved else present):
                 os.remove(out)
             else:
-                put(out, target)
-                note(target, new)
-            settle(target, new, recipe)
+                put_result(out, target)
+                note_digest(target, new)
+            write_record(target, new, recipe)
             take_note(target, reason, started, hit=hit, stored=cache.stored if cache else 0)
 
 
-def ready(name: str) -> bool:
+def is_ready(name: str) -> bool:
     """Tell whether a step can read `name`: an ONNX file where it is published, an archive if it is the locked one."""
     if name.endswith(".zip"):
-        return bool(sha := digest(name)) and sha in read(f"{name}.lock.json")
-    return bool(digest(name)) or (name.startswith("build/onnx/") and bool(found(wrote(name))))
+        return bool(sha := current_digest(name)) and sha in read_text(f"{name}.lock.json")
+    return bool(current_digest(name)) or (name.startswith("build/onnx/") and bool(find_content(written_digest(name))))
 
 
-def make(target: str, absent: list[str]) -> None:
+def make_absent(target: str, absent: list[str]) -> None:
     """Have make make what is absent; SystemExit if it cannot."""
     goals = dict.fromkeys(name.removesuffix(".lock.json") for name in absent)  # the archive comes with its lock
     if run_make(*goals, jobs=True).returncode:
@@ -143,13 +154,13 @@ def go_on_in_venv(module: str) -> None:
         os.execv(python, [python, "-sEB", "-m", module, *sys.argv[1:]])
 
 
-def dry() -> str:
+def dry_flags() -> str:
     """Return those of make's flags -n, -q and -t that are set, in which nothing may run."""
     flags = os.environ.get("MAKEFLAGS", "").split(" ")[0]
     return "" if flags.startswith("-") else "".join(flag for flag in flags if flag in "nqt")
 
 
-def put(out: str, target: str) -> None:
+def put_result(out: str, target: str) -> None:
     """Move a finished file to its place at one stroke."""
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     try:
@@ -170,14 +181,14 @@ def take_note(target: str, reason: str, started: float, hit: Result | None, stor
         "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "stored": stored,
     }
-    write(record("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
+    write_text(record_path("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
     if took["run"]:
         os.makedirs(".make/run", exist_ok=True)
         with open(f".make/run/{took['run']}", "a") as mark:  # by which make knows that something was made
             mark.write(f"{target}\n")
 
 
-def run(target: str, command: str, out: str, own: bool) -> bool:
+def run_command(target: str, command: str, out: str, own: bool) -> bool:
     """Run `command`; raise SystemExit if it fails or does not write `out`.
 
     False if it has nothing for `target`, which is the user's `own`.
@@ -196,13 +207,13 @@ def run(target: str, command: str, out: str, own: bool) -> bool:
     raise SystemExit(f"{full}{target} was not made, what was there before stays; the command {happened}:\n  {shown}")
 
 
-def why(target: str, present: str, recipe: str) -> str:
+def explain_staleness(target: str, present: str, recipe: str) -> str:
     """Say in a few words what is no longer as the record has it."""
-    if not (then := read(record("made", target))):
+    if not (then := read_text(record_path("made", target))):
         return "new"
     before, now = then.split()[1:], recipe.split()
     inputs = {word.rpartition("=")[0] for word in before[before.index(":") + 1 :]} if ":" in before else set()
-    reasons = ["altered"] if present not in ("", wrote(target)) else []
+    reasons = ["altered"] if present not in ("", written_digest(target)) else []
     for word in now:
         name = word.rpartition("=")[0]
         if word not in before and name in inputs:
@@ -222,8 +233,8 @@ if __name__ == "__main__":
     target, command, tools, *files = sys.argv[1 + wanted :]
     middle = files.index("--")
     try:
-        step(target, command, tools, files[:middle], files[middle + 1 :], wanted)
+        run_step(target, command, tools, files[:middle], files[middle + 1 :], wanted)
     except PermissionError as error:
-        raise SystemExit(f"{target} was not made: {owned(str(error.filename))}") from None
+        raise SystemExit(f"{target} was not made: {explain_ownership(str(error.filename))}") from None
     except OSError as error:
         raise SystemExit(f"{target} was not made, what was there before stays: {error}") from None

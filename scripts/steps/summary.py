@@ -9,27 +9,27 @@ import json
 import os
 import sys
 
-from scripts.steps.records import known, look, made_from, read, record, wrote
-from scripts.steps.tell import tell
+from scripts.steps.printing import print_text
+from scripts.steps.records import known_digest, made_from, read_status, read_text, record_path, written_digest
 
 
-def summary(roots: list[str]) -> list[str]:
+def summarise(roots: list[str]) -> list[str]:
     """Return the lines of the table for every artifact that `roots` were made from, roots included."""
-    artifacts = sorted(reach(roots))
-    took = {path: json.loads(read(record("took", path)) or "{}") for path in artifacts}
+    artifacts = sorted(list_reached(roots))
+    took = {path: json.loads(read_text(record_path("took", path)) or "{}") for path in artifacts}
     recent = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
     cached = [path for path in recent if "read" in took[path]]
     rebuilt = [path for path in recent if path not in cached]
     rows = [("artifact", "made from", "size", "sha256", "difference", "time", "")]
     for path in artifacts:
         if path.startswith("build/plan/") and path.endswith(".plan"):
-            check = json.loads(read(path.removesuffix(".plan") + ".check.json") or "{}")
+            check = json.loads(read_text(path.removesuffix(".plan") + ".check.json") or "{}")
             rows.append(
                 (
                     path,
                     os.path.basename(next(iter(made_from(path)))),
-                    size(path),
-                    known(path)[:12],
+                    format_size(path),
+                    known_digest(path)[:12],
                     f"{check['difference']:.1e}" if check else "in tolerance",
                     f"{took[path].get('seconds', 0):.1f} s",
                     "rebuilt" if path in rebuilt else "reused",
@@ -38,14 +38,18 @@ def summary(roots: list[str]) -> list[str]:
         if path.startswith("build/onnx/"):
             name = os.path.basename(path).removesuffix(".onnx")
             checkpoint = made_of(path)
-            own = " (local)" if checkpoint not in artifacts or known(checkpoint) != wrote(checkpoint) else ""
-            check = json.loads(read(f"build/checks/{name}.json") or "{}")
+            own = (
+                " (local)"
+                if checkpoint not in artifacts or known_digest(checkpoint) != written_digest(checkpoint)
+                else ""
+            )
+            check = json.loads(read_text(f"build/checks/{name}.json") or "{}")
             rows.append(
                 (
                     path,
                     os.path.basename(checkpoint) + own,
-                    size(path),
-                    known(path)[:12],
+                    format_size(path),
+                    known_digest(path)[:12],
                     f"{check['difference']:.1e}" if check else "in tolerance",
                     f"{took[path].get('seconds', 0):.1f} s",
                     "rebuilt" if path in rebuilt else "cached" if path in cached else "reused",
@@ -64,13 +68,13 @@ def summary(roots: list[str]) -> list[str]:
     return lines
 
 
-def reach(roots: list[str]) -> set[str]:
+def list_reached(roots: list[str]) -> set[str]:
     """Return every artifact, a file with a record, that leads to `roots`."""
     reached: set[str] = set()
     queue = list(roots)
     while queue:
         path = queue.pop()
-        if path not in reached and os.path.exists(record("made", path)):
+        if path not in reached and os.path.exists(record_path("made", path)):
             reached.add(path)
             queue += made_from(path)
     return reached
@@ -82,12 +86,12 @@ def made_of(path: str) -> str:
     return next((name for name in inputs if name.startswith(tops)), inputs[0])
 
 
-def size(path: str) -> str:
+def format_size(path: str) -> str:
     """Return the size of an artifact, which may be published by now, in kB or MB."""
-    stat = look(path)
-    sha = known(path)
+    stat = read_status(path)
+    sha = known_digest(path)
     for name in () if stat else os.listdir(".make/seen"):
-        words = read(f".make/seen/{name}").split()
+        words = read_text(f".make/seen/{name}").split()
         if words[:1] == [sha] and len(words) > 1:
             stat = words[1:]
     number = int(stat[0]) if stat else 0
@@ -95,4 +99,4 @@ def size(path: str) -> str:
 
 
 if __name__ == "__main__":
-    tell("\n".join(["", *summary(sys.argv[1:])]))
+    print_text("\n".join(["", *summarise(sys.argv[1:])]))

@@ -1,6 +1,7 @@
 """Let two folders change places at one stroke, by a journal that survives a kill.
 
-`finish` is called before every make by scripts/steps/look.py and by whoever publishes; standard library only.
+`finish_swap` is called before every make by scripts/steps/before_make.py, and by whoever publishes. Standard library
+only.
 """
 
 import ctypes
@@ -11,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.steps.records import digest, note, owned, read, record, write
-from scripts.steps.tell import tell
+from scripts.steps.printing import print_text
+from scripts.steps.records import current_digest, explain_ownership, note_digest, read_text, record_path, write_text
 
 
 def let_it_move(path: str, copies: str) -> None:
@@ -33,7 +34,7 @@ def let_it_move(path: str, copies: str) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise SystemExit(f"models cannot be exchanged: {owned(path)}") from None
+            raise SystemExit(f"models cannot be exchanged: {explain_ownership(path)}") from None
         if error.errno != errno.EXDEV:
             raise
     with open(f"{copies}/file", "w"):
@@ -48,51 +49,51 @@ def let_it_move(path: str, copies: str) -> None:
 
 def finish_copies(repository: str) -> None:
     """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
-    for kind, folder in (("live", repository), ("previous", beside(repository, "previous"))):
-        copies = beside(repository, f"copies/{kind}")
+    for kind, folder in (("live", repository), ("previous", hidden_folder(repository, "previous"))):
+        copies = hidden_folder(repository, f"copies/{kind}")
         for model in os.listdir(copies) if os.path.isdir(copies) else []:
             if model != "full":
                 shutil.rmtree(f"{folder}/{model}", ignore_errors=True)
                 os.rename(f"{copies}/{model}", f"{folder}/{model}")
-    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+    shutil.rmtree(hidden_folder(repository, "copies"), ignore_errors=True)
 
 
-def finish(journal: str) -> None:
+def finish_swap(journal: str) -> None:
     """Do what is left of the journal, each part of which may have been done before a kill."""
-    if not (text := read(journal)):
+    if not (text := read_text(journal)):
         return
     job: dict[str, Any] = json.loads(text)
-    repository, source = job["repository"], beside(job["repository"], job["source"])
-    previous = beside(repository, "previous")
+    repository, source = job["repository"], hidden_folder(job["repository"], job["source"])
+    previous = hidden_folder(repository, "previous")
     if os.path.isdir(source):
         os.makedirs(repository, exist_ok=True)
         for model, inode in job["inodes"].items():
             new = f"{source}/{model}"
             if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
                 continue  # it has gone aside already
-            let_it_move(f"{repository}/{model}", beside(repository, "copies/live"))
-            swap(new, f"{repository}/{model}", inode)
+            let_it_move(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
+            swap_folders(new, f"{repository}/{model}", inode)
             if model in job["harmed"]:  # nothing to roll back to
-                shutil.rmtree(beside(repository, f"harmed/{model}"), ignore_errors=True)
-                os.makedirs(beside(repository, "harmed"), exist_ok=True)
-                os.rename(new, beside(repository, f"harmed/{model}"))
+                shutil.rmtree(hidden_folder(repository, f"harmed/{model}"), ignore_errors=True)
+                os.makedirs(hidden_folder(repository, "harmed"), exist_ok=True)
+                os.rename(new, hidden_folder(repository, f"harmed/{model}"))
         if source != previous and os.listdir(source):
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(source, previous)
         elif source != previous:
             os.rmdir(source)
-    shutil.rmtree(beside(repository, "copies"), ignore_errors=True)
+    shutil.rmtree(hidden_folder(repository, "copies"), ignore_errors=True)
     for path, sha in job["notes"].items():
-        note(f"{repository}/{path}", sha)
-        Path(record("seen", f"{source}/{path}")).unlink(missing_ok=True)
+        note_digest(f"{repository}/{path}", sha)
+        Path(record_path("seen", f"{source}/{path}")).unlink(missing_ok=True)
     for folder, _, names in os.walk(previous):
         for name in names:
-            digest(f"{folder}/{name}")
-    write(record("published", repository), job["record"])
+            current_digest(f"{folder}/{name}")
+    write_text(record_path("published", repository), job["record"])
     os.remove(journal)
 
 
-def swap(new: str, live: str, inode: int) -> None:
+def swap_folders(new: str, live: str, inode: int) -> None:
     """Let two folders change places, unless `new` is no longer the folder with this inode: then they have.
 
     inode 0: there is no `new`, `live` only goes; an empty `new` stands for a model that was not there before.
@@ -110,9 +111,9 @@ def swap(new: str, live: str, inode: int) -> None:
             return
         else:
             try:
-                exchange(new, live)
+                exchange_folders(new, live)
             except (OSError, AttributeError) as error:
-                tell(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
+                print_text(f"{live} is away for a moment, as folders cannot be exchanged here ({error})")
                 os.rename(live, aside)
                 os.rename(new, live)
     if not os.path.exists(new):
@@ -122,14 +123,14 @@ def swap(new: str, live: str, inode: int) -> None:
             os.mkdir(new)
 
 
-def exchange(one: str, other: str) -> None:
+def exchange_folders(one: str, other: str) -> None:
     """Exchange two folders at one stroke: renameat2(2) with RENAME_EXCHANGE, paths relative to here."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def beside(repository: str, name: str) -> str:
+def hidden_folder(repository: str, name: str) -> str:
     """Return the folder `name` of the hidden folder beside `repository`."""
     head, tail = os.path.split(repository.rstrip("/"))
     return os.path.join(head, f".{tail}", name)

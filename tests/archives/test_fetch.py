@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.archives import yandex_disk
-from scripts.archives.fetch import fetch
+from scripts.archives.fetch import fetch_archive
 from scripts.archives.partial import Partial
 from tests.yandex_disk_stand_in import LINK, PREFIX, Fault, YandexDisk
 
@@ -60,7 +60,7 @@ def failure(action: Callable[[], object]) -> str:
 
 
 def quickly() -> None:
-    fetch("weights.zip", OUT, pause=lambda seconds: None)
+    fetch_archive("weights.zip", OUT, pause=lambda seconds: None)
 
 
 def program(*words: str, **environment: str) -> "subprocess.Popen[str]":
@@ -95,7 +95,7 @@ def test_the_first_download_records_a_lock_and_the_second_does_nothing(
     assert OUT.read_bytes() == DATA
     assert nothing_else()
     said = disk.describe("/weights.zip")
-    lock = yandex_disk.load(LOCK)
+    lock = yandex_disk.read_json(LOCK)
     assert lock == {"size": len(DATA), "sha256": said["sha256"], "md5": said["md5"], "modified": said["modified"]}
     assert f"{LOCK}: recorded" in capsys.readouterr().out
     asked = disk.kinds()
@@ -124,7 +124,7 @@ def test_without_digests_from_the_api_the_size_and_our_own_sha256_count(disk: Ya
     sha256 = disk.describe("/weights.zip")["sha256"]
     disk.about["/weights.zip"] = {"sha256": None, "md5": None}
     quickly()
-    assert yandex_disk.load(LOCK)["sha256"] == sha256
+    assert yandex_disk.read_json(LOCK)["sha256"] == sha256
     OUT.unlink()
     disk.files["/weights.zip"] = zipped(2)  # as many other bytes
     message = failure(quickly)
@@ -137,7 +137,7 @@ def test_without_digests_from_the_api_the_size_and_our_own_sha256_count(disk: Ya
 def test_a_lock_without_sha256_is_completed(disk: YandexDisk) -> None:
     LOCK.write_text(f'{{"size": {len(DATA)}}}')
     quickly()
-    assert yandex_disk.load(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
+    assert yandex_disk.read_json(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
 
 
 def test_the_program_reports_progress_in_a_log_and_exits_with_0(disk: YandexDisk) -> None:
@@ -186,7 +186,7 @@ def test_the_pauses_grow(disk: YandexDisk, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("FETCH_BACKOFF")
     disk.always["about"] = Fault(status=500)
     pauses: list[float] = []
-    failure(lambda: fetch("weights.zip", OUT, pause=pauses.append))
+    failure(lambda: fetch_archive("weights.zip", OUT, pause=pauses.append))
     assert pauses == [1, 2, 4, 8, 16]
 
 
@@ -215,7 +215,9 @@ def test_an_address_that_is_none_is_not_tried_twice(
     disk: YandexDisk, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("YANDEX_DISK_API", address)
-    assert "see training/archives.json and YANDEX_DISK_API" in failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+    assert "see training/archives.json and YANDEX_DISK_API" in failure(
+        lambda: fetch_archive("weights.zip", OUT, pause=refuse)
+    )
 
 
 def refuse(seconds: float) -> None:
@@ -288,7 +290,7 @@ def test_a_busy_server_is_asked_again(disk: YandexDisk, kind: str, status: int) 
 def test_retry_after_is_honoured(disk: YandexDisk, kind: str) -> None:
     disk.faults[kind] = [Fault(status=429, body=LIMIT, headers={"Retry-After": "7"})]
     pauses: list[float] = []
-    fetch("weights.zip", OUT, pause=pauses.append)
+    fetch_archive("weights.zip", OUT, pause=pauses.append)
     assert pauses == [7]
 
 
@@ -301,7 +303,7 @@ def test_retry_after_may_be_a_date() -> None:
 
 def test_a_pause_of_hours_is_not_waited_for(disk: YandexDisk) -> None:
     disk.faults["address"] = [Fault(status=429, body=LIMIT, headers={"Retry-After": "7200"})]
-    message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+    message = failure(lambda: fetch_archive("weights.zip", OUT, pause=refuse))
     assert "DiskResourceDownloadLimitExceededError" in message
     assert "try again in 120 min" in message
     assert "WEIGHTS_ZIP=/path" in message
@@ -310,7 +312,7 @@ def test_a_pause_of_hours_is_not_waited_for(disk: YandexDisk) -> None:
 def test_a_file_downloaded_too_often_ends_in_a_message_and_the_way_out(disk: YandexDisk) -> None:
     for status in 429, 404:
         disk.always["address"] = Fault(status=status, body=LIMIT)
-        message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+        message = failure(lambda: fetch_archive("weights.zip", OUT, pause=refuse))
         assert f"too many people download this file today ({status} DiskResourceDownloadLimitExceededError" in message
         assert "WEIGHTS_ZIP=/path" in message
 
@@ -342,7 +344,7 @@ def test_a_password_in_the_apis_address_is_never_printed(
 )
 def test_a_refusal_is_said_at_once(disk: YandexDisk, kind: str, fault: Fault, words: str) -> None:
     disk.faults[kind] = [fault]
-    message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+    message = failure(lambda: fetch_archive("weights.zip", OUT, pause=refuse))
     assert words in message
     assert "WEIGHTS_ZIP=/path" in message
     assert nothing_but_training()
@@ -375,9 +377,9 @@ def test_a_web_page_instead_of_the_archive_does_not_cost_what_has_come(disk: Yan
 
 def test_https_is_not_left(disk: YandexDisk) -> None:
     origin = yandex_disk.Source("weights.zip", "https://api", "l", "p", "h")
-    assert yandex_disk.secure(origin, "https://storage/x") == "https://storage/x"
+    assert yandex_disk.check_https(origin, "https://storage/x") == "https://storage/x"
     with pytest.raises(yandex_disk.RefusedError, match="leads from HTTPS to http://storage"):
-        yandex_disk.secure(origin, "http://storage/x")
+        yandex_disk.check_https(origin, "http://storage/x")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl here to make a certificate with")
@@ -389,7 +391,7 @@ def test_certificates_are_verified_and_the_users_own_can_be_named(
     Path("both").write_bytes(Path("c").read_bytes() + Path("k").read_bytes())
     with YandexDisk({"/weights.zip": DATA}, certificate=Path("both")) as secret:
         monkeypatch.setenv("YANDEX_DISK_API", secret.url + PREFIX)
-        message = failure(lambda: fetch("weights.zip", OUT, pause=refuse))
+        message = failure(lambda: fetch_archive("weights.zip", OUT, pause=refuse))
         assert "certificate verify failed" in message
         assert "REQUESTS_CA_BUNDLE=" in message
         assert not OUT.exists()
@@ -416,7 +418,7 @@ def test_a_file_that_changes_between_two_ranges_starts_over(disk: YandexDisk, ta
     disk.faults["content"] = [Fault(cut=HALF, then=lambda: disk.files.update({"/weights.zip": new}))]
     quickly()
     assert OUT.read_bytes() == new
-    assert yandex_disk.load(LOCK)["size"] == len(new)
+    assert yandex_disk.read_json(LOCK)["size"] == len(new)
 
 
 def test_a_file_that_changes_while_the_api_still_tells_of_the_old_one_is_not_mixed(disk: YandexDisk) -> None:
@@ -431,13 +433,13 @@ def test_a_file_that_changes_while_the_api_still_tells_of_the_old_one_is_not_mix
 def test_the_locked_archive_is_not_replaced_by_another(disk: YandexDisk) -> None:
     quickly()
     OUT.unlink()
-    old = yandex_disk.load(LOCK)
+    old = yandex_disk.read_json(LOCK)
     disk.files["/weights.zip"] = zipped(3, 310_000)
     message = failure(quickly)
     new = disk.describe("/weights.zip")
     assert f"size {old['size']} -> {new['size']}, sha256 {old['sha256']} -> {new['sha256']}" in message
     assert "make update ACCEPT=1" in message
-    assert yandex_disk.load(LOCK) == old
+    assert yandex_disk.read_json(LOCK) == old
     assert nothing_but_training()
 
 
@@ -594,20 +596,20 @@ def test_a_broken_lock_is_named(disk: YandexDisk, text: str) -> None:
 
 
 def test_an_unknown_archive_is_named(disk: YandexDisk) -> None:
-    message = failure(lambda: fetch("waits.zip", OUT))
+    message = failure(lambda: fetch_archive("waits.zip", OUT))
     assert message.startswith("training/archives.json: no archive waits.zip; it names weights.zip, model_rep")
 
 
 def test_an_archive_fetched_by_hand_is_linked_not_copied(disk: YandexDisk, tmp_path: Path) -> None:
     given = tmp_path / "training/mine.zip"
     given.write_bytes(DATA)
-    fetch("weights.zip", OUT, given)
+    fetch_archive("weights.zip", OUT, given)
     assert OUT.resolve() == given
-    assert yandex_disk.load(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
+    assert yandex_disk.read_json(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
     assert disk.kinds() == ["about"]
-    fetch("weights.zip", OUT, given)
+    fetch_archive("weights.zip", OUT, given)
     assert disk.kinds() == ["about"]
-    fetch("weights.zip", given, given)  # in its place already
+    fetch_archive("weights.zip", given, given)  # in its place already
     assert given.read_bytes() == DATA
     assert not given.is_symlink()
 
@@ -615,21 +617,21 @@ def test_an_archive_fetched_by_hand_is_linked_not_copied(disk: YandexDisk, tmp_p
 def test_an_archive_fetched_by_hand_needs_no_network(disk: YandexDisk, capsys: pytest.CaptureFixture[str]) -> None:
     disk.always["about"] = Fault(status=403, body=LIMIT)
     Path("training/mine.zip").write_bytes(DATA)
-    fetch("weights.zip", OUT, Path("training/mine.zip"))
+    fetch_archive("weights.zip", OUT, Path("training/mine.zip"))
     assert OUT.read_bytes() == DATA
     assert "not compared with Yandex.Disk: too many people download" in capsys.readouterr().err
-    assert yandex_disk.load(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
+    assert yandex_disk.read_json(LOCK)["sha256"] == disk.describe("/weights.zip")["sha256"]
 
 
 def test_another_archive_fetched_by_hand_is_refused(disk: YandexDisk) -> None:
     given = Path("training/mine.zip")
     given.write_bytes(zipped(2))
     assert "training/mine.zip: not what Yandex.Disk has now: sha256" in failure(
-        lambda: fetch("weights.zip", OUT, given)
+        lambda: fetch_archive("weights.zip", OUT, given)
     )
     assert not LOCK.exists()
     quickly()
-    message = failure(lambda: fetch("weights.zip", OUT, given))
+    message = failure(lambda: fetch_archive("weights.zip", OUT, given))
     assert "weights.zip is not the one in training/weights.zip.lock.json: sha256" in message
     assert "make update" in message
     assert OUT.read_bytes() == DATA
@@ -649,7 +651,7 @@ def test_what_is_no_archive_is_refused(disk: YandexDisk, data: bytes | None, wor
     given = Path("training/mine.zip")
     if data is not None:
         given.write_bytes(data)
-    assert words in failure(lambda: fetch("weights.zip", OUT, given))
+    assert words in failure(lambda: fetch_archive("weights.zip", OUT, given))
     assert not OUT.exists()
     assert not LOCK.exists()
 
@@ -658,10 +660,10 @@ def test_a_file_in_the_way_of_the_link_is_kept_and_a_link_is_replaced(disk: Yand
     given = Path("training/mine.zip")
     given.write_bytes(DATA)
     OUT.write_bytes(b"mine")
-    fetch("weights.zip", OUT, given)
+    fetch_archive("weights.zip", OUT, given)
     assert Path("weights.zip.old").read_bytes() == b"mine"
     moved = given.rename("training/moved.zip")
-    fetch("weights.zip", OUT, moved)
+    fetch_archive("weights.zip", OUT, moved)
     assert OUT.resolve() == moved.resolve()
     moved.unlink()
     quickly()  # over a link to nothing
@@ -685,9 +687,9 @@ def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_tak
     assert f"{LOCK} is not recorded" in message and "WEIGHTS_ZIP=/path" in message
     assert not LOCK.exists()
     Path("training/anew.zip").write_bytes(DATA)
-    fetch("weights.zip", OUT, Path("training/anew.zip"))
+    fetch_archive("weights.zip", OUT, Path("training/anew.zip"))
     assert OUT.read_bytes() == DATA
-    assert yandex_disk.load(LOCK)["size"] == len(DATA)
+    assert yandex_disk.read_json(LOCK)["size"] == len(DATA)
     quickly()  # and it stays
     assert OUT.read_bytes() == DATA
 
@@ -695,9 +697,11 @@ def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_tak
 def test_one_packed_anew_takes_the_place_of_an_unreadable_one_that_is_locked(disk: YandexDisk) -> None:
     disk.files["/weights.zip"] = unreadable()
     failure(quickly)
-    yandex_disk.record(yandex_disk.source("weights.zip"), yandex_disk.ask(yandex_disk.source("weights.zip")))
+    yandex_disk.write_lock(
+        yandex_disk.read_source("weights.zip"), yandex_disk.ask_for_archive(yandex_disk.read_source("weights.zip"))
+    )
     Path("training/anew.zip").write_bytes(DATA)
-    fetch("weights.zip", OUT, Path("training/anew.zip"))
+    fetch_archive("weights.zip", OUT, Path("training/anew.zip"))
     assert OUT.read_bytes() == DATA
 
 

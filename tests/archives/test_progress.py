@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from scripts.archives.progress import Progress, amount, status
+from scripts.archives.progress import Progress, format_bytes, format_status
 
 
 @pytest.mark.parametrize(
@@ -10,13 +10,13 @@ from scripts.archives.progress import Progress, amount, status
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (999_999, "1.0 MB"), (3.21e9, "3.2 GB"), (5e12, "5.0 TB")],
 )
 def test_amounts_read_as_people_say_them(count: float, text: str) -> None:
-    assert amount(count) == text
+    assert format_bytes(count) == text
 
 
 def test_a_line_tells_share_amount_rate_and_time_left() -> None:
-    assert status("x", 4 * 10**8, 10**9, 2e6) == "x   40 %  400.0 MB of 1.0 GB  2.0 MB/s  05:00 left"
-    assert status("x", 0, 10**10, 1e6) == "x    0 %  0 bytes of 10.0 GB  1.0 MB/s  2:46:40 left"
-    assert status("x", 0, 0, 0) == "x  100 %  0 bytes of 0 bytes"
+    assert format_status("x", 4 * 10**8, 10**9, 2e6) == "x   40 %  400.0 MB of 1.0 GB  2.0 MB/s  05:00 left"
+    assert format_status("x", 0, 10**10, 1e6) == "x    0 %  0 bytes of 10.0 GB  1.0 MB/s  2:46:40 left"
+    assert format_status("x", 0, 0, 0) == "x  100 %  0 bytes of 0 bytes"
 
 
 class Clock:

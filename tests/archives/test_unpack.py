@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from scripts.archives import unpack as unpacking
-from scripts.archives.unpack import main, unpack, unpack_all, unpack_tree
+from scripts.archives.unpack import main, unpack_all, unpack_member, unpack_tree
 
 ROOT = Path(__file__).parents[2]
 ZIP, WEIGHTS, BINARY = Path("weights.zip"), Path("training/weights"), "CT-RATE/model_binary.pth"
@@ -64,41 +64,41 @@ def run_all(tree: str = "") -> None:
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_member_is_found_also_in_one_more_top_folder(top: str, how: int) -> None:
     pack(FILES | {"__MACOSX/CT-RATE/._model_binary.pth": b"junk"}, top, how)
-    unpack(ZIP, BINARY, Path("out/binary.pth"))
+    unpack_member(ZIP, BINARY, Path("out/binary.pth"))
     assert everything(Path("out")) == {"binary.pth": FILES[BINARY]}
 
 
 def test_a_member_of_no_bytes_is_written() -> None:
     pack(FILES)
-    unpack(ZIP, "faiss_database/all/empty", Path("empty"))
+    unpack_member(ZIP, "faiss_database/all/empty", Path("empty"))
     assert Path("empty").read_bytes() == b""
 
 
 def test_an_absent_member_is_named_with_what_there_is() -> None:
     pack({name: data for name, data in FILES.items() if name != BINARY})
-    assert failure(lambda: unpack(ZIP, BINARY, Path("out"))) == (
+    assert failure(lambda: unpack_member(ZIP, BINARY, Path("out"))) == (
         "weights.zip has no CT-RATE/model_binary.pth; "
         "it holds CT-RATE/model_multilabel.pth, bpr/config.json, faiss_database/all/empty"
     )
     pack({f"{number:02}": b"" for number in range(20)})
-    assert failure(lambda: unpack(ZIP, "x", Path("out"))).endswith("10, 11 and 8 more")
+    assert failure(lambda: unpack_member(ZIP, "x", Path("out"))).endswith("10, 11 and 8 more")
     pack({BINARY: b"1"}, "a/b/c/")
-    assert "has no CT-RATE/model_binary.pth" in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    assert "has no CT-RATE/model_binary.pth" in failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
 
 
 def test_a_member_in_two_folders_is_not_guessed() -> None:
     pack({f"old/{BINARY}": b"1", f"new/{BINARY}": b"2"})
-    assert "in more than one folder: new, old" in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    assert "in more than one folder: new, old" in failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
 
 
 def test_a_file_with_the_members_content_is_left_untouched() -> None:
     pack(FILES)
-    unpack(ZIP, BINARY, Path("out"))
+    unpack_member(ZIP, BINARY, Path("out"))
     os.utime("out", (1, 1))
-    unpack(ZIP, BINARY, Path("out"))
+    unpack_member(ZIP, BINARY, Path("out"))
     assert Path("out").stat().st_mtime == 1
     Path("out").write_bytes(b"b" * len(FILES[BINARY]))
-    unpack(ZIP, BINARY, Path("out"))
+    unpack_member(ZIP, BINARY, Path("out"))
     assert Path("out").read_bytes() == FILES[BINARY]
 
 
@@ -110,7 +110,7 @@ def test_same_size_and_crc_are_not_yet_the_same_content() -> None:
     assert zlib.crc32(other) == target
     pack({BINARY: first})
     Path("out").write_bytes(other)
-    unpack(ZIP, BINARY, Path("out"))
+    unpack_member(ZIP, BINARY, Path("out"))
     assert Path("out").read_bytes() == first
 
 
@@ -395,9 +395,9 @@ def test_a_hostile_archive_is_refused_with_the_tree_untouched(kind: str) -> None
     assert times == {path: path.stat().st_mtime_ns for path in WEIGHTS.rglob("*") if path.is_file()}
     assert sorted(path.name for path in Path().iterdir()) == ["training", "weights.zip"]
     if kind not in ("larger", "smaller", "crc"):  # a member that is not asked for is not read
-        assert KINDS[kind] in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+        assert KINDS[kind] in failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
     member = "bpr/evil" if kind in ("larger", "smaller", "crc") else BINARY
-    assert KINDS[kind] in failure(lambda: unpack(ZIP, member, Path("out")))
+    assert KINDS[kind] in failure(lambda: unpack_member(ZIP, member, Path("out")))
     assert sorted(path.name for path in Path().iterdir()) == ["training", "weights.zip"]
 
 
@@ -546,7 +546,7 @@ def test_damage_in_the_middle_is_found_by_the_crc() -> None:
     data = bytearray(ZIP.read_bytes())
     data[2_000_000] ^= 1
     ZIP.write_bytes(data)
-    message = failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    message = failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
     assert message.startswith("weights.zip: damaged, nothing was unpacked: Bad CRC-32")
     assert not Path("out").exists()
     assert not Path("out.part").exists()
@@ -563,22 +563,22 @@ def test_a_full_disk_is_said_with_both_numbers_before_anything_is_written(monkey
     assert "weights.zip needs 16.0 kB in " in message
     assert "1.0 kB are free" in message
     assert not list(WEIGHTS.iterdir())
-    assert "weights.zip needs 6.0 kB in " in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    assert "weights.zip needs 6.0 kB in " in failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
     assert not list(Path().glob("out*"))
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_the_tree_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     pack(FILES)
-    honest = unpacking.blocks
+    honest = unpacking.read_blocks
 
     def full(*words: object) -> object:
         yield from honest(*words)  # type: ignore[arg-type]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(unpacking, "blocks", full)
+    monkeypatch.setattr(unpacking, "read_blocks", full)
     assert "not unpacked, what was there before stays: No space left on device" in failure(run_all)
     assert not list(WEIGHTS.iterdir())
-    assert "No space left" in failure(lambda: unpack(ZIP, BINARY, Path("out")))
+    assert "No space left" in failure(lambda: unpack_member(ZIP, BINARY, Path("out")))
     assert not list(Path().glob("out*"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archives.fetch import fetch
+from scripts.archives.fetch import fetch_archive
 from tests.yandex_disk_stand_in import Fault, YandexDisk
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[YandexDisk
                 monkeypatch.delenv(name)
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        fetch("weights.zip", Path("weights.zip"))
+        fetch_archive("weights.zip", Path("weights.zip"))
         server.requests.clear()
         yield server
 
@@ -78,7 +78,7 @@ def test_accepted_the_new_one_is_current_and_is_what_the_next_download_brings(di
     assert update("--accept", "weights.zip")[0] == 0
     assert json.loads(LOCK.read_text())["sha256"] == disk.describe("/weights.zip")["sha256"]
     assert update("weights.zip")[0] == 0
-    fetch("weights.zip", Path("weights.zip"))
+    fetch_archive("weights.zip", Path("weights.zip"))
     assert Path("weights.zip").read_bytes() == NEW
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from convertation.straight_export import straight_export
-from convertation.vit.ctvit import synthetic
+from convertation.vit.ctvit import make_synthetic_state_dict
 from convertation.vit.torch2onnx import torch2onnx
 from scripts.bench import __main__ as bench
 from scripts.bench import compare as bench_compare
@@ -21,8 +21,8 @@ from scripts.bench import fetch as bench_fetch
 from scripts.bench import measure as bench_measure
 from scripts.bench import models as bench_models
 from scripts.bench import pipeline as bench_pipeline
-from scripts.bench.measure import Row, Tree, ratio
-from scripts.convert.sample import sample
+from scripts.bench.measure import Row, Tree, compare_medians
+from scripts.convert.sample import make_sample
 
 ROOT = Path(__file__).parents[2]
 HIT, MISS = Row("fast enough", 2.0, "≤", 2.5, "s", "of 3"), Row("small enough", 0.5, "≤", 0.3, "x")
@@ -86,40 +86,40 @@ def test_a_group_runs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_ratio_is_that_of_medians() -> None:
-    row = ratio("load", [1.0, 2.0, 9.0], [8.0, 7.0, 90.0], 0.25, "s")
+    row = compare_medians("load", [1.0, 2.0, 9.0], [8.0, 7.0, 90.0], 0.25, "s")
     assert (row.value, row.verdict, row.note, row.samples) == (0.25, "pass", "2 s, straight 8 s", [0.125, 0.25, 1.125])
 
 
 def test_a_probe_measures_a_process_of_its_own() -> None:
-    found = bench_measure.probe("nothing", cwd=ROOT)
+    found = bench_measure.run_probe("nothing", cwd=ROOT)
     assert 5e6 < found["peak"] < 5e7 and 0 < found["cpu"] < 5
     with pytest.raises(SystemExit, match=r"bench: module no\.such failed"):
-        bench_measure.probe("module", "no.such", cwd=ROOT)
+        bench_measure.run_probe("module", "no.such", cwd=ROOT)
 
 
 def test_an_artifact_that_is_there_twice_is_named(tmp_path: Path) -> None:
     for name in ("once", "copy"):
         (tmp_path / name).write_bytes(b"weights " * 20_000)
     (tmp_path / "other").write_bytes(b"numbers " * 20_000)
-    row = bench_pipeline.disk(Tree(tmp_path))
+    row = bench_pipeline.bench_disk(Tree(tmp_path))
     assert row.value == 1.5 and row.verdict == "MISS" and row.note in ("copy", "once")
 
 
 def test_what_make_announced_is_read() -> None:
     said = "build/onnx/vit.onnx: new\nbuild/lock: waiting for another make\nvit: differs\npublished: vit_onnx\n"
-    assert bench_pipeline.announced(said) == {"build/onnx/vit.onnx"}
+    assert bench_pipeline.list_announced(said) == {"build/onnx/vit.onnx"}
 
 
 def test_a_small_archive_is_fetched_killed_and_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench_fetch, "SIZE", 1 << 22)
     monkeypatch.setattr(bench_fetch, "FOLDER", tmp_path)
     monkeypatch.setattr(bench_fetch, "ROOT", ROOT)
-    cpu, above, beyond = bench_fetch.fetch(Tree(tmp_path), 1)
+    cpu, above, beyond = bench_fetch.bench_fetch(Tree(tmp_path), 1)
     assert (tmp_path / "weights.zip").stat().st_size == 1 << 22
     assert cpu.value and above.value and 0 < above.value < 100
     assert beyond.value is not None and 0 <= beyond.value < 100
     if shutil.which("unzip"):
-        (speed,) = bench_fetch.unpack(Tree(tmp_path), 1)
+        (speed,) = bench_fetch.bench_unpack(Tree(tmp_path), 1)
         assert speed.value and speed.value > 0
 
 
@@ -130,12 +130,12 @@ def test_the_work_of_a_volume_is_the_known_395_billion_multiply_adds() -> None:
 
 def test_the_straight_export_computes_the_same(tmp_path: Path) -> None:
     checkpoint = tmp_path / "tiny.pt"
-    torch.save(synthetic(TINY), checkpoint)
+    torch.save(make_synthetic_state_dict(TINY), checkpoint)
     straight_export(checkpoint, TINY, tmp_path / "straight.onnx")
     torch2onnx(checkpoint, TINY, tmp_path / "ours.onnx", opset=20, metadata={})
     straight, ours = (
         onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"]).run(
-            ["output"], sample(TINY, 0, 3)
+            ["output"], make_sample(TINY, 0, 3)
         )[0]
         for name in ("straight", "ours")
     )
@@ -160,7 +160,7 @@ def test_what_moved_beyond_the_noise_of_both_runs_is_told_first() -> None:
     old = run_of(steady=[0.5, 0.52, 0.54], load=[0.2, 0.21, 0.22], memory=[0.4, 0.4, 0.4], once=[0.1])
     new = run_of(steady=[0.53, 0.55, 0.56], load=[0.3, 0.31, 0.32], memory=[0.3, 0.3, 0.31], once=[0.2])
 
-    assert bench_compare.compare(old, new) == [
+    assert bench_compare.compare_runs(old, new) == [
         "vit: load    WORSE          0.21 → 0.31 x (+48 %), noise ±0.04",
         "vit: memory  better         0.4 → 0.3 x (-25 %), noise ±0.01",
         "vit: once    measured once  0.1 → 0.2 x (+100 %)",
@@ -173,15 +173,15 @@ def test_more_is_better_where_the_goal_is_a_least() -> None:
     old, new = run_of(speed=[1.0, 1.0, 1.0]), run_of(speed=[2.0, 2.0, 2.0])
     for row in (old["rows"][0], new["rows"][0]):
         row["relation"] = "≥"
-    assert bench_compare.judge(old["rows"][0], new["rows"][0])[0] == "better"
+    assert bench_compare.judge_figure(old["rows"][0], new["rows"][0])[0] == "better"
     old["rows"][0]["relation"] = new["rows"][0]["relation"] = ""
-    assert bench_compare.judge(old["rows"][0], new["rows"][0])[0] == "moved"
+    assert bench_compare.judge_figure(old["rows"][0], new["rows"][0])[0] == "moved"
 
 
 def test_another_machine_and_figures_of_one_run_alone_are_said() -> None:
     old, new = run_of(load=[1.0, 1.0], gone=[1.0, 1.0]), run_of(load=[1.0, 1.0], added=[1.0, 1.0])
     new["machine"]["processor"] = "another"
-    assert bench_compare.compare(old, new) == [
+    assert bench_compare.compare_runs(old, new) == [
         "other processor: one, now another; times of two machines tell little",
         "vit: load  within noise  1 → 1 x (+0 %), noise ±0",
         "vit: gone  only in the old run",

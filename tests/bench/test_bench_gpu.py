@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT, TINY, Project
 
 from scripts.bench import gpu
-from scripts.bench.gpu import CPU, Device, bench_gpu, table
+from scripts.bench.gpu import CPU, Device, bench_gpu, format_table
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_heads_bpr_and_the_classes_of_make_infer_are_asked_too(found: dict[str, 
 
 
 def test_the_table_has_a_row_for_each(found: dict[str, Any]) -> None:
-    lines = table(found)
+    lines = format_table(found)
 
     assert lines[0] == f"CPU, {os.cpu_count()} cores; ONNX Runtime {found['onnxruntime']}"
     assert lines[1].split("  ")[0] == "ViT" and "codes flipped" in lines[1]
@@ -78,7 +78,7 @@ def test_files_that_are_brought_are_not_made_again(
 ) -> None:
     for file in scratch.glob("*.onnx"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setattr(gpu, "run", None)
+    monkeypatch.setattr(gpu, "run_module", None)
 
     again = bench_gpu(CPU, models, tmp_path, tmp_path / "scratch")
 
@@ -87,7 +87,7 @@ def test_files_that_are_brought_are_not_made_again(
 
 def test_a_step_that_fails_says_what_and_what_to_do(models: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
-        gpu.run(
+        gpu.run_module(
             "convertation.vit.torch2onnx", "--weights", "synthetic", tmp_path / "no.pt", tmp_path / "no.json", "out"
         )
 

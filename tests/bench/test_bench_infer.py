@@ -17,7 +17,7 @@ def test_stages_folder_memory_and_hand_over_are_measured(
                         "VOLUME": (24, 48, 480)}.items():  # fmt: skip
         monkeypatch.setattr(bench_infer, name, value)
 
-    rows = {row.what: row for row in bench_infer.infer(Tree(built.path), 1)}
+    rows = {row.what: row for row in bench_infer.bench_infer(Tree(built.path), 1)}
 
     assert list(rows) == [
         "reading, a study alone",

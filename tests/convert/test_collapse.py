@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from convertation.vit import ctvit
 from convertation.vit.torch2onnx import torch2onnx
-from scripts.convert.collapse import alike
-from scripts.convert.compare import compare
-from scripts.convert.sample import requests, sample
-from scripts.convert.synthesize import synthesize
-from scripts.serve.verdict import differ, verdict
+from scripts.convert.collapse import find_alike_rows
+from scripts.convert.compare import compare_with_pytorch
+from scripts.convert.sample import make_sample, plan_requests
+from scripts.convert.synthesize import synthesize_checkpoint
+from scripts.serve.verdict import check_answers_differ, pass_verdict
 from scripts.show import compare_repositories
 
 DEPLOYED = ROOT / ".venv-triton/bin/python3"
@@ -33,7 +33,7 @@ TOLERANCE = {"output": 1e-4, "served": 1e-4}
 def straight(network: ctvit.CTViT, volume: Tensor) -> Tensor:
     """CTViT.patches as it was: LayerNorm over voxels as they come."""
     _, norm, linear, last = network.VIT.to_patch_emb
-    patches = ctvit.cut(volume, network.patch)
+    patches = ctvit.cut_patches(volume, network.patch)
     normed = functional.layer_norm(patches, patches.shape[-1:], norm.weight, norm.bias)
     embedded: Tensor = last(linear(normed))
     return embedded
@@ -50,7 +50,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in "models", "checks":
         (top / folder).mkdir()
     (top / "models/vit.json").write_text(json.dumps(entry))
-    synthesize(entry, top / "vit.pt")
+    synthesize_checkpoint(entry, top / "vit.pt")
     for name in "new", "old":
         folder = top / name / "vit_onnx/1"
         folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ def file(build: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def check(build: Path) -> dict[str, Any]:
     """What comparing the new file leaves, both runtimes asked."""
-    found = compare(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "new"), [DEPLOYED])
+    found = compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "new"), [DEPLOYED])
     (build / "checks/vit.json").write_text(json.dumps(found))
     return found
 
@@ -88,10 +88,10 @@ def test_the_comparison_asks_the_runtime_that_serves_and_says_so(check: dict[str
 
 
 def test_the_old_file_agrees_on_our_own_runtime_alone(build: Path, check: dict[str, Any]) -> None:
-    compare(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "old"))
+    compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "old"))
 
     with pytest.raises(SystemExit, match=r"of sample 0 by ONNX Runtime 1\.19\.2 as deployed.* (differs|are NaN)"):
-        compare(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "old"), [DEPLOYED])
+        compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "old"), [DEPLOYED])
 
 
 def test_the_verdict_passes_the_new_file_and_is_red_for_the_old_one(
@@ -100,7 +100,7 @@ def test_the_verdict_passes_the_new_file_and_is_red_for_the_old_one(
     monkeypatch.setenv("TRITON_VENV", str(ROOT / ".venv-triton"))
 
     def judged(name: str) -> dict[str, Any]:
-        return verdict(build / name, build / "checks", build / "models", build / "triton.log")
+        return pass_verdict(build / name, build / "checks", build / "models", build / "triton.log")
 
     assert judged("new")["models"]["vit_onnx"]["relative"] < 1e-5
     with pytest.raises(SystemExit, match=r"vit_onnx: (answers different inputs alike|\d+ of \d+ values beyond)"):
@@ -128,26 +128,26 @@ def test_make_compare_names_the_fault_of_an_old_repository(
 
 def test_answers_less_than_half_as_far_apart_as_they_should_be_are_alike() -> None:
     right = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    assert alike(right, right) == [] == alike(right, right + 5)
-    assert alike(right, right * 0.4) == [(0, 1), (0, 2), (1, 2)]
-    assert alike(right, np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0]])) == [(0, 1)]
-    assert alike(right, np.full((3, 2), np.nan)) == [(0, 1), (0, 2), (1, 2)]
-    assert alike(np.ones((2, 2)), np.ones((2, 2))) == []  # the reference does not tell them apart either
+    assert find_alike_rows(right, right) == [] == find_alike_rows(right, right + 5)
+    assert find_alike_rows(right, right * 0.4) == [(0, 1), (0, 2), (1, 2)]
+    assert find_alike_rows(right, np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0]])) == [(0, 1)]
+    assert find_alike_rows(right, np.full((3, 2), np.nan)) == [(0, 1), (0, 2), (1, 2)]
+    assert find_alike_rows(np.ones((2, 2)), np.ones((2, 2))) == []  # the reference does not tell them apart either
 
 
 def test_a_wide_tolerance_does_not_hide_a_collapse() -> None:
     """As of fp16 or a GPU: each answer is within the tolerance, and both are the same."""
     answers = [{"output": [[0.95, 0.0]], "allowed": 0.1}, {"output": [[1.05, 0.0]], "allowed": 0.1}]
     with pytest.raises(SystemExit, match="m: answers different inputs alike: 1 pairs"):
-        differ("m", answers, [np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])])
-    differ("m", answers, [np.array([[0.95, 0.01]]), np.array([[1.05, 0.01]])])
+        check_answers_differ("m", answers, [np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])])
+    check_answers_differ("m", answers, [np.array([[0.95, 0.01]]), np.array([[1.05, 0.01]])])
 
 
 def test_a_server_is_asked_two_samples_even_where_one_is_all_that_it_takes_at_once() -> None:
-    assert requests([1, 2], 100) == [(0, 1), (0, 2)]
-    assert requests([1, 2], 221 << 20) == [(0, 1), (1, 1)]
+    assert plan_requests([1, 2], 100) == [(0, 1), (0, 2)]
+    assert plan_requests([1, 2], 221 << 20) == [(0, 1), (1, 1)]
     entry = {"family": "vit", "input": [1, 20, 40, 40]}
-    assert np.array_equal(sample(entry, 3, 2)["input"][1:], sample(entry, 3, 1, first=1)["input"])
+    assert np.array_equal(make_sample(entry, 3, 2)["input"][1:], make_sample(entry, 3, 1, first=1)["input"])
 
 
 def test_few_distinct_codes_where_pytorch_has_many_are_refused(build: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_few_distinct_codes_where_pytorch_has_many_are_refused(build: Path, tmp_
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
     onnx.save(model, tmp_path / "flat.onnx")
     with pytest.raises(SystemExit, match=r"codes of sample 0 at batch 1 (are 1 distinct|differ)|expected at most"):
-        compare(build / "vit.pt", entry_of(build), TOLERANCE, tmp_path / "flat.onnx")
+        compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, tmp_path / "flat.onnx")
 
 
 def test_what_converts_knows_nothing_of_what_judges() -> None:
@@ -173,7 +173,7 @@ def test_what_converts_knows_nothing_of_what_judges() -> None:
 
 
 def test_the_straight_network_of_this_test_is_the_same_network(build: Path) -> None:
-    network = ctvit.load(build / "vit.pt", entry_of(build))
-    volume = torch.from_numpy(sample(entry_of(build), 0, 1)["input"])
+    network = ctvit.load_network(build / "vit.pt", entry_of(build))
+    volume = torch.from_numpy(make_sample(entry_of(build), 0, 1)["input"])
     with torch.inference_mode():
         assert torch.allclose(straight(network, volume), network.patches(volume), atol=1e-4)

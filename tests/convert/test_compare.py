@@ -22,10 +22,10 @@ import convertation.vit.torch2onnx
 from convertation.vit import ctvit
 from scripts.convert import compare as program
 from scripts.convert import compare_vit
-from scripts.convert.compare import compare
-from scripts.convert.compare_vit import rounding
-from scripts.convert.sample import sample
-from scripts.convert.synthesize import synthesize
+from scripts.convert.compare import compare_with_pytorch
+from scripts.convert.compare_vit import bound_rounding
+from scripts.convert.sample import make_sample
+from scripts.convert.synthesize import synthesize_checkpoint
 from scripts.serve import verdict
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ class Case(SimpleNamespace):
     onnx: Path
 
     def compare(self, **tolerance: float) -> dict[str, Any]:
-        return compare(self.checkpoint, self.entry, TOLERANCE | tolerance, self.onnx)
+        return compare_with_pytorch(self.checkpoint, self.entry, TOLERANCE | tolerance, self.onnx)
 
     def faulty(self, folder: Path, change: Callable[[onnx.ModelProto], None]) -> "Case":
         """The same with something changed in the ONNX file."""
@@ -88,12 +88,12 @@ class Case(SimpleNamespace):
 def make(folder: Path, family: str, change: Callable[[dict[str, Any]], None] = lambda state: None) -> Case:
     """A real export of a seeded checkpoint in which `change` changed something."""
     case = Case(checkpoint=folder / f"{family}.pt", entry=ENTRIES[family], onnx=folder / f"{family}.onnx")
-    synthesize(case.entry, case.checkpoint)
+    synthesize_checkpoint(case.entry, case.checkpoint)
     state = torch.load(case.checkpoint, weights_only=True)
     change(state)
     torch.save(state, case.checkpoint)
     if family == "bpr":
-        synthesize(case.entry, folder / "inference-settings.json")
+        synthesize_checkpoint(case.entry, folder / "inference-settings.json")
     EXPORTS[family](case.checkpoint, case.entry, case.onnx, opset=20, metadata={})
     return case
 
@@ -127,7 +127,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory, vit: Case) -> tuple[Case, int
 
 
 def network(case: Case) -> ctvit.CTViT:
-    return ctvit.load(case.checkpoint, case.entry)
+    return ctvit.load_network(case.checkpoint, case.entry)
 
 
 def codes(case: Case) -> NDArray[np.int64]:
@@ -137,7 +137,7 @@ def codes(case: Case) -> NDArray[np.int64]:
 
 
 def volumes(case: Case) -> torch.Tensor:
-    return torch.from_numpy(sample(case.entry, 0, 2)["input"])
+    return torch.from_numpy(make_sample(case.entry, 0, 2)["input"])
 
 
 def change_weight(names: list[str], change: Callable[[NDArray[Any]], None]) -> Callable[[onnx.ModelProto], None]:
@@ -204,7 +204,7 @@ def test_a_vit_passes_and_says_what_a_server_must_answer(vit: Case) -> None:
     assert 0 < result["difference"] < result["tolerance"] == 1e-4
     assert result["codes"]["compared"] == 3 * 36 and result["codes"]["flipped"] == 0
     assert result["codes"]["distinct"] > 5
-    assert 0 < result["codes"]["tokens_difference"] < 1e-4 and result["codes"]["cosine_error"] < rounding(4032)
+    assert 0 < result["codes"]["tokens_difference"] < 1e-4 and result["codes"]["cosine_error"] < bound_rounding(4032)
     reference = network(vit)(volumes(vit)).numpy()
     assert [(answer["seed"], answer["batch"]) for answer in result["served"]] == [(0, 1), (0, 2)]
     for answer in result["served"]:
@@ -362,11 +362,11 @@ def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
     assert report["flipped"] == expected >= 3 and report["share"] == expected / 108
     assert len(report["margins"]) == min(expected, 20) and max(report["margins"]) < 2 * report[
         "cosine_error"
-    ] < 2 * rounding(4032)
+    ] < 2 * bound_rounding(4032)
     (served,) = onnxruntime.InferenceSession(turned.onnx).run(["output"], {"input": volumes(case).numpy()})
     apart = np.abs(served - np.array(answer["output"]))
     assert apart.max() > 100 * answer["allowed"]
-    difference, flips = verdict.compare("vit_onnx", answer, served)
+    difference, flips = verdict.compare_answers("vit_onnx", answer, served)
     assert difference < answer["allowed"] and flips == int((ours == often).sum())
     assert report["output_difference"] == pytest.approx(apart.max() / result["scale"], rel=1e-3)
     assert result["difference"] < 1e-5
@@ -382,7 +382,7 @@ def test_what_a_flip_is_allowed_to_move_is_what_it_moves(tied: tuple[Case, int, 
     flipped = ours.clone()
     flipped.flatten()[one] = theirs.flatten()[one]
 
-    cosines = compare_vit.measure(both, tokens, [tokens])
+    cosines = compare_vit.measure_cosines(both, tokens, [tokens])
     alone = compare_vit.Cosines(torch.full_like(cosines.margins, 1.0), cosines.error)
     alone.margins[one] = 0.0
     ((first, *_), *_) = compare_vit.near_ties(both, tokens, ours, alone)
@@ -409,7 +409,7 @@ def test_the_message_says_what_where_how_much_and_what_to_do(head: Case, tmp_pat
 
 def test_another_models_file_is_told_by_its_shape(head: Case, vit: Case, tmp_path: Path) -> None:
     wide = {**head.entry, "network": {**head.entry["network"], "sizes": [24, 16, 3]}}
-    synthesize(wide, tmp_path / "wide.pt")
+    synthesize_checkpoint(wide, tmp_path / "wide.pt")
     EXPORTS["head"](tmp_path / "wide.pt", wide, tmp_path / "wide.onnx", opset=20, metadata={})
 
     with pytest.raises(SystemExit, match=r"output at batch 1 is float32 \[1, 3\], expected float32 \[1, 2\]"):

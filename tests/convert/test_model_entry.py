@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.convert.model_entry import LIMITS, facts, main, model_entry, read_models, tolerance
+from scripts.convert.model_entry import LIMITS, list_facts, main, model_entry, read_models, read_tolerance
 from tests.conftest import Project
 
 MODELS = ROOT / "convertation/models.yaml"
@@ -67,14 +67,14 @@ def test_what_a_precision_says_takes_the_place_of_what_stands_above_it(file: Pat
     half = {"output": 0.3, "served": 0.3, "gpu": 0.3, "cosine": 0.9, "probability": 0.2}
     change(file, "vit", tolerance=limits | {"tf32": {"gpu": 0.2}, "fp16": half})
 
-    assert tolerance(file, "vit") == limits
-    assert tolerance(file, "vit.tf32") == limits | {"gpu": 0.2}
-    assert tolerance(file, "vit.fp16") == half
+    assert read_tolerance(file, "vit") == limits
+    assert read_tolerance(file, "vit.tf32") == limits | {"gpu": 0.2}
+    assert read_tolerance(file, "vit.fp16") == half
 
 
 def test_a_precision_that_a_model_does_not_have_is_told(file: Path) -> None:
     with pytest.raises(SystemExit) as error:
-        tolerance(file, "binary.fp16")
+        read_tolerance(file, "binary.fp16")
     assert str(error.value) == f"{file}: binary: tolerance: fp16 missing, so there is no binary.fp16"
 
 
@@ -166,7 +166,7 @@ def test_a_whole_number_is_a_tolerance_too(file: Path) -> None:
 @pytest.mark.parametrize("spelling", ["false", "no", "False", "off"])
 def test_false_is_false(file: Path, spelling: str) -> None:
     file.write_text(file.read_text().replace("optional: true", f"optional: {spelling}"))
-    assert "lipro.optional" not in facts(read_models(file))
+    assert "lipro.optional" not in list_facts(read_models(file))
 
 
 @pytest.mark.parametrize(

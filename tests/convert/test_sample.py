@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 VIT: dict[str, Any] = {"family": "vit", "input": [1, 40, 60, 60]}
 HEAD: dict[str, Any] = {"family": "head", "input": [512]}
@@ -20,22 +20,22 @@ BPR: dict[str, Any] = {"family": "bpr", "input": [1, 128, 128]}
     ids=["vit", "head", "bpr"],
 )
 def test_a_request_has_the_same_bytes_everywhere(entry: dict[str, Any], digest: str) -> None:
-    request = sample(entry, seed=0, batch=1)
+    request = make_sample(entry, seed=0, batch=1)
 
     assert hashlib.sha256(request["input"].tobytes()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("entry", [VIT, HEAD], ids=["vit", "head"])
 def test_a_larger_batch_begins_with_the_samples_of_a_smaller_one(entry: dict[str, Any]) -> None:
-    large, small = sample(entry, 0, 3)["input"], sample(entry, 0, 2)["input"]
+    large, small = make_sample(entry, 0, 3)["input"], make_sample(entry, 0, 2)["input"]
 
     assert np.array_equal(large[:2], small)
 
 
 @pytest.mark.parametrize("entry", [VIT, HEAD], ids=["vit", "head"])
 def test_samples_and_seeds_differ(entry: dict[str, Any]) -> None:
-    first, second = sample(entry, 0, 2)["input"]
-    other = sample(entry, 1, 1)["input"][0]
+    first, second = make_sample(entry, 0, 2)["input"]
+    other = make_sample(entry, 1, 1)["input"][0]
 
     assert np.abs(first - second).mean() > 0.01
     assert np.abs(first - other).mean() > 0.01
@@ -43,7 +43,7 @@ def test_samples_and_seeds_differ(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("shape", [[1, 20, 40, 40], [1, 40, 60, 60], [1, 60, 120, 100]])
 def test_a_volume_has_padding_air_lung_tissue_and_bone(shape: list[int]) -> None:
-    (volume,) = sample({"family": "vit", "input": shape}, 0, 1)["input"]
+    (volume,) = make_sample({"family": "vit", "input": shape}, 0, 1)["input"]
     hu = volume * 1000
 
     assert volume.shape == tuple(shape) and volume.dtype == np.float32
@@ -59,7 +59,7 @@ def test_a_volume_has_padding_air_lung_tissue_and_bone(shape: list[int]) -> None
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_volume_has_patches_of_quiet_air_metal_at_the_clip_and_padding(shape: list[int], seed: int) -> None:
     """Patches of 10 x 20 x 20 voxels, as the ViT's, whose mean is a hundred times their spread and more."""
-    (volume,) = sample({"family": "vit", "input": shape}, seed, 1)["input"][0].astype(np.float64)
+    (volume,) = make_sample({"family": "vit", "input": shape}, seed, 1)["input"][0].astype(np.float64)
     t, h, w = (size // part for size, part in zip(volume.shape, (10, 20, 20), strict=True))
     patches = volume.reshape(t, 10, h, 20, w, 20).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 4000)
     mean, spread = patches.mean(axis=1), patches.std(axis=1)
@@ -72,20 +72,20 @@ def test_a_volume_has_patches_of_quiet_air_metal_at_the_clip_and_padding(shape: 
 def test_a_full_size_volume_takes_seconds_not_minutes() -> None:
     start = time.process_time()
 
-    sample({"family": "vit", "input": [1, 240, 480, 480]}, 0, 1)
+    make_sample({"family": "vit", "input": [1, 240, 480, 480]}, 0, 1)
 
     assert time.process_time() - start < 15  # 1.6 s on a quiet machine
 
 
 def test_features_have_length_one() -> None:
-    features = sample(HEAD, 0, 8)["input"]
+    features = make_sample(HEAD, 0, 8)["input"]
 
     assert features.shape == (8, 512) and features.dtype == np.float32
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
 
 
 def test_a_series_brightens_from_slice_to_slice() -> None:
-    request = sample(BPR, 0, 1)
+    request = make_sample(BPR, 0, 1)
     (volume,), ((x, y, z),) = request["input"], request["metadata"]
 
     assert volume.dtype == np.int16 and request["metadata"].dtype == np.float32
@@ -96,4 +96,4 @@ def test_a_series_brightens_from_slice_to_slice() -> None:
 
 def test_bpr_takes_one_series_at_a_time() -> None:
     with pytest.raises(ValueError, match="batch=2"):
-        sample(BPR, 0, 2)
+        make_sample(BPR, 0, 2)

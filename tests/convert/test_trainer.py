@@ -19,7 +19,7 @@ def test_a_head_is_built_from_what_was_saved_and_nothing_from_layers_that_would_
     project = copy_of_the_project(tmp_path / "project")
     own, made = project.path / "training/weights/CT-RATE/model_binary.pth", project.path / "build/onnx/binary.onnx"
     own.parent.mkdir()
-    state = mlp.synthetic(ENTRY)
+    state = mlp.make_synthetic_state_dict(ENTRY)
     torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, own)
 
     said = project.make("build/onnx/binary.onnx", "WEIGHTS=yandex")

@@ -16,8 +16,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from convertation.bpr.torch2onnx import torch2onnx
-from convertation.bpr.vgg import synthetic, synthetic_settings
-from scripts.convert.sample import sample
+from convertation.bpr.vgg import make_synthetic_settings, make_synthetic_state_dict
+from scripts.convert.sample import make_sample
 
 SOURCE = Path(__file__).parents[2] / "convertation" / "bpr"
 TINY: dict[str, Any] = {"family": "bpr", "network": {"channels": 4}, "input": [1, 128, 128], "batch": [1, 8, 32]}
@@ -63,8 +63,8 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     (version / "model.py").symlink_to(SOURCE / "model.py")
     weights = version / "weights"
     weights.mkdir()
-    (weights / "inference-settings.json").write_text(json.dumps(synthetic_settings(TINY)))
-    torch.save(synthetic(TINY), version.parent / "model.pt")
+    (weights / "inference-settings.json").write_text(json.dumps(make_synthetic_settings(TINY)))
+    torch.save(make_synthetic_state_dict(TINY), version.parent / "model.pt")
     torch2onnx(version.parent / "model.pt", TINY, weights / "model.onnx", opset=20, metadata={})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path])
@@ -84,7 +84,7 @@ def model(module: ModuleType) -> Any:
 
 
 def test_a_series_gets_its_tag_as_one_string_of_bytes(model: Any) -> None:
-    (response,) = model.execute([sample(TINY, seed=0, batch=1)])
+    (response,) = model.execute([make_sample(TINY, seed=0, batch=1)])
 
     (output,) = response.output_tensors
     assert output.name == "output" and output.array.shape == (1,) and output.array.dtype == object
@@ -92,7 +92,7 @@ def test_a_series_gets_its_tag_as_one_string_of_bytes(model: Any) -> None:
 
 
 def test_the_number_of_slices_at_a_time_changes_no_tag(model: Any) -> None:
-    request = sample(TINY, seed=1, batch=1)
+    request = make_sample(TINY, seed=1, batch=1)
     model.batch = 1000
 
     (response,) = model.execute([request])
@@ -119,7 +119,7 @@ def test_a_bad_request_gets_an_error_and_the_next_one_its_tag(
 ) -> None:
     bad = {"input": volume, "metadata": np.array([spacing], np.float32)}
 
-    refused, answered = model.execute([bad, sample(TINY, seed=0, batch=1)])
+    refused, answered = model.execute([bad, make_sample(TINY, seed=0, batch=1)])
 
     assert refused.output_tensors == []
     with pytest.raises(AssertionError, match=message):
@@ -135,7 +135,7 @@ def test_without_a_working_gpu_the_cpu_answers_and_the_log_says_so(module: Modul
     model.initialize(CPU | {"model_instance_kind": "GPU"})
 
     assert "was given a GPU and runs on the CPU" in TritonStandIn.Logger.said[-1]
-    assert model.execute([sample(TINY, seed=0, batch=1)])[0].output_tensors[0].array[0] == b"CHEST"
+    assert model.execute([make_sample(TINY, seed=0, batch=1)])[0].output_tensors[0].array[0] == b"CHEST"
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("CPU", []), ("GPU", [(32, 1, 128, 128)])])

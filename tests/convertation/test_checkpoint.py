@@ -34,14 +34,14 @@ HEAD: dict[str, Any] = {
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "head.pth"
-    torch.save(mlp.synthetic(HEAD), path)
+    torch.save(mlp.make_synthetic_state_dict(HEAD), path)
     return path
 
 
 def refusal(path: Path, entry: dict[str, Any] = HEAD) -> str:
     """What the user reads when this checkpoint is not taken."""
     with pytest.raises(SystemExit) as caught:
-        mlp.load(path, entry)
+        mlp.load_network(path, entry)
     return str(caught.value).replace(str(path.parent), "…")
 
 
@@ -53,17 +53,17 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_a_checkpoint_is_loaded_for_inference(checkpoint: Path) -> None:
-    network = mlp.load(checkpoint, HEAD)
+    network = mlp.load_network(checkpoint, HEAD)
 
     assert not network.training
     assert not any(weight.requires_grad for weight in network.parameters())
-    assert torch.equal(network.layers[0].weight, mlp.synthetic(HEAD)["layers.0.weight"])
+    assert torch.equal(network.layers[0].weight, mlp.make_synthetic_state_dict(HEAD)["layers.0.weight"])
 
 
 def test_files_in_the_format_before_torch_1_6_are_read(checkpoint: Path) -> None:
-    torch.save(mlp.synthetic(HEAD), checkpoint, _use_new_zipfile_serialization=False)
+    torch.save(mlp.make_synthetic_state_dict(HEAD), checkpoint, _use_new_zipfile_serialization=False)
 
-    mlp.load(checkpoint, HEAD)
+    mlp.load_network(checkpoint, HEAD)
 
 
 def test_an_absent_checkpoint(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_an_empty_checkpoint(checkpoint: Path) -> None:
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.01])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_truncated_checkpoint(checkpoint: Path, kept: float, zipped: bool) -> None:
-    torch.save(mlp.synthetic(HEAD), checkpoint, _use_new_zipfile_serialization=zipped)
+    torch.save(mlp.make_synthetic_state_dict(HEAD), checkpoint, _use_new_zipfile_serialization=zipped)
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: int(len(content) * kept)])
 
@@ -120,7 +120,11 @@ def test_each_wrong_kind_of_file_has_its_own_sentence(checkpoint: Path, content:
 
 
 def test_archives_that_are_no_checkpoint_have_their_own_sentences(checkpoint: Path) -> None:
-    network, content, other = mlp.load(checkpoint, HEAD), checkpoint.read_bytes(), checkpoint.with_suffix(".pt2")
+    network, content, other = (
+        mlp.load_network(checkpoint, HEAD),
+        checkpoint.read_bytes(),
+        checkpoint.with_suffix(".pt2"),
+    )
     torch.jit.save(torch.jit.trace(network, torch.zeros(2, 8)), other)  # type: ignore[no-untyped-call]
     other.replace(checkpoint)  # which is mapped
     assert refusal(checkpoint).startswith("…/head.pth: TorchScript, which is code; expected a state dict\n")
@@ -155,7 +159,7 @@ class Malicious:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_runs_code_is_refused_and_never_executed(checkpoint: Path, zipped: bool) -> None:
     witness = checkpoint.with_name("executed")
-    content = {**mlp.synthetic(HEAD), "surplus": Malicious(witness)}
+    content = {**mlp.make_synthetic_state_dict(HEAD), "surplus": Malicious(witness)}
     torch.save(content, checkpoint, _use_new_zipfile_serialization=zipped)
 
     message = refusal(checkpoint)
@@ -214,7 +218,7 @@ def test_a_checkpoint_of_another_model_says_what_it_holds(checkpoint: Path) -> N
 # --- Files as they are saved ---------------------------------------------------
 
 
-STATE = mlp.synthetic(HEAD)
+STATE = mlp.make_synthetic_state_dict(HEAD)
 State = dict[Any, Any]
 
 
@@ -271,7 +275,7 @@ def test_a_file_is_read_as_people_save_it_and_what_was_understood_is_said(
     content, expected = SAVED[kind]
     torch.save(content, checkpoint)
 
-    network = mlp.load(checkpoint, HEAD)
+    network = mlp.load_network(checkpoint, HEAD)
 
     for key, value in STATE.items():
         if value.is_floating_point():
@@ -285,7 +289,7 @@ def test_a_file_is_read_as_people_save_it_and_what_was_understood_is_said(
 def test_safetensors_are_read_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
     save_file(prefixed("module."), tmp_path / name)
 
-    assert torch.equal(mlp.load(tmp_path / name, HEAD).layers[0].weight, STATE["layers.0.weight"])
+    assert torch.equal(mlp.load_network(tmp_path / name, HEAD).layers[0].weight, STATE["layers.0.weight"])
 
 
 def test_a_truncated_file_of_safetensors(tmp_path: Path) -> None:
@@ -337,7 +341,7 @@ def test_weights_and_their_average_are_refused_and_the_key_for_models_yaml_is_to
         f"convertation/models.yaml which it is, such as `state_dict: {first}`"
     )
     if kind == "side by side":
-        mlp.load(checkpoint, HEAD | {"state_dict": second})
+        mlp.load_network(checkpoint, HEAD | {"state_dict": second})
         assert "has no state dict ema of this model" in refusal(checkpoint, HEAD | {"state_dict": "ema"})
 
 
@@ -376,17 +380,17 @@ def test_a_whole_ct_clip_file_is_recognised(checkpoint: Path) -> None:
 
 def test_the_keys_of_a_real_vit_that_inference_does_not_need_are_just_those(tmp_path: Path) -> None:
     entry = {"family": "vit", **TINY["vit"]}
-    needed, held = ctvit.build(entry).state_dict().keys(), ctvit.synthetic(entry).keys()
+    needed, held = ctvit.build_network(entry).state_dict().keys(), ctvit.make_synthetic_state_dict(entry).keys()
     assert {key for key in held if re.match(ctvit.UNUSED, key)} == held - needed != set()
-    torch.save(ctvit.synthetic(entry) | {"projection_layer.bias": torch.zeros(24)}, tmp_path / "vit.pt")
+    torch.save(ctvit.make_synthetic_state_dict(entry) | {"projection_layer.bias": torch.zeros(24)}, tmp_path / "vit.pt")
     with pytest.raises(SystemExit, match=r"does not have: projection_layer\.bias;"):
-        ctvit.load(tmp_path / "vit.pt", entry)
+        ctvit.load_network(tmp_path / "vit.pt", entry)
 
 
 def test_counters_of_the_training_are_no_layers(checkpoint: Path) -> None:
     rewrite(checkpoint, epoch=torch.tensor(7), n_averaged=torch.tensor(3))
 
-    mlp.load(checkpoint, HEAD)
+    mlp.load_network(checkpoint, HEAD)
 
 
 def test_a_negative_variance_is_the_checkpoint_s_fault(checkpoint: Path) -> None:
@@ -397,7 +401,7 @@ def test_a_negative_variance_is_the_checkpoint_s_fault(checkpoint: Path) -> None
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers(checkpoint: Path, value: float) -> None:
-    weight = mlp.synthetic(HEAD)["layers.4.weight"]
+    weight = mlp.make_synthetic_state_dict(HEAD)["layers.4.weight"]
     weight[1, 2] = value
     rewrite(checkpoint, layers__4__weight=weight)
 

@@ -47,7 +47,7 @@ TOLERANCE = 1e-5
 def mismatches(fold: bool = False, gpu: bool = False) -> list[str]:
     """The names of the reference's values that the network does not meet."""
     reference: dict[str, Tensor] = load_file(REFERENCE / "ctvit_small.safetensors")
-    network = ctvit.load(REFERENCE / "ProjectionVIT_small.pt", SMALL)
+    network = ctvit.load_network(REFERENCE / "ProjectionVIT_small.pt", SMALL)
     network = network.fold(gpu) if fold else network
     spatial = network.spatial(network.patches(reference["input"]))
     tokens = network.temporal(spatial)
@@ -102,18 +102,18 @@ def tanh_gelu(patch: pytest.MonkeyPatch) -> None:
 
 
 def gate_and_value_swapped(patch: pytest.MonkeyPatch) -> None:
-    original = ctvit.halves
-    patch.setattr(ctvit, "halves", lambda weight: original(weight)[::-1])
+    original = ctvit.split_in_two
+    patch.setattr(ctvit, "split_in_two", lambda weight: original(weight)[::-1])
 
 
 def height_and_width_swapped_in_the_bias(patch: pytest.MonkeyPatch) -> None:
-    original = ctvit.distances
-    patch.setattr(ctvit, "distances", lambda height, width, like: original(height, width, like).flip(-1))
+    original = ctvit.list_distances
+    patch.setattr(ctvit, "list_distances", lambda height, width, like: original(height, width, like).flip(-1))
 
 
 def height_and_width_swapped_in_the_patches(patch: pytest.MonkeyPatch) -> None:
-    original = ctvit.cut
-    patch.setattr(ctvit, "cut", lambda volume, size: original(volume.transpose(-2, -1), size))
+    original = ctvit.cut_patches
+    patch.setattr(ctvit, "cut_patches", lambda volume, size: original(volume.transpose(-2, -1), size))
 
 
 def heads_swapped(patch: pytest.MonkeyPatch) -> None:
@@ -154,20 +154,20 @@ def test_a_mistake_is_noticed(mistake: Callable[[pytest.MonkeyPatch], None], mon
 
 
 def test_the_keys_are_those_of_the_full_checkpoint() -> None:
-    keys = {key: list(tensor.shape) for key, tensor in ctvit.build(FULL).state_dict().items()}
+    keys = {key: list(tensor.shape) for key, tensor in ctvit.build_network(FULL).state_dict().items()}
 
     assert keys == json.loads((REFERENCE / "ctvit_full_state_dict.json").read_text())
 
 
 def test_a_volume_must_be_made_of_whole_patches() -> None:
     with pytest.raises(ValueError, match=r"input=\[1, 40, 60, 50\] is not made of whole patches, patch=\[10, 20, 20\]"):
-        ctvit.build(SMALL | {"input": [1, 40, 60, 50]})
+        ctvit.build_network(SMALL | {"input": [1, 40, 60, 50]})
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_another_geometry_works(gpu: bool) -> None:
     entry = SMALL | {"input": [2, 50, 40, 80], "output": [16]}  # 5 × 2 × 4 tokens, two channels
-    network = ctvit.build(entry).eval()
+    network = ctvit.build_network(entry).eval()
     network.load_state_dict(real_part(entry), assign=True)
     volume = torch.rand(1, 2, 50, 40, 80, generator=torch.Generator().manual_seed(0))
 
@@ -180,21 +180,21 @@ def test_another_geometry_works(gpu: bool) -> None:
 
 def real_part(entry: dict[str, Any]) -> dict[str, Tensor]:
     """Synthetic weights without the keys that inference ignores."""
-    made = ctvit.synthetic(entry)
-    return {key: made[key] for key in ctvit.build(entry).state_dict()}
+    made = ctvit.make_synthetic_state_dict(entry)
+    return {key: made[key] for key in ctvit.build_network(entry).state_dict()}
 
 
 def test_synthetic_weights_have_the_surplus_keys_of_real_files() -> None:
     real = torch.load(REFERENCE / "ProjectionVIT_small.pt", weights_only=True)
 
-    made = ctvit.synthetic(SMALL)
+    made = ctvit.make_synthetic_state_dict(SMALL)
 
     assert {key: made[key].shape for key in real} == {key: tensor.shape for key, tensor in real.items()}
     assert all(tensor.dtype == torch.float32 for tensor in made.values())
 
 
 def test_synthetic_weights_use_many_codes_and_tell_volumes_apart() -> None:
-    network = ctvit.build(SMALL).eval()
+    network = ctvit.build_network(SMALL).eval()
     network.load_state_dict(real_part(SMALL), assign=True)
     network.requires_grad_(False)
     volumes = torch.rand(4, 1, 40, 60, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -45,7 +45,7 @@ METADATA = {"weights": "synthetic", "model": "tiny", "checkpoint_sha256": "0" * 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "head.pth"
-    torch.save(mlp.synthetic(HEAD), path)
+    torch.save(mlp.make_synthetic_state_dict(HEAD), path)
     return path
 
 
@@ -58,17 +58,19 @@ def convert(family: str, *paths: Path | str, root: Path = ROOT, umask: int = 0o0
 
 @pytest.fixture(scope="module")
 def head_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(head.torch2onnx, mlp.synthetic(HEAD), HEAD, tmp_path_factory.mktemp("head"))
+    return exported(head.torch2onnx, mlp.make_synthetic_state_dict(HEAD), HEAD, tmp_path_factory.mktemp("head"))
 
 
 @pytest.fixture(scope="module")
 def vit_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(vit.torch2onnx, ctvit.synthetic(VIT), VIT, tmp_path_factory.mktemp("vit"))
+    return exported(vit.torch2onnx, ctvit.make_synthetic_state_dict(VIT), VIT, tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")
 def gpu_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(vit.torch2onnx, ctvit.synthetic(VIT), VIT, tmp_path_factory.mktemp("gpu"), target="gpu")
+    return exported(
+        vit.torch2onnx, ctvit.make_synthetic_state_dict(VIT), VIT, tmp_path_factory.mktemp("gpu"), target="gpu"
+    )
 
 
 def exported(
@@ -84,9 +86,9 @@ def model(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any], Any]:
     """(the ONNX file, its entry, its network)"""
     if request.param == "head":
         path = request.getfixturevalue("head_onnx")
-        return path, HEAD, mlp.load(path.with_name("checkpoint.pt"), HEAD)
+        return path, HEAD, mlp.load_network(path.with_name("checkpoint.pt"), HEAD)
     path = request.getfixturevalue(f"{request.param}_onnx")
-    return path, VIT, ctvit.load(path.with_name("checkpoint.pt"), VIT)
+    return path, VIT, ctvit.load_network(path.with_name("checkpoint.pt"), VIT)
 
 
 Model = tuple[Path, dict[str, Any], Any]
@@ -132,7 +134,7 @@ def test_it_computes_what_pytorch_computes_at_any_batch(model: Model, batch: int
 
 def test_a_tensor_that_two_places_share_is_theirs_alone(tmp_path: Path) -> None:
     """Layers are copied in the graph, each with its own weights: also where the first shares one with another place."""
-    weights = ctvit.synthetic(VIT)
+    weights = ctvit.make_synthetic_state_dict(VIT)
     layers = "VIT.enc_spatial_transformer.layers"
     for index in range(3):
         weights[f"{layers}.{index}.1.norm.beta"] = torch.full((32,), 0.3 * index)
@@ -143,7 +145,7 @@ def test_a_tensor_that_two_places_share_is_theirs_alone(tmp_path: Path) -> None:
 
     (answer,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": volume})
 
-    expected = ctvit.load(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
+    expected = ctvit.load_network(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
     assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -156,7 +158,7 @@ def test_tokens_and_codes_can_be_seen_inside_the_vit(vit_onnx: Path) -> None:
 
     _, tokens, codes = session.run(None, {"input": volume})
 
-    network = ctvit.load(vit_onnx.with_name("checkpoint.pt"), VIT)
+    network = ctvit.load_network(vit_onnx.with_name("checkpoint.pt"), VIT)
     expected = network.encode(torch.from_numpy(volume))
     assert np.abs(tokens - expected.numpy()).max() < 1e-5
     assert (codes == network.quantise(expected).numpy()).all()
@@ -199,11 +201,14 @@ def test_the_inner_size_is_a_multiple_of_32_in_the_file_alone(target: str, reque
 
     # 32 · 8 / 3 = 85
     assert (weights.count([32, 96]), weights.count([96, 32])) == (2 * 5, 5)
-    assert ctvit.build(VIT).state_dict()["VIT.enc_spatial_transformer.layers.0.3.1.weight"].shape == (2 * 85, 32)
+    assert ctvit.build_network(VIT).state_dict()["VIT.enc_spatial_transformer.layers.0.3.1.weight"].shape == (
+        2 * 85,
+        32,
+    )
 
 
 def test_keys_and_queries_of_no_length_stay_zeros(tmp_path: Path) -> None:
-    weights = ctvit.synthetic(VIT)
+    weights = ctvit.make_synthetic_state_dict(VIT)
     for key in weights:
         if key.endswith(("to_q.weight", "to_kv.weight")):
             weights[key] = torch.zeros_like(weights[key])
@@ -212,7 +217,7 @@ def test_keys_and_queries_of_no_length_stay_zeros(tmp_path: Path) -> None:
     path = exported(vit.torch2onnx, weights, VIT, tmp_path, target="gpu")
 
     (answer,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": volume})
-    expected = ctvit.load(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
+    expected = ctvit.load_network(tmp_path / "checkpoint.pt", VIT)(torch.from_numpy(volume)).numpy()
     assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -237,7 +242,7 @@ def test_what_depends_on_weights_alone_is_constant(vit_onnx: Path, gpu_onnx: Pat
 
 def test_the_same_weights_give_the_same_bytes_wherever_and_however_they_are_converted(tmp_path: Path) -> None:
     (tmp_path / "vit.json").write_text(json.dumps(VIT))
-    torch.save(ctvit.synthetic(VIT), tmp_path / "vit.pt")
+    torch.save(ctvit.make_synthetic_state_dict(VIT), tmp_path / "vit.pt")
     other = tmp_path / "another directory"
     (other / "convertation").mkdir(parents=True)
     for source in sorted((ROOT / "convertation").glob("*.py")) + sorted((ROOT / "convertation/vit").glob("*.py")):

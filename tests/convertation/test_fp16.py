@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from convertation.fp16 import fp16
 from convertation.onnx_file import write
 from scripts.convert.compare_fp16 import compare_fp16
-from scripts.convert.emulate_fp16 import emulating
+from scripts.convert.emulate_fp16 import emulated_file
 from scripts.convert.round_fp16 import largest_values, round_fp16
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 
 TF32 = "build/onnx/vit.tf32.onnx"
 FP16 = "build/onnx/vit.fp16.onnx"
@@ -231,8 +231,8 @@ def test_an_overflow_between_layers_is_found_and_the_answers_stay(made: Project,
     kept, largest = round_fp16(tmp_path / "exact.onnx", entry, tmp_path / "rounded.onnx")
 
     assert kept and all("e+0" in node for node in kept) and largest < 8189
-    request = sample(entry, 0, 1)
-    with emulating(tmp_path / "rounded.onnx") as emulated:
+    request = make_sample(entry, 0, 1)
+    with emulated_file(tmp_path / "rounded.onnx") as emulated:
         right, ours = (answer(file, request) for file in (tmp_path / "exact.onnx", emulated))
     assert np.abs(ours - right).max() < 0.01 * np.abs(right).max()
 
@@ -299,7 +299,7 @@ def test_each_operator_is_rounded_where_onnx_runtime_on_a_cpu_rounds_none(tmp_pa
     write(model, tmp_path / "rounded.onnx", {})
     request = {"input": np.array([[3], [1], [0.1]], np.float32)}
 
-    with emulating(tmp_path / "rounded.onnx") as file:
+    with emulated_file(tmp_path / "rounded.onnx") as file:
         assert answer(file, request).ravel().tolist() == [4, 0, 0]
     assert answer(tmp_path / "rounded.onnx", {"input": request["input"][:2]}).ravel().tolist() == [3, 1]
 
@@ -309,14 +309,14 @@ def test_an_overflow_is_infinite_there(tmp_path: Path) -> None:
     fp16(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
     write(model, tmp_path / "rounded.onnx", {})
 
-    with emulating(tmp_path / "rounded.onnx") as file:
+    with emulated_file(tmp_path / "rounded.onnx") as file:
         assert answer(file, {"input": np.array([[65000]], np.float32)}).item() == np.inf
 
 
 def test_answers_differ_by_what_rounding_explains(files: tuple[Path, Path], made: Project) -> None:
-    request = sample(entry_of(made), 0, 1)
+    request = make_sample(entry_of(made), 0, 1)
 
-    with emulating(files[1]) as file:
+    with emulated_file(files[1]) as file:
         ours, theirs = answer(file, request), answer(files[0], request)
 
     assert 0 < np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()

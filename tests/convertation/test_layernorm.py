@@ -70,7 +70,7 @@ def exact(patches: NDArray[np.float32], weight: NDArray[Any], bias: NDArray[Any]
 
 def export(folder: Path, target: str) -> Path:
     """A ViT whose volumes are two patches, with what comes out of the LayerNorms of pixels as further outputs."""
-    torch.save(ctvit.synthetic(ONE_PATCH), folder / "checkpoint.pt")
+    torch.save(ctvit.make_synthetic_state_dict(ONE_PATCH), folder / "checkpoint.pt")
     vit.torch2onnx(folder / "checkpoint.pt", ONE_PATCH, folder / "vit.onnx", opset=20, metadata={}, target=target)
     model = onnx.load(folder / "vit.onnx")
     norms = [node for node in model.graph.node if any("to_patch_emb.1.weight" in name for name in node.input)]
@@ -124,7 +124,9 @@ def test_every_kind_of_patch_is_normed_as_in_float64(seen: Path, runtime: str) -
 def test_without_the_means_taken_away_air_is_wrong(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctvit.CTViT, "embed", lambda self, volume: self.VIT.to_patch_emb(ctvit.cut(volume, self.patch)))
+    monkeypatch.setattr(
+        ctvit.CTViT, "embed", lambda self, volume: self.VIT.to_patch_emb(ctvit.cut_patches(volume, self.patch))
+    )
 
     apart, _ = errors(export(tmp_path, "cpu"), runtime)
 

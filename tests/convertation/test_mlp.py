@@ -31,7 +31,7 @@ def difference(name: str, fold: bool = False) -> float:
     """The largest difference between a head's logits and the reference's."""
     checkpoint, entry = HEADS[name]
     reference: dict[str, Tensor] = load_file(REFERENCE / "heads.safetensors")
-    network = mlp.load(REFERENCE / checkpoint, entry)
+    network = mlp.load_network(REFERENCE / checkpoint, entry)
     network = network.fold() if fold else network
     return float((network(reference["input"]) - reference[f"{name}_logits"]).abs().max())
 
@@ -47,7 +47,7 @@ def test_folding_the_normalisation_changes_no_logit(name: str) -> None:
 
 
 def test_folding_leaves_linear_layers_and_activations_alone() -> None:
-    kinds = [type(layer).__name__ for layer in mlp.load(REFERENCE / "model_binary.pth", BINARY).fold().layers]
+    kinds = [type(layer).__name__ for layer in mlp.load_network(REFERENCE / "model_binary.pth", BINARY).fold().layers]
 
     assert kinds == ["Linear", "GELU", "Linear", "GELU", "Linear"]
 
@@ -81,7 +81,7 @@ def test_a_head_without_hidden_sizes_is_activation_and_linear_under_either_name(
 
     for name in ("classifier", "layers.2"):
         torch.save({f"{name}.weight": weight, f"{name}.bias": bias}, tmp_path / "head.pth")
-        network = mlp.load(tmp_path / "head.pth", entry)
+        network = mlp.load_network(tmp_path / "head.pth", entry)
         assert set(network.state_dict()) == {f"{name}.weight", f"{name}.bias"}
         assert torch.equal(network(embedding), expected)
         assert torch.equal(network.fold()(embedding), expected)
@@ -103,7 +103,7 @@ def test_synthetic_weights_have_the_keys_shapes_and_types_of_real_ones(name: str
     checkpoint, entry = HEADS[name]
     real = torch.load(REFERENCE / checkpoint, weights_only=True)
 
-    made = mlp.synthetic(entry)
+    made = mlp.make_synthetic_state_dict(entry)
 
     assert {key: (t.shape, t.dtype) for key, t in made.items()} == {key: (t.shape, t.dtype) for key, t in real.items()}
 
@@ -111,8 +111,8 @@ def test_synthetic_weights_have_the_keys_shapes_and_types_of_real_ones(name: str
 @pytest.mark.parametrize("name", HEADS)
 def test_synthetic_heads_tell_embeddings_apart(name: str) -> None:
     entry = HEADS[name][1]
-    network = mlp.build(entry).eval()
-    network.load_state_dict(mlp.synthetic(entry), assign=True)
+    network = mlp.build_network(entry).eval()
+    network.load_state_dict(mlp.make_synthetic_state_dict(entry), assign=True)
     network.requires_grad_(False)
     embeddings = torch.nn.functional.normalize(torch.randn(16, 512, generator=torch.Generator().manual_seed(0)))
 

@@ -13,9 +13,16 @@ from torch import Tensor
 
 from convertation.bpr.bpreg import Settings, preprocess, tag
 from convertation.bpr.torch2onnx import torch2onnx
-from convertation.bpr.vgg import VGG, build, load, multiply_adds, synthetic, synthetic_settings
-from scripts.convert.compare_bpr import check
-from scripts.convert.sample import sample
+from convertation.bpr.vgg import (
+    VGG,
+    build_network,
+    count_multiply_adds,
+    load_network,
+    make_synthetic_settings,
+    make_synthetic_state_dict,
+)
+from scripts.convert.compare_bpr import check_scores
+from scripts.convert.sample import make_sample
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 SHAPES = json.loads((REFERENCE / "bpr_state_dict.json").read_text())
@@ -30,7 +37,7 @@ TINY = FULL | {"network": {"channels": 4}}
 
 
 def test_keys_and_shapes_are_the_checkpoint_s() -> None:
-    assert {key: list(tensor.shape) for key, tensor in build(FULL).state_dict().items()} == SHAPES
+    assert {key: list(tensor.shape) for key, tensor in build_network(FULL).state_dict().items()} == SHAPES
 
 
 def test_scores_are_the_original_ones() -> None:
@@ -49,7 +56,7 @@ def reference_tensor(key: str, shape: list[int]) -> Tensor:
 
 
 def test_a_slice_costs_five_billion_multiply_adds() -> None:
-    assert multiply_adds(FULL) == 4_996_465_152
+    assert count_multiply_adds(FULL) == 4_996_465_152
 
 
 @pytest.mark.parametrize("side", [100, 0, 33])
@@ -59,11 +66,11 @@ def test_a_side_that_five_pools_do_not_divide_is_an_error(side: int) -> None:
 
 
 def test_the_synthetic_checkpoint_is_the_real_one_s_twin_and_always_the_same() -> None:
-    state = synthetic(FULL)
+    state = make_synthetic_state_dict(FULL)
 
     assert {key: list(tensor.shape) for key, tensor in state.items()} == SHAPES
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    again = synthetic(FULL)
+    again = make_synthetic_state_dict(FULL)
     assert all(torch.equal(tensor, again[key]) for key, tensor in state.items())
 
 
@@ -71,27 +78,27 @@ def test_the_synthetic_checkpoint_is_the_real_one_s_twin_and_always_the_same() -
 def test_the_synthetic_network_calls_the_sample_a_chest(channels: int) -> None:
     network = VGG(channels=channels, side=128).eval()
     entry = TINY | {"network": {"channels": channels}}
-    network.load_state_dict(synthetic(entry))
+    network.load_state_dict(make_synthetic_state_dict(entry))
 
     for seed in range(3):
-        request = sample(entry, seed, 1)
+        request = make_sample(entry, seed, 1)
         with torch.inference_mode():
             scores = network(torch.from_numpy(preprocess(request["input"][0], request["metadata"][0])))
-        assert tag(scores.numpy(), request["metadata"][0, 2], Settings.parse(synthetic_settings(entry))) == "CHEST"
+        assert tag(scores.numpy(), request["metadata"][0, 2], Settings.parse(make_synthetic_settings(entry))) == "CHEST"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model.pt, its inference-settings.json and its model.onnx."""
     folder = tmp_path_factory.mktemp("bpr")
-    torch.save(synthetic(TINY) | {"epoch": torch.tensor(7)}, folder / "model.pt")
-    (folder / "inference-settings.json").write_text(json.dumps(synthetic_settings(TINY)))
+    torch.save(make_synthetic_state_dict(TINY) | {"epoch": torch.tensor(7)}, folder / "model.pt")
+    (folder / "inference-settings.json").write_text(json.dumps(make_synthetic_settings(TINY)))
     torch2onnx(folder / "model.pt", TINY, folder / "model.onnx", opset=20, metadata={"weights": "synthetic"})
     return folder
 
 
 def test_the_onnx_file_gives_the_same_scores_for_any_number_of_slices(made: Path) -> None:
-    network = load(made / "model.pt", TINY)
+    network = load_network(made / "model.pt", TINY)
     session = onnxruntime.InferenceSession(made / "model.onnx", providers=["CPUExecutionProvider"])
     slices = np.random.default_rng(1).uniform(-1, 1, (5, 1, 128, 128)).astype(np.float32)
 
@@ -104,7 +111,7 @@ def test_the_onnx_file_gives_the_same_scores_for_any_number_of_slices(made: Path
 
 
 def test_the_check_returns_the_tag_a_server_must_answer(made: Path) -> None:
-    result = check(made / "model.pt", TINY, made / "model.onnx")
+    result = check_scores(made / "model.pt", TINY, made / "model.onnx")
 
     assert result["served"] == [
         {"seed": 0, "first": 0, "batch": 1, "output": ["CHEST"]},
@@ -117,13 +124,13 @@ def test_the_check_says_which_settings_are_missing(made: Path, tmp_path: Path) -
     (tmp_path / "model.pt").symlink_to(made / "model.pt")
 
     with pytest.raises(SystemExit, match=r"inference-settings\.json: no such file; .*\nput the network's own beside"):
-        check(tmp_path / "model.pt", TINY, made / "model.onnx")
+        check_scores(tmp_path / "model.pt", TINY, made / "model.onnx")
 
 
 def test_a_checkpoint_without_a_needed_key_is_an_error_that_names_it(made: Path, tmp_path: Path) -> None:
-    state = synthetic(TINY)
+    state = make_synthetic_state_dict(TINY)
     del state["conv6.bias"]
     torch.save(state, tmp_path / "model.pt")
 
     with pytest.raises(SystemExit, match=r"model\.pt.*conv6\.bias"):
-        load(tmp_path / "model.pt", TINY)
+        load_network(tmp_path / "model.pt", TINY)

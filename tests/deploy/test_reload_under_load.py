@@ -13,8 +13,8 @@ from conftest import REPOSITORY, ROOT, Project
 from tritonclient import grpc
 
 from scripts.deploy import reload as program
-from scripts.deploy.image import requirements
-from scripts.deploy.stack import folder
+from scripts.deploy.image import list_requirements
+from scripts.deploy.stack import identify_folder
 from scripts.publish import publish
 from scripts.serve.triton_server import Server, triton_server
 from scripts.serve.verdict import CHANNEL, as_input
@@ -41,7 +41,7 @@ def sources(number: int) -> dict[str, tuple[str, str]]:
             source = Path(f"sets/{number}/{name}/{file}")
             source.parent.mkdir(parents=True, exist_ok=True)
             source.write_bytes(content)
-            found[f"{name}/{file}"] = str(source), records.digest(str(source))
+            found[f"{name}/{file}"] = str(source), records.current_digest(str(source))
     return found
 
 
@@ -126,10 +126,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Set 1 is published and served; `reload` finds this server where it looks for a container's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "SETTLED", 0)
-    publish.replace(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
+    publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
     with triton_server(Path(REPOSITORY), tmp_path / "log", venv=ROOT / ".venv-triton") as started:
-        labels = {"chest.repository": folder(REPOSITORY)}
-        labels["chest.requirements"] = hashlib.sha256(requirements(REPOSITORY)).hexdigest()
+        labels = {"chest.repository": identify_folder(REPOSITORY)}
+        labels["chest.requirements"] = hashlib.sha256(list_requirements(REPOSITORY)).hexdigest()
         monkeypatch.setattr(program, "container", lambda: "container")
         monkeypatch.setattr(program, "inspect", lambda *_: {"Config": {"Labels": labels}})
         monkeypatch.setattr(program, "http", lambda _: started.http, raising=False)
@@ -145,7 +145,7 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
         clients.wait(FIRST)
         put()
         start = time.monotonic()
-        program.reload(REPOSITORY)
+        program.reload_models(REPOSITORY)
         reloads.append((start, time.monotonic(), number))
 
     with Clients(server) as clients:
@@ -153,8 +153,8 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
         before = memory(server)
         for number in (2, 3, 4):
             files = sources(number)
-            take(number, lambda files=files: publish.replace(REPOSITORY, "synthetic", [*NETWORKS], files))  # type: ignore[misc]
-        take(3, lambda: publish.rollback(REPOSITORY))
+            take(number, lambda files=files: publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], files))  # type: ignore[misc]
+        take(3, lambda: publish.roll_back(REPOSITORY))
         clients.wait(FIRST)
     after = memory(server)
 
@@ -176,12 +176,12 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
 
 
 def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    program.reload(REPOSITORY)  # whatever it has not taken yet
+    program.reload_models(REPOSITORY)  # whatever it has not taken yet
     capsys.readouterr()
     files = {path: source for path, source in sources(2).items() if path.startswith("binary_onnx/")}
-    publish.replace(REPOSITORY, "synthetic", ["binary_onnx"], files)
+    publish.replace_models(REPOSITORY, "synthetic", ["binary_onnx"], files)
 
-    program.reload(REPOSITORY)
+    program.reload_models(REPOSITORY)
 
     said = capsys.readouterr().out
     assert "binary_onnx: READY, taken in" in said and "vit_onnx: unchanged, READY" in said

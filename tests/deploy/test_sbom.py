@@ -38,7 +38,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bill(kind: str) -> str:
     pins = "numpy==1.26.4\n# a comment\nonnxruntime_gpu==1.19.2 ; python_version > '3'\n"
-    return sbom.bill(
+    return sbom.make_bill(
         "r.example:5000/chest:1", "nvcr.io/x:24.06-py3", FILES, kind, pins, "1", "build/checks/verdict.json"
     )
 

@@ -30,7 +30,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tritonclient import grpc
 
-from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned, triton_server
+from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned_pool_size, triton_server
 from scripts.serve.verdict import CHANNEL, as_input
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 from tests.triton_models import bpr
@@ -253,7 +253,7 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
     assert config["User"] == "1000:1000"
     assert config["Cmd"][:2] == ["sh", "-c"]
     assert "exec tritonserver --model-repository=/models --model-control-mode=explicit" in config["Cmd"][2]
-    pool = f"--pinned-memory-pool-byte-size={pinned(ROOT / 'convertation')}"  # as triton_server gives it
+    pool = f"--pinned-memory-pool-byte-size={pinned_pool_size(ROOT / 'convertation')}"  # as triton_server gives it
     assert pool in config["Cmd"][2] and pool in (ROOT / "docker/compose.yaml").read_text()
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
@@ -731,7 +731,8 @@ def test_no_permission_on_the_socket_is_one_sentence(tmp_path: Path) -> None:
         listening.bind(path := f"/tmp/{NAME}-{os.getpid()}.sock")
         Path(path).chmod(0)
         code = (
-            "import os; from scripts.deploy import engine; os.setgid(65534); os.setuid(65534); engine.docker('version')"
+            "import os; from scripts.deploy.docker_engine import run_docker; "
+            "os.setgid(65534); os.setuid(65534); run_docker('version')"
         )
         run = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,

@@ -81,10 +81,10 @@ def test_the_doctor_tells_of_a_share_without_locks(tmp_path: Path, monkeypatch: 
     def no_locks(*words: object) -> None:
         raise OSError(37, "No locks available")
 
-    assert doctor.checkout().todo == ""
+    assert doctor.check_checkout().todo == ""
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert doctor.checkout().found == "No locks available"
-    assert "local_lock=flock" in doctor.checkout().todo
+    assert doctor.check_checkout().found == "No locks available"
+    assert "local_lock=flock" in doctor.check_checkout().todo
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,16 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from scripts.infer import handover
-from scripts.infer.handover import KEY_HEADER, LARGEST, NAMESPACE, Messages, Shared, TooLargeError, cheapest, started
+from scripts.infer.handover import (
+    KEY_HEADER,
+    LARGEST,
+    NAMESPACE,
+    Messages,
+    Shared,
+    TooLargeError,
+    choose_handover,
+    read_start_time,
+)
 from scripts.serve.triton_server import SHM, Server, triton_server
 
 CONFIG = """\
@@ -111,7 +120,7 @@ def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
     before = set(SHM.iterdir())
-    way = cheapest(client, server.grpc, server.key)
+    way = choose_handover(client, server.grpc, server.key)
     way.infer("digest", arrays(1 << 20), 60)
 
     assert way.name == "shared_memory"
@@ -123,7 +132,7 @@ def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
 
 @pytest.mark.parametrize("key", ["", "wrong"])
 def test_without_the_key_it_is_grpc(server: Server, client: grpc.InferenceServerClient, key: str) -> None:
-    way = cheapest(client, server.grpc, key)
+    way = choose_handover(client, server.grpc, key)
 
     assert type(way) is Messages and way.name == "locked"
     way.infer("digest", arrays(1 << 20), 60)
@@ -137,7 +146,7 @@ def test_a_server_elsewhere_gets_messages(
     """In a container or on another host its /dev/shm is not ours."""
     monkeypatch.setattr(handover, "SHM", tmp_path)
 
-    way = cheapest(client, server.grpc, server.key)
+    way = choose_handover(client, server.grpc, server.key)
 
     assert way.name == "messages"
     way.close()
@@ -147,7 +156,7 @@ def test_a_server_elsewhere_gets_messages(
 def test_a_full_dev_shm_gets_messages(
     server: Server, client: grpc.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way = cheapest(client, server.grpc, server.key)
+    way = choose_handover(client, server.grpc, server.key)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -160,7 +169,7 @@ def test_a_full_dev_shm_gets_messages(
 
 
 def test_a_region_that_the_server_has_lost_is_made_anew(server: Server, client: grpc.InferenceServerClient) -> None:
-    way = cheapest(client, server.grpc, server.key)
+    way = choose_handover(client, server.grpc, server.key)
     expected = way.infer("digest", arrays(1 << 20), 60)
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
 
@@ -175,13 +184,13 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
     pid = os.fork()
     if not pid:
         os._exit(0)
-    start = started(pid)
+    start = read_start_time(pid)
     os.waitpid(pid, 0)
     kept = [
         "someone-elses",
         f"chest.{NAMESPACE}.{pid}.{start}.echo.1",  # another model's: it may wait there
         f"chest.1.{pid}.{start}.digest.1",  # in another container process ids mean others
-        f"chest.{NAMESPACE}.{os.getpid()}.{started(os.getpid())}.digest.1",  # alive
+        f"chest.{NAMESPACE}.{os.getpid()}.{read_start_time(os.getpid())}.digest.1",  # alive
     ]
     for region in (*kept, f"chest.{NAMESPACE}.{pid}.{start}.digest.1"):
         (SHM / f"{region}.test").write_bytes(bytes(4096))
@@ -190,7 +199,7 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
         finally:
             (SHM / f"{region}.test").unlink()
 
-    with closing(cheapest(client, server.grpc, server.key)) as way:
+    with closing(choose_handover(client, server.grpc, server.key)) as way:
         assert len(regions(client, server)) == 5
         way.infer("digest", arrays(1 << 20), 60)
     assert regions(client, server) == sorted(kept)
@@ -201,7 +210,7 @@ def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
     """Unmapped while the server still reads it, it would break the server."""
-    way = cheapest(client, server.grpc, server.key)
+    way = choose_handover(client, server.grpc, server.key)
     slow = arrays(1 << 20)
     slow["input"][0] = 3  # s
     with pytest.raises(InferenceServerException) as error:
@@ -211,7 +220,7 @@ def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
     assert len(regions(client, server)) == 1
 
     (server.log.parent / "busy").unlink()
-    other = cheapest(client, server.grpc, server.key)
+    other = choose_handover(client, server.grpc, server.key)
     assert other.infer("digest", arrays(1 << 20), 60).shape == (1,)  # it goes on serving
     other.close()
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
@@ -223,7 +232,7 @@ def test_two_gibibytes_are_refused_before_they_are_copied(
 ) -> None:
     most = np.broadcast_to(np.float32(0), LARGEST // 4 + 1)  # 2 GiB that take no memory
     with (
-        closing(cheapest(client, server.grpc, server.key if keyed else "")) as way,
+        closing(choose_handover(client, server.grpc, server.key if keyed else "")) as way,
         pytest.raises(TooLargeError, match="2047 MiB, Triton takes 2047 at once"),
     ):
         way.infer("digest", {"input": most, "more": np.zeros(1, np.int16)}, 60)
@@ -237,8 +246,8 @@ def test_the_servers_own_words_reach_the_caller(server: Server) -> None:
 
 
 def test_a_process_is_known_by_its_start() -> None:
-    assert started(os.getpid()).isdecimal()
-    assert started(0) == ""
+    assert read_start_time(os.getpid()).isdecimal()
+    assert read_start_time(0) == ""
 
 
 GOES_AWAY = """
@@ -271,7 +280,7 @@ def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
     gone.kill()
     gone.wait()
 
-    with closing(cheapest(client, server.grpc, server.key)) as way:
+    with closing(choose_handover(client, server.grpc, server.key)) as way:
         assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
     assert regions(client, server) == []  # what it had mapped is free
 
@@ -297,7 +306,7 @@ def test_a_client_killed_while_its_request_waits_does_not_take_the_server_with_i
     gone.kill()
     gone.wait()
 
-    with closing(cheapest(client, server.grpc, server.key)) as way:
+    with closing(choose_handover(client, server.grpc, server.key)) as way:
         assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
     first.join()
     busy.unlink(missing_ok=True)

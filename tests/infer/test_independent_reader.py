@@ -9,9 +9,9 @@ import SimpleITK as sitk  # type: ignore[import-untyped]  # noqa: N813
 
 from scripts.infer.headers import read_headers
 from scripts.infer.pixels import read_volume
-from scripts.infer.series import choose
-from scripts.infer.source import opened
-from scripts.infer.volume import Volume, preprocess
+from scripts.infer.series import choose_series
+from scripts.infer.source import open_study
+from scripts.infer.volume import Volume, preprocess_volume
 from tests.dicom_studies import lungs, series, volume_of
 
 SHAPE = 64, 96, 96
@@ -39,12 +39,14 @@ def test_dicom_gives_the_tensor_that_simpleitk_s_volume_gives(tmp_path: Path, tu
     series(tmp_path, lungs(24), spacing=(3, 1.1, 0.9), orientation=orientation, step=step)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
-    expected = preprocess(independent(reader.Execute()), SHAPE)
+    expected = preprocess_volume(independent(reader.Execute()), SHAPE)
 
-    with opened(tmp_path) as source:
-        _, volume = choose(read_headers(source)[0], lambda one: read_volume(source, one)[0], lambda volume: "NONE")
+    with open_study(tmp_path) as source:
+        _, volume = choose_series(
+            read_headers(source)[0], lambda one: read_volume(source, one)[0], lambda volume: "NONE"
+        )
 
-    np.testing.assert_allclose(preprocess(volume, SHAPE), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(preprocess_volume(volume, SHAPE), expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.1
 
 
@@ -59,6 +61,6 @@ def test_nifti_gives_the_tensor_that_simpleitk_s_volume_gives(tmp_path: Path, le
     path = tmp_path / "v.nii.gz"
     nibabel.save(image, path)
 
-    expected = preprocess(independent(sitk.ReadImage(str(path))), SHAPE)
+    expected = preprocess_volume(independent(sitk.ReadImage(str(path))), SHAPE)
 
-    np.testing.assert_allclose(preprocess(volume_of(path), SHAPE), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(preprocess_volume(volume_of(path), SHAPE), expected, rtol=0, atol=1e-6)

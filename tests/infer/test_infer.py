@@ -23,15 +23,15 @@ import pydicom.data
 import pytest
 from conftest import REPOSITORY, ROOT, Project, kill
 
-from scripts.convert.sample import SPACING, sample
+from scripts.convert.sample import SPACING, make_sample
 from scripts.infer import __main__ as program
 from scripts.infer import models, tables, worker
 from scripts.infer.__main__ import Worker
-from scripts.infer.findings import BY_DANGER, FINDINGS, Result, normalised, result
-from scripts.infer.tables import COLUMNS, Output, shown
+from scripts.infer.findings import BY_DANGER, FINDINGS, Result, make_result, normalise_embedding
+from scripts.infer.messages import WORDS, StudyError, translate
+from scripts.infer.tables import COLUMNS, Output, show_path
 from scripts.infer.volume import Volume
-from scripts.infer.words import WORDS, StudyError, say
-from scripts.infer.worker import local
+from scripts.infer.worker import open_local_models
 from scripts.serve.triton_server import triton_server
 from tests.dicom_studies import PATIENT, lungs, series, uid
 from tests.infer.test_infer_series import COMPRESSED, compress
@@ -55,7 +55,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in series(top / "files", chest, study="compressed"):
         compress(path, COMPRESSED["JPEG lossless SV1"])
     pack(top / "files", top / "compressed.zip")
-    body = sample({"family": "bpr"}, 0, 1)["input"][0]
+    body = make_sample({"family": "bpr"}, 0, 1)["input"][0]
     body[:, :2] = -1000  # of no air at all it would be no CT
     (x, y, z) = SPACING
     series(top / "files", body, study="unnamed", spacing=(z, y, x), BodyPartExamined=None)
@@ -358,7 +358,7 @@ def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read()
     with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
         first, second = worker.rows([(Path("crash"), False), (Path("good"), False)])
 
-    assert (first["processing_status"], first["error"]) == ("Failure", say("crashed"))
+    assert (first["processing_status"], first["error"]) == ("Failure", translate("crashed"))
     assert second["processing_status"] == "Success"
 
 
@@ -434,10 +434,10 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
         begun.append([other for other in "abc" if reading[other].is_set()])
         return {"study": name}
 
-    monkeypatch.setattr(worker, "prepare", prepare)
-    monkeypatch.setattr(worker, "finished", finished)
+    monkeypatch.setattr(worker, "prepare_study", prepare)
+    monkeypatch.setattr(worker, "finish_study", finished)
     answers: list[dict[str, Any]] = []
-    worker.ahead((json.dumps({"path": name, "flat": False}) for name in "abc"), None, answers.append)
+    worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in "abc"), None, answers.append)
 
     assert [answer["study"] for answer in answers] == ["a", "b", "c"]
     assert begun == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
@@ -458,10 +458,10 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
             done.set()
         return {"study": prepared.reading, "trouble": repr(prepared.trouble)}
 
-    monkeypatch.setattr(worker, "prepare", prepare)
-    monkeypatch.setattr(worker, "finished", finished)
+    monkeypatch.setattr(worker, "prepare_study", prepare)
+    monkeypatch.setattr(worker, "finish_study", finished)
     answers: list[dict[str, Any]] = []
-    worker.ahead((json.dumps({"path": name, "flat": False}) for name in ("first", "large")), None, answers.append)
+    worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in ("first", "large")), None, answers.append)
 
     assert answers[1] == {"study": "large", "trouble": "None"}
     assert tried[:2] == ["first", "large"]
@@ -484,7 +484,7 @@ def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(models, "Local", publish)
     with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):
-        local(tmp_path)
+        open_local_models(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -514,7 +514,7 @@ def test_what_may_pass_and_what_triton_said_is_asked_again(
     monkeypatch.setattr(program, "Worker", WorkerStandIn)
     monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
     for _ in range(2):
-        program.infer(tmp_path / "in", tmp_path / "out", tmp_path, triton, again=False)
+        program.infer_studies(tmp_path / "in", tmp_path / "out", tmp_path, triton, again=False)
 
     assert len(read) == 1 + read_again
 
@@ -592,7 +592,7 @@ def test_weights_are_real_only_if_every_network_says_so() -> None:
     for kinds, expected in (
         (["real", "real"], "real"), (["real", ""], "unknown"), (["", "synthetic"], "synthetic"), ([""], "unknown"),
     ):  # fmt: skip
-        assert models.weights(map(SessionStandIn, kinds)) == expected
+        assert models.kind_of_weights(map(SessionStandIn, kinds)) == expected
 
 
 # --- Real files that packages ship
@@ -671,7 +671,7 @@ def test_a_gpu_multiplies_as_the_published_config_says(
     monkeypatch.setattr(models.Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
 
     for name in models.ONNX.values():
-        models.session(tmp_path / name, models.use_tf32(tmp_path / name))
+        models.open_session(tmp_path / name, models.use_tf32(tmp_path / name))
 
     found = {name: opened[str(tmp_path / name)]["use_tf32"] for name in models.ONNX.values()}
     assert found == dict.fromkeys(models.ONNX.values(), "0") | {models.ONNX["vit"]: expected}
@@ -751,17 +751,17 @@ def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Pat
 def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
     top = Path("/in")
 
-    assert shown(top, top) == "."
-    assert shown(top / "Иванов.zip", top) == "Иванов.zip"
-    assert shown(top / "=HYPERLINK(1).zip", top) == "./=HYPERLINK(1).zip"
-    assert shown(top / "a\x1b[2J\nb", top) == r"a\x1b[2J\nb"
+    assert show_path(top, top) == "."
+    assert show_path(top / "Иванов.zip", top) == "Иванов.zip"
+    assert show_path(top / "=HYPERLINK(1).zip", top) == "./=HYPERLINK(1).zip"
+    assert show_path(top / "a\x1b[2J\nb", top) == r"a\x1b[2J\nb"
 
 
 def test_names_in_an_old_encoding_stay_apart() -> None:
     names = ["Иванов.zip".encode("cp1251"), "Петров.zip".encode("cp1251"), rb"\udcc8.zip", b"\xc8.zip"]
 
-    assert len({shown(Path("/in") / os.fsdecode(name), Path("/in")) for name in names}) == 4
-    assert shown(Path("/in") / os.fsdecode(b"\xc8.zip"), Path("/in")) == "И.zip"
+    assert len({show_path(Path("/in") / os.fsdecode(name), Path("/in")) for name in names}) == 4
+    assert show_path(Path("/in") / os.fsdecode(b"\xc8.zip"), Path("/in")) == "И.zip"
 
 
 # --- What is said
@@ -781,14 +781,14 @@ def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypa
     ):  # fmt: skip
         for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
             monkeypatch.setenv(name, environment.get(name, ""))
-        assert say("error") == expected
+        assert translate("error") == expected
 
 
 def test_probabilities_and_the_most_dangerous_finding() -> None:
     logits = np.full((1, 20), -3.0)
     logits[0, [FINDINGS.index("Emphysema"), FINDINGS.index("Lung nodule"), 0]] = 3
-    sick, well = result(np.array([[1.0, 2.0]]), logits), result(np.array([[2.0, 1.0]]), logits)
-    unclear = result(np.array([[1.0, 2.0]]), np.full((1, 20), -3.0))
+    sick, well = make_result(np.array([[1.0, 2.0]]), logits), make_result(np.array([[2.0, 1.0]]), logits)
+    unclear = make_result(np.array([[1.0, 2.0]]), np.full((1, 20), -3.0))
 
     assert sick.probability == pytest.approx(1 / (1 + np.exp(-1)))
     assert sick.findings["Emphysema"] == pytest.approx(1 / (1 + np.exp(-3)))
@@ -797,7 +797,7 @@ def test_probabilities_and_the_most_dangerous_finding() -> None:
     assert unclear.most_dangerous == "cannot be determined"
     assert Result(0.5, {}).pathology == 0
     assert sorted(FINDINGS) == sorted(BY_DANGER) and len(set(FINDINGS)) == 20
-    np.testing.assert_allclose(np.linalg.norm(normalised(np.array([[3.0, 4.0]]))), 1)
+    np.testing.assert_allclose(np.linalg.norm(normalise_embedding(np.array([[3.0, 4.0]]))), 1)
 
 
 def test_both_requirements_pin_the_same_versions() -> None:

@@ -21,10 +21,10 @@ import pytest
 
 from scripts.infer import source as module
 from scripts.infer.containers import DEFLATE64, ZSTD
+from scripts.infer.messages import StudyError
 from scripts.infer.models import Models
-from scripts.infer.source import studies
+from scripts.infer.source import find_studies
 from scripts.infer.study import Reading, read_study
-from scripts.infer.words import StudyError
 from tests.dicom_studies import lungs, series, volume_of
 
 HU = lungs(6)
@@ -175,7 +175,7 @@ def test_dicom_files_are_read_whatever_their_names_end_in(tmp_path: Path, files:
     for file, end in zip(files, (".001", ".img", "", ".IMA", ".1.2.840", ".zip.dcm"), strict=True):
         file.rename(file.with_name(file.stem + end))
     np.testing.assert_array_equal(volume_of(tmp_path / "files").hu, HU.transpose(0, 2, 1))
-    assert studies(tmp_path / "files", tmp_path / "out") == [tmp_path / "files"]
+    assert find_studies(tmp_path / "files", tmp_path / "out") == [tmp_path / "files"]
 
 
 def test_a_bomb_within_an_archive_is_refused(
@@ -235,7 +235,7 @@ def test_members_of_one_name_are_all_read(tmp_path: Path, files: list[Path]) -> 
 )  # fmt: skip
 def test_what_is_not_read_gets_a_row_that_names_it(tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / name).write_bytes(b"x" * 1000)
-    assert [path.name for path in studies(tmp_path, tmp_path / "out")] == [name]
+    assert [path.name for path in find_studies(tmp_path, tmp_path / "out")] == [name]
     assert failure(lambda: volume_of(tmp_path / name)) == key
 
 
@@ -257,7 +257,7 @@ def test_loose_dicom_files_are_one_study_packed_or_not(tmp_path: Path, files: li
         file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
     zipped(top / "other.zip", {"x": b""})
-    assert studies(top, tmp_path / "out") == [top, top / "other.zip"]
+    assert find_studies(top, tmp_path / "out") == [top, top / "other.zip"]
     volume = read_study(top, Models(), Reading(), flat=True)
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
 
@@ -309,7 +309,7 @@ def test_nifti_beside_a_ct_series_is_not_taken(tmp_path: Path, files: list[Path]
 def test_nifti_in_two_files_is_one_study(tmp_path: Path, packed: str) -> None:
     pair = nibabel.Nifti1Pair(BODY.transpose(2, 1, 0), np.diag([-1.5, -1.5, 3, 1]))
     nibabel.save(pair, tmp_path / f"s.img{packed}")
-    assert [path.name for path in studies(tmp_path, tmp_path / "out")] == [f"s.hdr{packed}"]
+    assert [path.name for path in find_studies(tmp_path, tmp_path / "out")] == [f"s.hdr{packed}"]
     np.testing.assert_array_equal(volume_of(tmp_path / f"s.hdr{packed}").hu, BODY.transpose(0, 2, 1))
     archive = zipped(tmp_path / "t.zip", {path.name: path.read_bytes() for path in tmp_path.glob("s.*")})
     np.testing.assert_array_equal(volume_of(archive).hu, BODY.transpose(0, 2, 1))

@@ -19,13 +19,13 @@ from pydicom.sequence import Sequence
 from scripts.infer import decode
 from scripts.infer.findings import Result
 from scripts.infer.headers import Series, Slice, read_headers
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.models import Models
 from scripts.infer.pixels import Image, read_volume
-from scripts.infer.series import choose, remarks
-from scripts.infer.source import opened
-from scripts.infer.study import Reading, examine
+from scripts.infer.series import choose_series, list_remarks
+from scripts.infer.source import open_study
+from scripts.infer.study import Reading, examine_study
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series, uid
 
 HU = lungs(12)
@@ -45,14 +45,14 @@ def never(volume: Volume) -> str:
 def chosen(study: Path, body_part: Callable[[Volume], str] = never) -> tuple[Series, Volume, list[str]]:
     """The series that is chosen from a folder or archive, its voxels and the warnings."""
     said: dict[str, list[str]] = {}
-    with opened(study) as source:
+    with open_study(study) as source:
 
         def read(one: Series) -> Volume:
             volume, said[one.uid] = read_volume(source, one)
             return volume
 
-        one, volume = choose(read_headers(source)[0], read, body_part)
-    return one, volume, remarks(one) + said[one.uid]
+        one, volume = choose_series(read_headers(source)[0], read, body_part)
+    return one, volume, list_remarks(one) + said[one.uid]
 
 
 def name_of(study: Path, names: str, body_part: Callable[[Volume], str] = never) -> str:
@@ -277,7 +277,7 @@ def test_series_of_two_studies_with_one_uid_are_two_series(tmp_path: Path) -> No
 def test_images_of_no_series_are_skipped_and_counted(tmp_path: Path) -> None:
     series(tmp_path, HU, SeriesInstanceUID=None)
 
-    with opened(tmp_path) as source:
+    with open_study(tmp_path) as source:
         assert read_headers(source) == ([], 12)
 
 
@@ -432,7 +432,7 @@ def test_damage_to_a_compressed_image_ends_no_process(tmp_path: Path, name: str)
             del broken[random.integers(len(frame)) :]
         ds.PixelData = pydicom.encaps.encapsulate([bytes(broken)])
         try:
-            assert decode.stored(ds, ds.file_meta.TransferSyntaxUID, 0).shape == (48, 40)
+            assert decode.decode_frame(ds, ds.file_meta.TransferSyntaxUID, 0).shape == (48, 40)
         except decode.DamagedError:
             damaged += 1
     assert damaged >= 20
@@ -556,7 +556,7 @@ def test_uneven_steps_are_refused(tmp_path: Path) -> None:
 def test_one_slice_beside_its_place_costs_no_study(tmp_path: Path, position: list[float]) -> None:
     edit(series(tmp_path, HU, step=(0, 0, 1))[5], ImagePositionPatient=position)
     _, volume, said = chosen(tmp_path)
-    assert said == [say("far", count=1), say("filled", count=1)]
+    assert said == [translate("far", count=1), translate("filled", count=1)]
     np.testing.assert_array_equal(np.delete(volume.hu, 5, 0), np.delete(HU, 5, 0).transpose(0, 2, 1))
 
 
@@ -566,12 +566,12 @@ def test_one_slice_between_the_others_costs_no_study(tmp_path: Path) -> None:
          InstanceNumber=None, ImagePositionPatient=[-100, -100, -77.5])  # fmt: skip
     _, volume, said = chosen(tmp_path)
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
-    assert said == [say("far", count=1)]
+    assert said == [translate("far", count=1)]
 
 
 def test_a_volume_that_lies_askew_is_told(tmp_path: Path) -> None:
     series(tmp_path, HU, orientation=(1, 0, 0, 0, 0.9397, 0.342), step=(0, -0.342, 0.9397))
-    assert chosen(tmp_path)[2] == [say("turned", angle=20)]
+    assert chosen(tmp_path)[2] == [translate("turned", angle=20)]
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_one_slice_far_from_the_others_costs_no_study(tmp_path: Path, far: float
     _, volume, said = chosen(tmp_path)
 
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
-    assert said == [say("far", count=1)]
+    assert said == [translate("far", count=1)]
 
 
 def test_a_damaged_copy_beside_a_good_one_costs_nothing(tmp_path: Path) -> None:
@@ -621,7 +621,7 @@ def test_a_damaged_copy_beside_a_good_one_costs_nothing(tmp_path: Path) -> None:
     _, volume, said = chosen(tmp_path)
 
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
-    assert said == [say("damaged_images", count=2)]
+    assert said == [translate("damaged_images", count=2)]
 
 
 def test_padding_lies_outside_of_the_body(tmp_path: Path) -> None:
@@ -681,7 +681,7 @@ def test_one_image_that_cannot_be_used_costs_no_study(tmp_path: Path) -> None:
 
     _, volume, said = chosen(tmp_path)
 
-    assert say("damaged_images", count=3) in said
+    assert translate("damaged_images", count=3) in said
     np.testing.assert_array_equal(np.delete(volume.hu, [3, 6, 8], 0), np.delete(HU, [3, 6, 8], 0).transpose(0, 2, 1))
 
 
@@ -702,11 +702,11 @@ def test_captures_and_litter_frighten_nobody(tmp_path: Path) -> None:
     for name in ("__MACOSX/x.dcm", "._series-000.dcm", ".DS_Store", "Thumbs.db", "viewer/run.exe", "a.jpg", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"litter")
-    with opened(tmp_path) as source:
+    with open_study(tmp_path) as source:
         assert read_headers(source)[1] == 0
     for name in ("cut.dcm", "IM0001", "1.2.840.113"):
         (tmp_path / name).write_bytes(b"no image")
-    with opened(tmp_path) as source:
+    with open_study(tmp_path) as source:
         assert read_headers(source)[1] == 3
 
 
@@ -727,14 +727,14 @@ def test_most_slices_missing_is_refused(tmp_path: Path) -> None:
 def test_a_file_cut_short_in_its_pixels_is_damaged_and_in_its_header_no_dicom(tmp_path: Path) -> None:
     paths = series(tmp_path, HU)
     paths[2].write_bytes(paths[2].read_bytes()[:300])
-    with opened(tmp_path) as source:
+    with open_study(tmp_path) as source:
         found, skipped = read_headers(source)
     assert (len(found[0].slices), skipped) == (11, 1)
 
     paths[5].write_bytes(paths[5].read_bytes()[:-900])
     paths[11].write_bytes(paths[11].read_bytes()[:-900])
     _, volume, said = chosen(tmp_path)
-    assert say("damaged_images", count=2) in said
+    assert translate("damaged_images", count=2) in said
     assert volume.hu.shape == (11, 40, 48)
     np.testing.assert_array_equal(volume.hu[5], np.rint(HU[4] / 2 + HU[6] / 2).T)
 
@@ -749,7 +749,7 @@ def test_a_compressed_slice_that_is_broken_is_damaged(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2 + 500] + b"\0" * 300)
 
-    assert say("damaged_images", count=1) in chosen(tmp_path)[2]
+    assert translate("damaged_images", count=1) in chosen(tmp_path)[2]
 
 
 def test_a_compression_without_a_decoder_is_named(tmp_path: Path) -> None:
@@ -772,7 +772,7 @@ def test_deflated_files_are_not_inflated(tmp_path: Path) -> None:
         chosen(tmp_path)
 
     series(tmp_path, HU, name="plain")
-    with opened(tmp_path) as source:
+    with open_study(tmp_path) as source:
         found, skipped = read_headers(source)
     assert ([one.uid for one in found], skipped) == ([uid("study", "plain")], 12)
 
@@ -797,11 +797,11 @@ def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> 
     for path in series(tmp_path, HU, name="damaged", SliceThickness=1):
         edit(path, PixelData=b"")
     with pytest.raises(StudyError, match="12 images are damaged"):
-        examine(tmp_path, ModelsStandIn(), Reading())
+        examine_study(tmp_path, ModelsStandIn(), Reading())
     series(tmp_path, HU, name="whole")
     reading = Reading()
 
-    examine(tmp_path, ModelsStandIn(), reading)
+    examine_study(tmp_path, ModelsStandIn(), reading)
 
     assert reading.series_uid == uid("study", "whole") and reading.result
     assert reading.warnings == [

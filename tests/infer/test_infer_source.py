@@ -18,23 +18,23 @@ import pytest
 
 from scripts.infer import containers as module
 from scripts.infer.headers import read_headers
+from scripts.infer.messages import StudyError, translate
 from scripts.infer.models import Models
 from scripts.infer.pixels import read_volume
-from scripts.infer.series import choose
-from scripts.infer.source import fingerprint, opened, studies
-from scripts.infer.study import Reading, examine, read_study
-from scripts.infer.values import check_values, doubts
+from scripts.infer.series import choose_series
+from scripts.infer.source import find_studies, fingerprint_study, open_study
+from scripts.infer.study import Reading, examine_study, read_study
+from scripts.infer.values import check_values, find_doubts
 from scripts.infer.volume import Volume
-from scripts.infer.words import StudyError, say
 from tests.dicom_studies import lungs, series, volume_of
 
 HU = lungs(6)
 
 
 def read(study: Path) -> Volume:
-    with opened(study) as source:
+    with open_study(study) as source:
         found = read_headers(source)[0]
-        return choose(found, lambda one: read_volume(source, one)[0], lambda volume: "NONE")[1]
+        return choose_series(found, lambda one: read_volume(source, one)[0], lambda volume: "NONE")[1]
 
 
 def failure(call: Callable[[], object]) -> str:
@@ -135,10 +135,10 @@ def test_pipes_are_not_waited_for(tmp_path: Path, files: list[Path]) -> None:
     for name in ("s.zip", "s.tgz", "s.nii.gz", "loose", "files/within"):
         os.mkfifo(tmp_path / name)
 
-    assert [path.name for path in studies(tmp_path, tmp_path / "out")] == ["files", "s.nii.gz", "s.tgz", "s.zip"]
+    assert [path.name for path in find_studies(tmp_path, tmp_path / "out")] == ["files", "s.nii.gz", "s.tgz", "s.zip"]
     for name in ("s.zip", "s.tgz", "s.nii.gz"):
-        assert failure(lambda name=name: examine(tmp_path / name, Models(), Reading())) == "unreadable"  # type: ignore[misc]
-        assert len(fingerprint(tmp_path / name, tmp_path)) == 16
+        assert failure(lambda name=name: examine_study(tmp_path / name, Models(), Reading())) == "unreadable"  # type: ignore[misc]
+        assert len(fingerprint_study(tmp_path / name, tmp_path)) == 16
     assert read(tmp_path / "files").hu.shape == (6, 40, 48)
 
 
@@ -218,7 +218,9 @@ def test_a_folder_without_permission_cannot_be_read() -> None:
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
-            os._exit(0 if failure(lambda: read(study)) == "unreadable" and len(fingerprint(study, top)) == 16 else 1)
+            os._exit(
+                0 if failure(lambda: read(study)) == "unreadable" and len(fingerprint_study(study, top)) == 16 else 1
+            )
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -232,7 +234,7 @@ def test_what_counts_as_a_study(tmp_path: Path) -> None:
     for name in ("b.zip", "a.NII.GZ", "c.tar.gz", "d.7z", ".hidden.zip", "names.txt"):
         (tmp_path / name).write_bytes(b"")
 
-    names = [path.name for path in studies(tmp_path, tmp_path / "out")]
+    names = [path.name for path in find_studies(tmp_path, tmp_path / "out")]
     assert names == [
         "a.NII.GZ",
         "b.zip",
@@ -242,30 +244,30 @@ def test_what_counts_as_a_study(tmp_path: Path) -> None:
     ]
 
     series(tmp_path, HU)
-    assert studies(tmp_path, tmp_path / "out")[0] == tmp_path
+    assert find_studies(tmp_path, tmp_path / "out")[0] == tmp_path
 
 
 def test_a_fingerprint_follows_what_is_in_a_study(tmp_path: Path, files: list[Path]) -> None:
     folder = files[0].parent
-    before = fingerprint(folder, tmp_path)
-    assert fingerprint(folder, tmp_path) == before
+    before = fingerprint_study(folder, tmp_path)
+    assert fingerprint_study(folder, tmp_path) == before
 
     files[0].write_bytes(files[0].read_bytes() + b"\0")
-    after = fingerprint(folder, tmp_path)
+    after = fingerprint_study(folder, tmp_path)
     files[1].unlink()
-    assert len({before, after, fingerprint(folder, tmp_path)}) == 3
+    assert len({before, after, fingerprint_study(folder, tmp_path)}) == 3
 
 
 def test_a_file_replaced_by_one_of_equal_size_and_time_is_another(tmp_path: Path, files: list[Path]) -> None:
     os.utime(files[0], (0, 0))
-    before, state = fingerprint(files[0].parent, tmp_path), files[0].stat()
+    before, state = fingerprint_study(files[0].parent, tmp_path), files[0].stat()
 
     while files[0].stat().st_ctime_ns == state.st_ctime_ns:  # clocks of file systems tick every few milliseconds
         files[0].write_bytes(files[0].read_bytes()[::-1])
         os.utime(files[0], (0, 0))
 
     assert files[0].stat().st_mtime_ns == 0
-    assert fingerprint(files[0].parent, tmp_path) != before
+    assert fingerprint_study(files[0].parent, tmp_path) != before
 
 
 # --- NIfTI
@@ -410,7 +412,7 @@ def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
     padding = np.where(hu < -700, np.int16(-2000), hu)
     for values in (hu, padding, hu.astype(np.float32)):
         check_values(values)
-        assert doubts(values) == []
+        assert find_doubts(values) == []
     mask, scaled = (hu < -500).astype(np.int16), ((hu + 1000) / 1200).astype(np.float32)
     windowed = np.clip((hu + 160) / 400 * 255, 0, 255).astype(np.int16)
     unsigned = np.clip(hu.astype(np.uint16).astype(np.int32), 0, 32767)
@@ -420,11 +422,11 @@ def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
 
     soft = np.maximum(hu, np.int16(-100))  # negative somewhere, and no air
     check_values(soft)
-    assert doubts(soft) == [say("no_air")]
+    assert find_doubts(soft) == [translate("no_air")]
     metal = hu.copy()
     metal[:, :8, :8] = 3500
     check_values(metal)
-    assert len(doubts(metal)) == 1 and "beyond 3071 HU" in doubts(metal)[0]
+    assert len(find_doubts(metal)) == 1 and "beyond 3071 HU" in find_doubts(metal)[0]
     bone = hu.copy()
     bone[:, 24:, :24] = 1500
-    assert len(doubts(bone)) == 1 and "were clipped" in doubts(bone)[0]
+    assert len(find_doubts(bone)) == 1 and "were clipped" in find_doubts(bone)[0]

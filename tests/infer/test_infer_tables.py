@@ -13,8 +13,8 @@ import pytest
 from scripts.infer import __main__ as program
 from scripts.infer import tables
 from scripts.infer.__main__ import Worker
-from scripts.infer.tables import COLUMNS, shown
-from scripts.infer.words import say
+from scripts.infer.messages import translate
+from scripts.infer.tables import COLUMNS, show_path
 
 
 class Readings:
@@ -52,7 +52,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Readings:
 def run(top: Path, readings: Readings) -> tuple[list[str], list[str]]:
     """The paths of all rows, and which studies were read for them."""
     readings.paths.clear()
-    assert program.infer(top / "in", top / "out", top, None, again=False) == 0
+    assert program.infer_studies(top / "in", top / "out", top, None, again=False) == 0
     document = json.loads((top / "out/output.json").read_text())
     return [row["path_to_study"] for row in document["studies"]], list(readings.paths)
 
@@ -95,25 +95,25 @@ def test_a_study_that_lies_there_twice_is_one_row(tmp_path: Path, readings: Read
     study(tmp_path, "b", "A")
     study(tmp_path, "c", "C")
     assert run(tmp_path, readings) == (["a", "c"], ["a", "b", "c"])
-    assert say("copies", count=1) in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert translate("copies", count=1) in (tmp_path / "out/warnings_and_errors.txt").read_text()
     assert run(tmp_path, readings) == (["a", "c"], [])
 
     (tmp_path / "in/a/volume.txt").write_text("now another")
     assert run(tmp_path, readings) == (["a", "b", "c"], ["a"])
-    assert say("copies", count=1) not in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert translate("copies", count=1) not in (tmp_path / "out/warnings_and_errors.txt").read_text()
     (tmp_path / "in/a/volume.txt").write_text("A")
     assert run(tmp_path, readings) == (["a", "c"], ["a"])
 
     (tmp_path / "in/b").rename(tmp_path / "in/d")
     assert run(tmp_path, readings) == (["a", "c"], ["d"])
-    assert say("copies", count=1) in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert translate("copies", count=1) in (tmp_path / "out/warnings_and_errors.txt").read_text()
     (tmp_path / "in/a").rename(tmp_path / "in/e")
     assert run(tmp_path, readings) == (["c", "d"], ["e"])
 
 
 def test_a_file_as_input_is_one_study(tmp_path: Path, readings: Readings) -> None:
     (tmp_path / "image.dcm").write_text("A")
-    assert program.infer(tmp_path / "image.dcm", tmp_path / "out", tmp_path, None, again=False) == 0
+    assert program.infer_studies(tmp_path / "image.dcm", tmp_path / "out", tmp_path, None, again=False) == 0
     rows = json.loads((tmp_path / "out/output.json").read_text())["studies"]
     assert [row["path_to_study"] for row in rows] == ["image.dcm"]
 
@@ -131,11 +131,11 @@ def test_names_of_old_windows_are_shown_as_cyrillic(tmp_path: Path) -> None:
     def path(name: bytes) -> Path:
         return tmp_path / os.fsdecode(name)
 
-    assert shown(path("Грудь 1".encode("cp1251")), tmp_path) == "Грудь 1"
-    assert shown(path("Грудь 1".encode()), tmp_path) == "Грудь 1"
-    assert shown(path(b"\x98"), tmp_path) == "\\udc98"  # no letter of that encoding
+    assert show_path(path("Грудь 1".encode("cp1251")), tmp_path) == "Грудь 1"
+    assert show_path(path("Грудь 1".encode()), tmp_path) == "Грудь 1"
+    assert show_path(path(b"\x98"), tmp_path) == "\\udc98"  # no letter of that encoding
     path("Грудь 1".encode()).mkdir()
-    assert shown(path("Грудь 1".encode("cp1251")), tmp_path).startswith("\\udcc3")
+    assert show_path(path("Грудь 1".encode("cp1251")), tmp_path).startswith("\\udcc3")
 
 
 FIFTY = """

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 
 from scripts.infer import models
 from scripts.infer.handover import KEY_HEADER
+from scripts.infer.messages import REPLACED
 from scripts.infer.models import Triton, UnreachableError, local_key
-from scripts.infer.words import REPLACED
 from scripts.serve.serve import told_key
 from scripts.serve.triton_server import SHM, Server, free_ports, triton_server
 from tests.dicom_studies import lungs, series

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scripts.infer.volume import TARGET, Volume, axis_of, oriented, preprocess
-from scripts.infer.words import StudyError
+from scripts.infer.messages import StudyError
+from scripts.infer.volume import TARGET, Volume, axis_of, orient_axes, preprocess_volume
 from tests.dicom_studies import volume_of
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -30,7 +30,7 @@ def straightforward(volume: Volume, shape: tuple[int, int, int]) -> NDArray[np.f
 
 
 def test_the_reference_study_gives_the_original_tensor() -> None:
-    tensor = preprocess(volume_of(REFERENCE / "study.nii.gz"))
+    tensor = preprocess_volume(volume_of(REFERENCE / "study.nii.gz"))
 
     with np.load(REFERENCE / "study.npz") as expected:
         assert (1, *tensor.shape) == tuple(expected["shape"])
@@ -57,16 +57,18 @@ def test_it_equals_interpolating_the_whole_volume(seed: int) -> None:
 
     if 0 in [int(n * (mm / target)) for n, mm, target in zip(size, spacing, TARGET, strict=True)]:
         with pytest.raises(StudyError):
-            preprocess(volume, shape)  # type: ignore[arg-type]
+            preprocess_volume(volume, shape)  # type: ignore[arg-type]
     else:
-        tensor = preprocess(volume, shape)  # type: ignore[arg-type]
+        tensor = preprocess_volume(volume, shape)  # type: ignore[arg-type]
         np.testing.assert_allclose(tensor, straightforward(volume, shape), rtol=0, atol=2e-6)  # type: ignore[arg-type]
 
 
 def test_it_does_not_depend_on_the_number_of_threads() -> None:
     volume = Volume(np.random.default_rng(0).integers(-1100, 1100, (30, 40, 50), np.int16), (2.0, 1.0, 0.9))
 
-    assert np.array_equal(preprocess(volume, (24, 48, 48), threads=1), preprocess(volume, (24, 48, 48), threads=5))
+    assert np.array_equal(
+        preprocess_volume(volume, (24, 48, 48), threads=1), preprocess_volume(volume, (24, 48, 48), threads=5)
+    )
 
 
 def test_the_new_size_is_computed_in_the_original_order_of_operations() -> None:
@@ -87,7 +89,7 @@ def test_axes_point_to_superior_left_and_posterior_however_the_scanner_stored_th
     tilt = np.linalg.qr(np.eye(3) + random.uniform(-0.15, 0.15, (3, 3)))[0]
     tilt *= np.sign(np.diag(tilt))
 
-    view, axes = oriented(stored, tilt @ directions)
+    view, axes = orient_axes(stored, tilt @ directions)
 
     assert np.array_equal(view, anatomy)
     assert np.shares_memory(view, anatomy)
@@ -115,18 +117,18 @@ def test_the_body_part_network_gets_z_y_x_and_the_spacing_as_x_y_z() -> None:
 )
 def test_an_impossible_volume_is_refused(shape: tuple[int, ...], spacing: tuple[float, ...], key: str) -> None:
     with pytest.raises(StudyError) as error:
-        preprocess(Volume(np.zeros(shape, np.int16), spacing))  # type: ignore[arg-type]
+        preprocess_volume(Volume(np.zeros(shape, np.int16), spacing))  # type: ignore[arg-type]
     assert error.value.key == key
 
 
 def test_a_gigantic_volume_is_refused_by_its_declared_size() -> None:
     nothing = np.broadcast_to(np.int16(0), (60000, 60000, 60000))
     with pytest.raises(StudyError) as error:
-        preprocess(Volume(nothing, (1.0, 1.0, 1.0)))
+        preprocess_volume(Volume(nothing, (1.0, 1.0, 1.0)))
     assert error.value.key == "too_large"
 
 
 def test_voxels_that_are_no_numbers_count_as_air() -> None:
     hu = np.full((8, 8, 8), np.nan, np.float32)
 
-    assert (preprocess(Volume(hu, (1.5, 0.75, 0.75)), (8, 8, 8)) == -1).all()
+    assert (preprocess_volume(Volume(hu, (1.5, 0.75, 0.75)), (8, 8, 8)) == -1).all()

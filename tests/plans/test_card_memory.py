@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.plans.card_memory import Plan, largest_batch, plan_of, usable
+from scripts.plans.card_memory import Plan, largest_batch, plan_of, usable_bytes
 
 GIB = 1 << 30
 CARDS = ROOT / "scripts/plans/cards.yaml"
@@ -29,7 +29,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     plan = vit(FP32)
     for memory in (8, 16, 24, 48, 80):
         most = largest_batch(plan, [plan], memory)
-        assert plan.needs(most) <= usable(memory) < plan.needs(most + 1)
+        assert plan.needs(most) <= usable_bytes(memory) < plan.needs(most + 1)
 
 
 def test_a_sample_takes_its_input_and_its_activations() -> None:

@@ -12,12 +12,12 @@ def test_the_doctor_names_an_environment_whose_python_went_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctor.environments().found == "none yet" and not doctor.environments().todo
+    assert doctor.check_environments().found == "none yet" and not doctor.check_environments().todo
     for folder, python in ((".venv", sys.executable), (".venv-triton", "/nowhere/python3.11")):
         Path(folder, "bin").mkdir(parents=True)
         Path(folder, "bin/python3.11").symlink_to(python)
-    told = doctor.environments()
+    told = doctor.check_environments()
     assert told.found == ".venv-triton: its Python went away" and "rm -rf .venv-triton;" in told.todo
     Path(".venv-triton/bin/python3.11").unlink()
     Path(".venv-triton/bin/python3.11").symlink_to(sys.executable)
-    assert doctor.environments().found == ".venv, .venv-triton" and not doctor.environments().todo
+    assert doctor.check_environments().found == ".venv, .venv-triton" and not doctor.check_environments().todo

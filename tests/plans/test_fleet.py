@@ -240,7 +240,7 @@ def test_without_slurm_the_other_ways_are_told(published: Project, tmp_path: Pat
 
 def test_a_lock_is_open_for_reading_and_writing_as_nfs_demands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with records.lock("build/plan/sm86/vit.plan") as file:
+    with records.lock_file("build/plan/sm86/vit.plan") as file:
         assert fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 

@@ -59,7 +59,7 @@ def desk(images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(precision: str = "fp32", flags: str = "") -> None:
-    request = plan_request.request(Path("model.onnx"), ENTRY, precision, flags)
+    request = plan_request.make_request(Path("model.onnx"), ENTRY, precision, flags)
     Path("request.json").write_text(json.dumps(request))
     Path("entry.json").write_text(json.dumps(ENTRY))
 
@@ -128,7 +128,7 @@ def test_the_command_is_the_hand_run_one_in_a_container(desk: Path, monkeypatch:
     scratch = f"{here}/.make/out/{PLAN}.d"
     assert said[:2] == [f"# {PLAN}", f"mkdir -p .make/out/{PLAN}.d"]
     assert said[2] == (
-        f"docker run --rm --name={trtexec.container(PLAN)} --network=none --user={me} --gpus all "
+        f"docker run --rm --name={trtexec.name_container(PLAN)} --network=none --user={me} --gpus all "
         f"--env=CUDA_DEVICE_ORDER=PCI_BUS_ID --mount=type=bind,source={here}/model.onnx,target=/in/model.onnx,readonly "
         f"--mount=type=bind,source={scratch},target=/out {TENSORRT_IMAGE} trtexec --onnx=/in/model.onnx "
         "--saveEngine=/out/binary.plan --timingCacheFile=/out/timing.cache --minShapes=input:1x8 --optShapes=input:4x8 "
@@ -184,7 +184,7 @@ def test_options_that_would_belie_the_record_are_refused(desk: Path, flag: str, 
 
 
 def test_a_profile_that_is_not_the_onnx_files_is_refused(desk: Path) -> None:
-    request = plan_request.request(Path("model.onnx"), ENTRY | {"input": [9]}, "fp32", "")
+    request = plan_request.make_request(Path("model.onnx"), ENTRY | {"input": [9]}, "fp32", "")
     Path("request.json").write_text(json.dumps(request))
     assert "do not fit" in refused()
 
@@ -231,7 +231,7 @@ def hanging(desk: Path) -> Iterator["subprocess.Popen[str]"]:
     """A build that does not end, its container running."""
     environment = os.environ | {"DOCKER_GPUS": docker_gpus("--env=STAND_IN=hang")}
     run = subprocess.Popen(words(), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    name = trtexec.container(PLAN)
+    name = trtexec.name_container(PLAN)
     wait_for(lambda: '"Running":true' in docker("inspect", "--format={{json .State}}", name))
     yield run
     run.kill()
@@ -251,7 +251,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_it_runs_as_the_caller_without_network_and_writes_to_one_folder(hanging: "subprocess.Popen[str]") -> None:
-    told = json.loads(docker("inspect", trtexec.container(PLAN)))[0]
+    told = json.loads(docker("inspect", trtexec.name_container(PLAN)))[0]
     assert told["Config"]["User"] == f"{os.getuid()}:{os.getgid()}"
     assert told["HostConfig"]["NetworkMode"] == "none"
     assert told["HostConfig"]["AutoRemove"]
@@ -264,7 +264,7 @@ def test_a_signal_takes_the_container_along(hanging: "subprocess.Popen[str]", nu
     hanging.send_signal(number)
     hanging.communicate(timeout=60)
     assert hanging.returncode != 0
-    assert docker("ps", "--all", "--quiet", f"--filter=name={trtexec.container(PLAN)}") == ""
+    assert docker("ps", "--all", "--quiet", f"--filter=name={trtexec.name_container(PLAN)}") == ""
     assert not Path("out.plan").exists()
 
 
@@ -285,7 +285,7 @@ def test_stopping_make_takes_the_container_along(project: Project, images: None,
 def test_the_orphan_of_a_killed_build_is_removed_first(hanging: "subprocess.Popen[str]") -> None:
     hanging.kill()
     hanging.communicate(timeout=60)
-    name = trtexec.container(PLAN)
+    name = trtexec.name_container(PLAN)
     assert name in docker("ps", "--format={{.Names}}")
     built()
     assert name not in docker("ps", "--all", "--format={{.Names}}")
@@ -384,18 +384,18 @@ def test_an_absent_image_offline(desk: Path) -> None:
     ],
 )
 def test_what_the_toolkit_says_is_explained(said: str, expected: str) -> None:
-    assert expected in gpu.meaning(said)
+    assert expected in gpu.explain_message(said)
 
 
 def test_a_full_disk_is_said_before_an_hour_of_work(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))  # type: ignore[attr-defined]
     with pytest.raises(SystemExit, match="1 MiB free, a plan needs 200; make clean"):
-        plan.prepare(Path("out.plan"), "model.onnx")
+        plan.prepare_folder(Path("out.plan"), "model.onnx")
 
 
 def test_a_folder_that_cannot_be_written(desk: Path) -> None:
     with pytest.raises(SystemExit, match=r"make it writable|read-only"):
-        plan.prepare(Path("/sys/out.plan"), "model.onnx")
+        plan.prepare_folder(Path("/sys/out.plan"), "model.onnx")
 
 
 def test_the_doctor_misses_a_gpu_without_calling_it_a_failure(desk: Path) -> None:
@@ -422,9 +422,9 @@ def test_the_doctor_finds_what_is_here(desk: Path) -> None:
 
 def test_the_doctor_says_what_the_onnx_path_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKE", "make-3.81")
-    assert doctor.make() == ("GNU Make", "none", "4.3", "apt install make")
+    assert doctor.check_make() == ("GNU Make", "none", "4.3", "apt install make")
     monkeypatch.setenv("PYTHON", "python2")
-    assert "apt install python3 python3-venv" in doctor.python().todo
+    assert "apt install python3 python3-venv" in doctor.check_python().todo
 
 
 # The comparison
@@ -432,8 +432,8 @@ def test_the_doctor_says_what_the_onnx_path_lacks(monkeypatch: pytest.MonkeyPatc
 
 def compared(fault: str, tolerance: dict[str, float] = TOLERANCE) -> dict[str, Any]:
     built(fault)
-    right = expected.expected(Path("model.onnx"), ENTRY)
-    return compare_plan.compare(Path("out.plan"), right, ENTRY, tolerance, [], Path("scratch"))
+    right = expected.answer_samples(Path("model.onnx"), ENTRY)
+    return compare_plan.compare_answers(Path("out.plan"), right, ENTRY, tolerance, [], Path("scratch"))
 
 
 def test_a_plan_within_the_tolerance_is_told_how_far_it_is_off(desk: Path) -> None:
@@ -472,15 +472,15 @@ def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
     chance = np.random.default_rng(0)
     two, turned = chance.normal(size=(2, 64)).astype(np.float32), chance.normal(size=(1, 1, 64))
     right = two[[0, 1, 0, 1]]
-    assert expected.samples(entry) == [0, 1, 0, 1]
+    assert expected.choose_samples(entry) == [0, 1, 0, 1]
     ours = right.copy()
     ours[1::2] += turned[0, 0].astype(np.float32)
-    monkeypatch.setattr(compare_plan, "ask", lambda _plan, request, _scratch: ours[: len(request)].copy())
+    monkeypatch.setattr(compare_plan, "run_plan", lambda _plan, request, _scratch: ours[: len(request)].copy())
     strict = {"gpu": 1e-4, "cosine": 0.999999, "probability": 1e-4}
     check = {"served": [{"first": 0, "flips": [[]]}, {"first": 1, "flips": [turned.tolist()]}]}
 
     def judge(ties: dict[int, Any]) -> dict[str, Any]:
-        return compare_plan.compare(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
+        return compare_plan.compare_answers(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
 
     result = judge(compare_plan.ties_of(check))
 
@@ -498,7 +498,7 @@ def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
 )
 def test_a_plan_multiplies_in_tf32_where_that_is_asked_for_and_only_there(precision: str, words: list[str]) -> None:
     shapes = ["--minShapes=input:1x8", "--optShapes=input:4x8", "--maxShapes=input:8x8"]
-    assert plan_request.options(ENTRY, precision, "") == [*shapes, *words, "--verbose", "--device=0"]
+    assert plan_request.list_options(ENTRY, precision, "") == [*shapes, *words, "--verbose", "--device=0"]
 
 
 def test_a_model_without_a_tolerance_for_plans_is_refused(desk: Path) -> None:
@@ -582,7 +582,7 @@ def test_a_plan_of_another_machine_is_taken_if_its_records_fit(
     judged = {"plan_sha256": told["plan_sha256"], "difference": 1e-4, "probability": 0.0, "tolerance": {"gpu": 1.0}}
     (tmp_path / "binary.json").write_text(json.dumps(told | record))
     (tmp_path / "binary.check.json").write_text(json.dumps(judged | check))
-    reason = take_plan.refusal(brought, REQUEST, TOLERANCE, "sm89", "10.1.0.27")
+    reason = take_plan.explain_refusal(brought, REQUEST, TOLERANCE, "sm89", "10.1.0.27")
     assert (expected in reason) if expected else not reason
 
 

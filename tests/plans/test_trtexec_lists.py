@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 
 from scripts.plans import compare_plan, trtexec
-from scripts.plans.plan import commands
+from scripts.plans.plan import list_commands
 from scripts.plans.trtexec_options import EITHER, FLAGS, VALUED
 
 LISTS = {
@@ -40,7 +40,7 @@ def built_with(model: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> l
     """The options of the line that `make trt DRY=1` prints."""
     monkeypatch.setenv("TENSORRT_IMAGE", "tensorrt")
     entry = MODELS[model] | {"name": model}
-    lines = commands(f"build/plan/sm86/{model}.plan", "model.onnx", entry, precision, "", Path("no.cache"))
+    lines = list_commands(f"build/plan/sm86/{model}.plan", "model.onnx", entry, precision, "", Path("no.cache"))
     words = shlex.split(next(line for line in lines if line.startswith("docker")))
     return words[words.index("trtexec") + 1 :]
 
@@ -65,8 +65,8 @@ def test_both_releases_take_what_runs_a_plan(release: str, tmp_path: Path, monke
         (Path(out) / "output.json").write_text(json.dumps([output]))
         return ""
 
-    monkeypatch.setattr(trtexec, "run", run)
-    compare_plan.ask(tmp_path / "binary.plan", np.zeros((1, 512), np.float32), tmp_path / "scratch")
+    monkeypatch.setattr(trtexec, "run_trtexec", run)
+    compare_plan.run_plan(tmp_path / "binary.plan", np.zeros((1, 512), np.float32), tmp_path / "scratch")
     assert len(asked) == 1
     assert faults(asked[0], release) == []
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.plans import verify_gpu
-from scripts.plans.verify_gpu import MOST_WINDOWS, WINDOW, WINDOWS, load, slower, spread
+from scripts.plans.verify_gpu import MOST_WINDOWS, WINDOW, WINDOWS, find_slower, measure_load, measure_spread
 
 
 class Clock:
@@ -27,7 +27,7 @@ class Clock:
 def told(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[dict[str, float], int]:
     clock = Clock(seconds)
     monkeypatch.setattr(verify_gpu, "time", clock)
-    return load(clock.ask, 1), clock.asked
+    return measure_load(clock.ask, 1), clock.asked
 
 
 def test_a_steady_model_is_asked_for_three_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_one_that_never_is_steady_ends_all_the_same_and_says_how_far_it_spreads(
     found, asked = told(monkeypatch, [0.01] * WINDOW + [0.02] * WINDOW)
 
     assert asked == MOST_WINDOWS * WINDOW
-    assert found["spread"] == 1.0 == spread([1, 1, 2, 1])
+    assert found["spread"] == 1.0 == measure_spread([1, 1, 2, 1])
 
 
 def test_as_many_clients_as_said_ask_at_once() -> None:
@@ -59,7 +59,7 @@ def test_as_many_clients_as_said_ask_at_once() -> None:
     def ask() -> None:
         together.wait()  # breaks unless four are there
 
-    assert load(ask, 4)["per_s"] > 0
+    assert measure_load(ask, 4)["per_s"] > 0
 
 
 def measured(name: str, p50: float, spread: float = 0.02) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def measured(name: str, p50: float, spread: float = 0.02) -> dict[str, Any]:
     ],
 )
 def test_a_plan_is_slower_if_it_is_so_beyond_the_spread(plan: float, onnx: float, late: dict[str, str]) -> None:
-    assert slower(measured("vit_trt", plan) | measured("vit_onnx", onnx)) == late
+    assert find_slower(measured("vit_trt", plan) | measured("vit_onnx", onnx)) == late
 
 
 def test_a_plan_without_its_onnx_model_is_not_judged() -> None:
-    assert slower(measured("vit_trt", 30.0)) == slower(measured("bpr_model", 30.0)) == {}
+    assert find_slower(measured("vit_trt", 30.0)) == find_slower(measured("bpr_model", 30.0)) == {}

@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from scripts.publish import prebuilt
-from scripts.publish.prebuilt import contract, environment, judge
+from scripts.publish.prebuilt import check_contract, judge_archive, make_environment
 from tests.triton_models import CONFIG, WEIGHT, answers, bpr, head, linear, tag
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +49,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         starts.append(set(configs))
         return {name: {"state": "READY", "says": "what it should", "latency_ms": 1.0} for name in configs}
 
-    monkeypatch.setattr(prebuilt, "serve", serve)
+    monkeypatch.setattr(prebuilt, "serve_models", serve)
     return starts
 
 
 def judged(folder: Path, accept: bool = False, gpu: bool = False) -> dict[str, Any]:
     packed(folder)
-    return judge(ARCHIVE, TREE, MODELS, accept, gpu)
+    return judge_archive(ARCHIVE, TREE, MODELS, accept, gpu)
 
 
 def packed(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_with_a_key_nothing_runs_that_its_owner_did_not_sign(
 
     def judge_signed(key: str) -> dict[str, Any]:
         packed(finished)
-        return judge(ARCHIVE, TREE, MODELS, False, False, key=str(keys / key), signature="finished.sig")
+        return judge_archive(ARCHIVE, TREE, MODELS, False, False, key=str(keys / key), signature="finished.sig")
 
     assert set(judge_signed("key.pub")["models"]) == NOT_SERVED | {"bpr_model"}
     assert "build/prebuilt is what was signed, digest" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(
 )  # fmt: skip
 def test_requirements_that_hold_more_than_names_and_versions_are_not_installed(finished: Path, line: str) -> None:
     (finished / "bpr_model/1/requirements.txt").write_text(f"# usual\nnumpy==1.26.4\n{line}\n")
-    assert environment(finished) == (
+    assert make_environment(finished) == (
         None, f"its requirements hold more than names and versions, and are not installed: {line!r}",
     )  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_installing_runs_no_code_of_theirs(finished: Path, tmp_path: Path, monke
         (finished / "bpr_model/1/requirements.txt").write_text(
             f"{name}==1.0\nonnxruntime-none==1 ; python_version < '3'\n"
         )
-        venv, trouble = environment(finished)
+        venv, trouble = make_environment(finished)
         assert (venv is None) == (name == "built"), trouble
         assert not mark.exists()
     assert list(Path(".venv-prebuilt").glob("lib/*/site-packages/probe.pth"))
@@ -248,13 +248,13 @@ def test_any_other_finding_refuses_even_what_is_accepted(finished: Path, served:
 )
 def test_an_answer_that_no_good_model_gives_is_refused(answer: list[list[float]], reason: str) -> None:
     array = np.array(answer, np.float32)
-    assert reason in refused(lambda: contract("binary_onnx", [array, array], HEAD))
+    assert reason in refused(lambda: check_contract("binary_onnx", [array, array], HEAD))
 
 
 def test_a_tag_is_one_text() -> None:
     good = np.array([b"CHEST"], object)
-    assert contract("bpr_model", [good, good], {"family": "bpr"}) == "says CHEST"
-    assert "expected one tag" in refused(lambda: contract("bpr_model", [good[None], good], {"family": "bpr"}))
+    assert check_contract("bpr_model", [good, good], {"family": "bpr"}) == "says CHEST"
+    assert "expected one tag" in refused(lambda: check_contract("bpr_model", [good[None], good], {"family": "bpr"}))
 
 
 # --- The environment of the archive's own code --------------------------------
@@ -273,22 +273,22 @@ def requirements(text: str) -> None:
 
 
 def test_without_requirements_of_its_own_it_gets_the_usual_one(finished: Path) -> None:
-    assert environment(TREE) == (None, "")
+    assert make_environment(TREE) == (None, "")
     requirements(Path("convertation/bpr/requirements.txt").read_text())
-    assert environment(TREE) == (None, "")
+    assert make_environment(TREE) == (None, "")
 
 
 def test_requirements_of_its_own_get_an_environment_with_the_server_once(finished: Path) -> None:
     venv_script('echo made >> calls; mkdir -p "$2"; cp "$3" seen')
     requirements("torch==2.0\n")
     for _ in range(2):
-        assert environment(TREE) == (Path(".venv-prebuilt"), "")
+        assert make_environment(TREE) == (Path(".venv-prebuilt"), "")
     wanted = Path("seen").read_text().splitlines()
     assert {"nvidia-pytriton==0.5.9", "numpy<2", "torch==2.0"} < set(wanted)
     assert sum(line.startswith("onnxruntime") for line in wanted) == 1  # for the ONNX models
     assert Path("calls").read_text() == "made\n"
     requirements("onnxruntime-gpu==1.22.0\n")
-    environment(TREE)
+    make_environment(TREE)
     assert [line for line in Path("seen").read_text().splitlines() if line.startswith("onnxruntime")] == [
         "onnxruntime-gpu==1.22.0"
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scripts.publish import publish
-from scripts.steps import look, records, swap
+from scripts.steps import before_make, records, swap
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REPOSITORY = "repository"
@@ -52,7 +52,7 @@ def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(one: str, other: str) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(swap, "exchange", refuse)
+    monkeypatch.setattr(swap, "exchange_folders", refuse)
 
 
 def sources(models: dict[str, str]) -> dict[str, str]:
@@ -69,16 +69,20 @@ def build(models: dict[str, str]) -> None:
         Path(source).parent.mkdir(parents=True, exist_ok=True)
         Path(source).write_text(f"{kind} of {model}: {models[model]}\n")
         if source.startswith("build/"):
-            records.write(records.record("made", source), f"{source}={records.digest(source)} export : ")
+            records.write_text(
+                records.record_path("made", source), f"{source}={records.current_digest(source)} export : "
+            )
     Path(VERDICT).parent.mkdir(parents=True, exist_ok=True)
     Path(VERDICT).write_text("good\n")
-    judged = " ".join(f"{source}={records.digest(source)}" for source in sources(models).values())
-    records.write(records.record("made", VERDICT), f"{VERDICT}={records.digest(VERDICT)} verdict : {judged}")
+    judged = " ".join(f"{source}={records.current_digest(source)}" for source in sources(models).values())
+    records.write_text(
+        records.record_path("made", VERDICT), f"{VERDICT}={records.current_digest(VERDICT)} verdict : {judged}"
+    )
 
 
 def publish_set(models: dict[str, str], where: str = REPOSITORY, weights: str = "real") -> None:
     build(models)
-    publish.publish(where, weights, VERDICT, sources(models))
+    publish.publish_models(where, weights, VERDICT, sources(models))
 
 
 def present(repository: str = REPOSITORY) -> dict[str, str]:
@@ -93,8 +97,8 @@ def present(repository: str = REPOSITORY) -> dict[str, str]:
 
 def next_run() -> None:
     """What every make does first."""
-    look.finish_what_was_cut_short()
-    look.take_notes(set())
+    before_make.finish_what_was_cut_short()
+    before_make.take_notes(set())
 
 
 # --- A new set takes the place of the old one ---------------------------------
@@ -103,9 +107,9 @@ def next_run() -> None:
 def test_the_set_is_published_the_dropped_model_leaves_and_rollback_brings_it_back(ready: Path) -> None:
     publish_set(NEW)
     assert present() == NEW
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == NEW
 
 
@@ -114,18 +118,18 @@ def test_a_model_that_is_dropped_while_all_others_stay_leaves_and_comes_back(pla
     smaller = {"changed": "old", "same": "old"}
     publish_set(smaller)
     assert present() == smaller
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == smaller
 
 
 def test_where_folders_cannot_be_exchanged_it_ends_the_same(ready: Path, no_exchange: None) -> None:
     publish_set(NEW)
     assert present() == NEW
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == NEW
 
 
@@ -147,7 +151,7 @@ def test_the_top_folder_and_unchanged_models_stay_and_what_changed_is_fresh(read
 
 def test_a_large_file_is_moved_and_has_one_name(ready: Path) -> None:
     inode = Path("build/onnx/changed.onnx").stat().st_ino
-    publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
+    publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW))
 
     published = Path(REPOSITORY, "changed/1/model.onnx").stat()
     assert published.st_ino == inode
@@ -164,13 +168,13 @@ def test_a_repository_on_another_file_system_gets_a_copy(place: Path) -> None:
         assert present(f"{folder}/deep/repository") == OLD
         publish_set(NEW, f"{folder}/deep/repository")
         assert present(f"{folder}/deep/repository") == NEW
-        publish.rollback(f"{folder}/deep/repository")
+        publish.roll_back(f"{folder}/deep/repository")
         assert present(f"{folder}/deep/repository") == OLD
 
 
 def test_what_was_moved_when_it_was_published_can_be_published_elsewhere(ready: Path) -> None:
-    publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
-    publish.publish("another", "real", VERDICT, sources(NEW))
+    publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW))
+    publish.publish_models("another", "real", VERDICT, sources(NEW))
     assert present("another") == present() == NEW
 
 
@@ -241,7 +245,7 @@ def at_every_change(
         assert present() == after, f"killed before change {number}"
         assert not list(Path(".make/journal").iterdir())
         assert not (BESIDE / "next").exists() and not list(BESIDE.rglob("*~"))
-        publish.rollback(REPOSITORY)
+        publish.roll_back(REPOSITORY)
         assert present() == before, f"rolled back after a kill before change {number}"
         os.chdir("/")
         shutil.rmtree(copy)
@@ -255,7 +259,7 @@ def test_a_kill_before_any_change_of_a_publication_leaves_whole_models(
     if not exchange:
         request.getfixturevalue("no_exchange")
     changes = at_every_change(
-        ready, lambda: publish.publish(REPOSITORY, "real", VERDICT, sources(NEW)), OLD, NEW, exchange
+        ready, lambda: publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW)), OLD, NEW, exchange
     )
     assert changes > 50
 
@@ -276,7 +280,7 @@ def test_a_kill_before_any_change_of_a_rollback_leaves_whole_models(
     publish_set(NEW)
     if not exchange:
         request.getfixturevalue("no_exchange")
-    changes = at_every_change(ready, lambda: publish.rollback(REPOSITORY), NEW, OLD, exchange)
+    changes = at_every_change(ready, lambda: publish.roll_back(REPOSITORY), NEW, OLD, exchange)
     assert changes > 20
 
 
@@ -317,7 +321,7 @@ def test_models_of_the_users_own_beside_ours_are_left_alone(ready: Path) -> None
     Path(REPOSITORY, "theirs").mkdir()
     Path(REPOSITORY, "theirs/config.pbtxt").write_text("mine")
     publish_set(NEW)
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert Path(REPOSITORY, "theirs/config.pbtxt").read_text() == "mine"
 
 
@@ -338,16 +342,16 @@ def test_one_kind_of_weights_never_replaces_another(place: Path, before: str, no
 def test_a_source_that_changed_after_the_verdict_is_not_published(ready: Path) -> None:
     Path("configs/changed.pbtxt").write_text("edited meanwhile")
     refused("nothing published: configs/changed.pbtxt is not what build/checks/verdict.json was passed on",
-            act=lambda: publish.publish(REPOSITORY, "real", VERDICT, sources(NEW)))  # fmt: skip
+            act=lambda: publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW)))  # fmt: skip
 
 
 def test_without_an_earlier_set_there_is_nothing_to_roll_back_to(place: Path) -> None:
-    refused("nothing to roll back to", act=lambda: publish.rollback(REPOSITORY))
+    refused("nothing to roll back to", act=lambda: publish.roll_back(REPOSITORY))
 
 
 def test_the_first_set_cannot_be_rolled_back_to_an_empty_repository(place: Path) -> None:
     publish_set(OLD)
-    refused("nothing to roll back to", act=lambda: publish.rollback(REPOSITORY))
+    refused("nothing to roll back to", act=lambda: publish.roll_back(REPOSITORY))
     assert present() == OLD
 
 
@@ -364,9 +368,9 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
     def full(source: str, path: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publish, "place", full)
+    monkeypatch.setattr(publish, "place_file", full)
     with pytest.raises(OSError, match="No space left"):
-        publish.publish(REPOSITORY, "real", VERDICT, sources(NEW))
+        publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW))
     assert present() == OLD
     monkeypatch.undo()
     os.chdir(ready)
@@ -380,7 +384,7 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
 def test_a_second_make_with_the_same_set_leaves_what_rollback_goes_back_to(ready: Path) -> None:
     publish_set(NEW)
     publish_set(NEW)  # it has waited for the first
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
 
 
@@ -390,7 +394,7 @@ def test_a_repair_leaves_what_rollback_goes_back_to(ready: Path, harm: Callable[
     harm(Path(REPOSITORY, "changed/config.pbtxt"))
     publish_set(NEW)
     assert present() == NEW and (BESIDE / "harmed/changed").is_dir()
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
 
 
@@ -400,14 +404,14 @@ def test_earlier_models_that_are_no_longer_what_was_published_stay_where_they_ar
 ) -> None:
     publish_set(NEW)
     harm(BESIDE / "previous/changed/1/model.onnx")
-    refused("previous/changed is not as it was published", act=lambda: publish.rollback(REPOSITORY))
+    refused("previous/changed is not as it was published", act=lambda: publish.roll_back(REPOSITORY))
     assert present() == NEW
 
 
 def test_a_rollback_takes_no_file_of_the_users_own_along(ready: Path) -> None:
     publish_set(NEW)
     Path(REPOSITORY, "changed/notes.txt").write_text("mine\n")
-    refused("repository/changed/notes.txt", "move it away", act=lambda: publish.rollback(REPOSITORY))
+    refused("repository/changed/notes.txt", "move it away", act=lambda: publish.roll_back(REPOSITORY))
     assert Path(REPOSITORY, "changed/notes.txt").read_text() == "mine\n"
 
 
@@ -451,13 +455,13 @@ def test_what_lies_in_a_lower_layer_of_overlayfs_is_replaced_and_rolled_back(lay
         Path(REPOSITORY, "changed").rename(Path(REPOSITORY, "elsewhere"))
     publish_set(NEW)
     assert present() == NEW
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD | {"changed": "older"}
     assert not (BESIDE / "copies").exists() and not [*Path(".make/journal").iterdir()]
 
 
 def test_a_rollback_is_the_first_thing_done_above_a_lower_layer(layered: Path) -> None:
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD
 
 
@@ -466,7 +470,7 @@ def test_a_copy_that_was_complete_when_a_kill_came_is_put_in_its_place(layered: 
     Path(f"{REPOSITORY}/changed/config.pbtxt").unlink()  # half removed
     publish_set(NEW)
     assert present() == NEW
-    publish.rollback(REPOSITORY)
+    publish.roll_back(REPOSITORY)
     assert present() == OLD | {"changed": "older"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, ROOT, Project
 
-from scripts.publish.signature import told
+from scripts.publish.signature import read_bundle
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def run(signing: Path, verb: str, key: Path, folder: Path, *more: str) -> tuple[
 
 def test_what_is_signed_is_verified(signing: Path, keys: Path, folder: Path) -> None:
     status, said = run(signing, "sign", keys / "key.pem", folder)
-    digest, files = told(str(folder.parent / "models.sig"))
+    digest, files = read_bundle(str(folder.parent / "models.sig"))
     assert (status, said) == (0, f"models.sig: models signed, digest {digest}\n")
     assert sorted(files) == [
         f"{name}_onnx/{file}" for name in ("binary", "vit") for file in ("1/model.onnx", "config.pbtxt")

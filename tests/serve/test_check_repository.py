@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from scripts.serve.check_repository import (
     STAND_IN_PLAN,
     check_repository,
-    findings,
+    find_faults,
     read_config,
     read_without_weights,
 )
@@ -435,7 +435,7 @@ def test_what_triton_takes_is_no_finding(repository: Path, damage: Damage) -> No
 @pytest.mark.parametrize(("damage", "line"), [case[1:] for case in ADVISED], ids=[case[0] for case in ADVISED])
 def test_a_recommendation_is_no_fault(repository: Path, damage: Damage, line: str) -> None:
     damage(repository)
-    found = findings(repository, gpu=False)
+    found = find_faults(repository, gpu=False)
     assert found.faults == []
     assert any(matches(one, line) for one in found.recommendations), found
 
@@ -506,7 +506,7 @@ def test_shapes_and_batch_limit_come_from_the_models_entries(tmp_path: Path) -> 
     assert check_repository(root, models) == [
         f"{config}: client's contract, output 'output'; expected FP32 [-1, 4], found FP32 [-1, 3]",
     ]
-    assert findings(root, models).recommendations == [
+    assert find_faults(root, models).recommendations == [
         f"{config}: max_batch_size; expected at most 4, the model's largest batch, found 8",
     ]
 

@@ -12,16 +12,16 @@ from onnx import TensorProto, helper
 from scripts.serve import python_model, releases
 from scripts.serve.check_repository import check_repository
 
-NEWEST = releases.names(releases.read_table())[-1]
+NEWEST = releases.list_releases(releases.read_table())[-1]
 
 
 def test_the_table_is_yaml_and_both_readers_agree() -> None:
     assert releases.read_table() == yaml.safe_load(releases.TABLE.read_text())
 
 
-@pytest.mark.parametrize("name", releases.names(releases.read_table()))
+@pytest.mark.parametrize("name", releases.list_releases(releases.read_table()))
 def test_every_release_is_told_whole(name: str) -> None:
-    known = releases.release(name)
+    known = releases.find_release(name)
     assert known.name == name
     assert known.opset >= 20, "the knob's default"
     assert known.ir >= 10, "what convertation/onnx_file.py writes"
@@ -35,21 +35,21 @@ def test_a_line_that_is_no_pair_is_named(tmp_path: Path) -> None:
 
 
 def test_known_holes_are_told_with_the_release_that_mends_them() -> None:
-    assert releases.notes("24.06") == [
+    assert releases.list_notes("24.06") == [
         "Triton 24.06 has 59 known security holes, the worst rated 9.8 of 10 (NVIDIA's bulletins, 2024-09-30 to "
         "2026-08-18); 26.06 mends them: NGC_RELEASE=26.08"
     ]
-    assert releases.notes(NEWEST) == []
+    assert releases.list_notes(NEWEST) == []
 
 
 def test_of_a_release_that_is_unknown_this_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NGC_RELEASE", "stand-in")
-    assert releases.notes() == [
+    assert releases.list_notes() == [
         "NGC_RELEASE=stand-in is not in scripts/serve/releases.yaml, which knows 24.06, 26.08; "
         "files are checked by the limits of 24.06"
     ]
-    assert "holes" in releases.notes("26.01")[1]
-    assert releases.release().opset == releases.release("24.06").opset
+    assert "holes" in releases.list_notes("26.01")[1]
+    assert releases.find_release().opset == releases.find_release("24.06").opset
 
 
 def model(path: Path, opset: int) -> None:

@@ -22,7 +22,9 @@ from scripts.serve.verdict import CHANNEL, as_input
 from tests.triton_models import bpr
 
 VENV = ROOT / ".venv-triton"
-pytestmark = pytest.mark.skipif(bool(sandbox.refused()), reason=f"no sandbox on this machine: {sandbox.refused()}")
+pytestmark = pytest.mark.skipif(
+    bool(sandbox.explain_refusal()), reason=f"no sandbox on this machine: {sandbox.explain_refusal()}"
+)
 
 # What the archive's code tries when it is loaded; its answer tells what it got
 TRIES = """
@@ -97,7 +99,7 @@ def test_an_archive_that_tries_gets_nothing(
 
 def run(*command: str, folder: Path, ports: dict[int, int] | None = None) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        sandbox.confined(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
+        sandbox.confine_command(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -172,7 +174,7 @@ def test_where_there_is_no_sandbox_it_is_said(
     from scripts.serve import triton_server as module
 
     monkeypatch.setattr(module.sandbox, "refused", lambda: "unshare: Operation not permitted")
-    assert not module.confinable()
+    assert not module.can_confine()
     assert capsys.readouterr().out == (
         "code of others runs with your rights, for this machine gives no sandbox (unshare: Operation not permitted)\n"
     )

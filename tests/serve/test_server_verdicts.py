@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from scripts.serve.check_repository import findings
+from scripts.serve.check_repository import find_faults
 from tests.triton_models import BPR, WEIGHT, linear
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("server_verdicts.json").read_text())
@@ -185,7 +185,7 @@ def lay(root: Path, case: dict[str, Any]) -> None:
 def test_the_checkers_verdict_is_the_servers(tmp_path: Path, case: dict[str, Any]) -> None:
     root = tmp_path / "repo"
     lay(root, case)
-    found = findings(root, gpu=False)
+    found = find_faults(root, gpu=False)
     if case["case"] in ASKED_OTHERWISE:
         assert found.recommendations and not found.faults
     else:

@@ -23,8 +23,16 @@ from tritonclient import grpc
 from scripts.serve import triton_server as module
 from scripts.serve import verdict as judge
 from scripts.serve.check_repository import BYTES
-from scripts.serve.triton_server import Server, free_ports, in_docker, last_words, pinned, shared_memory, triton_server
-from scripts.serve.verdict import as_input, compare, stage, verdict
+from scripts.serve.triton_server import (
+    Server,
+    free_ports,
+    in_docker,
+    last_words,
+    pinned_pool_size,
+    shared_memory,
+    triton_server,
+)
+from scripts.serve.verdict import as_input, compare_answers, pass_verdict, stage_files
 from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, linear, tag
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +60,7 @@ def repository(tmp_path: Path) -> Path:
 
 def judged(root: Path, **options: Any) -> dict[str, Any]:
     build = root.parent / "build"
-    return verdict(root, build / "checks", build / "models", build / "triton.log", **options)
+    return pass_verdict(root, build / "checks", build / "models", build / "triton.log", **options)
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -166,7 +174,7 @@ def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(
     (tmp_path / "vit.plan.json").write_text(json.dumps({"served": [{"output": [[0.0]], "allowed": 7}]}))
 
     def allowed_to(model: str, variants: list[str], gpu: bool = False, pattern: str | None = None) -> float:
-        (answer,) = judge.expected(tmp_path, pattern, model, variants, gpu=gpu)["served"]
+        (answer,) = judge.find_expected(tmp_path, pattern, model, variants, gpu=gpu)["served"]
         found: float = answer["allowed"]
         return found
 
@@ -179,7 +187,7 @@ def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(
     assert allowed_to("vit_onnx", [], gpu=True, pattern=f"{tmp_path}/{{}}.plan.json") == 7
     tagged = {"output": ["CHEST"]}
     (tmp_path / "bpr.json").write_text(json.dumps({"served": [tagged]}))
-    assert judge.expected(tmp_path, None, "bpr_model", gpu=True)["served"] == [tagged]
+    assert judge.find_expected(tmp_path, None, "bpr_model", gpu=True)["served"] == [tagged]
     with pytest.raises(SystemExit, match=r"vit\.fp16\.json: no such file, but vit_onnx is judged by it"):
         allowed_to("vit_onnx", ["vit.fp16"])
 
@@ -198,9 +206,9 @@ def test_a_server_in_docker_has_the_gpu_that_is_here_or_that_it_is_told_of(
 def test_nan_is_no_answer() -> None:
     answer = {"output": [[1.0, 2.0]], "allowed": 0.1}
     with pytest.raises(SystemExit, match="1 of 2 values beyond the tolerance"):
-        compare("m", answer, np.array([[1.0, np.nan]], np.float32))
+        compare_answers("m", answer, np.array([[1.0, np.nan]], np.float32))
     with pytest.raises(SystemExit, match=r"expected an answer of shape \(1, 2\), found \(2,\)"):
-        compare("m", answer, np.array([1.0, 2.0], np.float32))
+        compare_answers("m", answer, np.array([1.0, 2.0], np.float32))
 
 
 def test_a_near_tie_that_fell_the_other_way_is_explained_and_everything_else_is_strict() -> None:
@@ -208,10 +216,10 @@ def test_a_near_tie_that_fell_the_other_way_is_explained_and_everything_else_is_
     flips = chance.normal(size=(40, 64))
     answer = {"output": [[0.0] * 64], "allowed": 1e-3, "flips": [flips.tolist()]}
     turned = (flips[3] + flips[17])[None]
-    assert compare("m", answer, turned + 1e-4) == (pytest.approx(1e-4), 2)
+    assert compare_answers("m", answer, turned + 1e-4) == (pytest.approx(1e-4), 2)
     for wrong in (1.1 * turned, turned + 2e-3, chance.normal(size=(1, 64)), turned * np.nan):
         with pytest.raises(SystemExit, match="values beyond the tolerance"):
-            compare("m", answer, wrong)
+            compare_answers("m", answer, wrong)
 
 
 def test_a_token_falls_the_other_way_once_and_nothing_wider_is_forgiven() -> None:
@@ -219,11 +227,11 @@ def test_a_token_falls_the_other_way_once_and_nothing_wider_is_forgiven() -> Non
     ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens, two other rows each
     answer = {"output": [[0.0] * 64], "allowed": 1e-3, "flips": [ties]}
     one, other = np.array(ties[0])
-    assert compare("m", answer, one[None]) == (pytest.approx(0), 1)
-    assert compare("m", answer, (other + ties[1][0])[None]) == (pytest.approx(0), 2)
+    assert compare_answers("m", answer, one[None]) == (pytest.approx(0), 1)
+    assert compare_answers("m", answer, (other + ties[1][0])[None]) == (pytest.approx(0), 2)
     for wrong in (2 * one, one + other):  # the same token twice
         with pytest.raises(SystemExit, match="values beyond the tolerance"):
-            compare("m", answer, wrong[None])
+            compare_answers("m", answer, wrong[None])
 
 
 def test_findings_of_the_offline_check_stop_it_before_a_server_starts(repository: Path) -> None:
@@ -281,8 +289,8 @@ def test_a_server_that_dies_is_told_from_one_that_answers_wrongly(
         server.process.kill()
         return ask(server, *rest)
 
-    ask = judge.ask
-    monkeypatch.setattr(judge, "ask", dying)
+    ask = judge.ask_model
+    monkeypatch.setattr(judge, "ask_model", dying)
     with pytest.raises(SystemExit, match=r"binary_onnx: tritonserver was killed by SIGKILL\n"):
         judged(repository)
     assert processes(repository) == []
@@ -300,8 +308,8 @@ def test_files_that_change_meanwhile_are_not_judged(repository: Path, monkeypatc
         os.utime(repository / "bpr_model/config.pbtxt")
         return ask(server, name, *rest)
 
-    ask = judge.ask
-    monkeypatch.setattr(judge, "ask", changing)
+    ask = judge.ask_model
+    monkeypatch.setattr(judge, "ask_model", changing)
     with pytest.raises(SystemExit, match="its files changed while they were judged"):
         judged(repository)
 
@@ -322,8 +330,8 @@ def test_nothing_is_written_when_the_verdict_is_bad(repository: Path) -> None:
 def test_staging_is_made_anew(tmp_path: Path) -> None:
     source = tmp_path / "a.onnx"
     source.write_text("a")
-    stage([f"m_onnx/1/model.onnx={source}", f"m_onnx/config.pbtxt={source}"], tmp_path / "staging")
-    stage([f"m_onnx/1/model.onnx={source}"], tmp_path / "staging")
+    stage_files([f"m_onnx/1/model.onnx={source}", f"m_onnx/config.pbtxt={source}"], tmp_path / "staging")
+    stage_files([f"m_onnx/1/model.onnx={source}"], tmp_path / "staging")
     links = {path: path.readlink() for path in (tmp_path / "staging").rglob("*") if not path.is_dir()}
     assert links == {tmp_path / "staging/m_onnx/1/model.onnx": source}
 
@@ -337,19 +345,19 @@ def test_staging_clears_nothing_that_it_did_not_make(tmp_path: Path, other: str)
     else:
         (staging / other).write_text("mine")
     with pytest.raises(SystemExit, match=rf"staging/{other}: no link of an earlier staging"):
-        stage([], staging)
+        stage_files([], staging)
     assert os.path.lexists(staging / other)
 
 
 @pytest.mark.parametrize("item", ["model.onnx", "/etc/model.onnx=a", "../model.onnx=a"])
 def test_staging_takes_pairs_inside_the_folder(tmp_path: Path, item: str) -> None:
     with pytest.raises(SystemExit, match="expected FILE=SOURCE"):
-        stage([item], tmp_path / "staging")
+        stage_files([item], tmp_path / "staging")
 
 
 def test_staging_names_a_source_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"vit\.onnx: no such file, expected for m/1/model\.onnx; make it with: make"):
-        stage([f"m/1/model.onnx={tmp_path}/vit.onnx"], tmp_path / "staging")
+        stage_files([f"m/1/model.onnx={tmp_path}/vit.onnx"], tmp_path / "staging")
 
 
 # --- The stand-in backend, through a server of its own -------------------------
@@ -471,14 +479,14 @@ def test_too_little_shared_memory_is_said_before_the_start(repository: Path, mon
 def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> None:
     head(tmp_path)
     bpr(tmp_path)  # of any size: what it takes goes to the GPU by its own code
-    assert pinned(tmp_path) == 256 << 20  # Triton's own least
+    assert pinned_pool_size(tmp_path) == 256 << 20  # Triton's own least
     (tmp_path / "vit_onnx").mkdir()
     shutil.copy(ROOT / "convertation/vit/config.pbtxt", tmp_path / "vit_onnx")
-    assert pinned(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
+    assert pinned_pool_size(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
 
     for gpu, times in ((True, 1), (False, 0)):
         command = in_docker("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
-        assert command.count(f"--pinned-memory-pool-byte-size={pinned(tmp_path)}") == times
+        assert command.count(f"--pinned-memory-pool-byte-size={pinned_pool_size(tmp_path)}") == times
 
 
 def test_a_server_in_docker_maps_the_files_that_it_is_told_of(tmp_path: Path) -> None:
@@ -567,7 +575,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     source = tmp_path / "vit.onnx"
     source.write_text("")
-    stage([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
+    stage_files([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
     command = in_docker(
         "triton:24.06", "triton-x", tmp_path / "staging", "127.0.0.1", (20001, 20002), 1 << 20, gpu=False
     )

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as schema
 
-from scripts.convert.sample import sample
+from scripts.convert.sample import make_sample
 from scripts.show import compare_repositories as program
 from scripts.show import volumes
 from tests.dicom_studies import lungs, series
@@ -134,8 +134,8 @@ def test_volumes_of_a_folder_are_asked_in_their_place(project: Project, other: P
     folder.mkdir()
     entry = json.loads((project.path / "build/models/vit.json").read_text())
     for seed, name in ((7, "b.npy"), (8, "a.npy")):
-        np.save(folder / name, sample(entry, seed, 1)["input"][0])
-    np.savez(folder / "c.npz", volume=sample(entry, 9, 1)["input"][0])
+        np.save(folder / name, make_sample(entry, seed, 1)["input"][0])
+    np.savez(folder / "c.npz", volume=make_sample(entry, 9, 1)["input"][0])
 
     said = project.make("compare", "WITH=other", "INPUT=volumes")
 
@@ -194,7 +194,7 @@ def test_a_plan_is_not_compared_without_a_gpu(project: Project, other: Path) -> 
         program.UnlikeError, match="is a TensorRT plan: only an image on a machine with a GPU serves it"
     ):
         theirs.answers("binary_onnx", theirs.config("binary_onnx"), [])
-    assert program.unlike(ours.config("binary_onnx"), theirs.config("binary_onnx")) == ""
+    assert program.explain_difference(ours.config("binary_onnx"), theirs.config("binary_onnx")) == ""
 
 
 def test_a_model_that_triton_does_not_load_is_told_in_its_own_words(
@@ -230,13 +230,13 @@ BASE = 'max_batch_size: 4 input [{ name: "input" data_type: TYPE_FP32 dims: [512
     ],
 )  # fmt: skip
 def test_names_and_shapes_that_differ_are_said_in_words(text: str, reason: str) -> None:
-    said = program.unlike(config(BASE), config(text))
+    said = program.explain_difference(config(BASE), config(text))
     assert said.startswith(reason) and bool(said) == bool(reason)
 
 
 def test_an_answer_that_is_no_number_is_no_agreement() -> None:
     with pytest.raises(program.UnlikeError, match="the other one answers NaN or infinity"):
-        program.numbers(np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32), 0.1)
+        program.compare_answers(np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32), 0.1)
 
 
 # --- Volumes ----------------------------------------------------------------------
@@ -259,17 +259,17 @@ ENTRY = {"family": "vit", "input": [1, 20, 40, 40]}
 def test_a_file_that_is_no_such_volume_is_refused(tmp_path: Path, array: Any, message: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(SystemExit, match=message):
-        volumes.names(tmp_path, ENTRY)
-        list(volumes.volumes(tmp_path, ENTRY))
+        volumes.list_names(tmp_path, ENTRY)
+        list(volumes.read_volumes(tmp_path, ENTRY))
 
 
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such folder"):
-        volumes.names(tmp_path / "absent", ENTRY)
+        volumes.list_names(tmp_path / "absent", ENTRY)
     (tmp_path / "a.npy").write_text("nothing")
     with pytest.raises(SystemExit, match=r"a\.npy: no NumPy array"):
-        volumes.names(tmp_path, ENTRY)
+        volumes.list_names(tmp_path, ENTRY)
     (tmp_path / "a.npy").unlink()
     np.savez(tmp_path / "a.npz", one=np.zeros(1), two=np.zeros(1))
     with pytest.raises(SystemExit, match=r"a\.npz: holds 2 arrays; expected one"):
-        volumes.names(tmp_path, ENTRY)
+        volumes.list_names(tmp_path, ENTRY)

@@ -15,11 +15,20 @@ from google.protobuf import text_format
 from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as schema
 
-from scripts.convert.probabilities import changed, probabilities, unit
-from scripts.convert.sample import sample
+from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
+from scripts.convert.sample import make_sample
 from scripts.show import fidelity, fidelity_table
-from scripts.show.fidelity import Answers, Task, by_onnx_runtime, by_plan, by_pytorch, draw, plan_config, request
-from scripts.show.fidelity import measured as between
+from scripts.show.fidelity import (
+    Answers,
+    Task,
+    by_onnx_runtime,
+    by_plan,
+    by_pytorch,
+    draw_volumes,
+    make_request,
+    plan_config,
+)
+from scripts.show.fidelity import measure_hop as between
 
 NO_TIES = np.zeros((0, 1))
 
@@ -35,7 +44,7 @@ def entries(project: Project) -> dict[str, Any]:
 
 
 def task(project: Project) -> Task:
-    return Task(entries(project), draw(entries(project)["vit"]))
+    return Task(entries(project), draw_volumes(entries(project)["vit"]))
 
 
 def files(project: Project, **others: Path) -> dict[str, Path]:
@@ -146,7 +155,7 @@ def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Pro
 
 def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
     entry = entries(built)["vit"]
-    assert (request(task(built), [0]) == sample(entry, 1, 1)["input"]).all()
+    assert (make_request(task(built), [0]) == make_sample(entry, 1, 1)["input"]).all()
 
 
 # --- Each figure ----------------------------------------------------------------
@@ -234,35 +243,35 @@ def test_a_plan_is_served_with_the_shapes_of_models_yaml(built: Project) -> None
 
 def test_probabilities_are_those_of_the_client() -> None:
     logits = np.array([[0.3, -1.2], [40.0, 41.0]], np.float32)
-    assert probabilities(logits)[:, 0] == pytest.approx(torch.from_numpy(logits).softmax(dim=1)[:, 1].numpy())
+    assert compute_probabilities(logits)[:, 0] == pytest.approx(torch.from_numpy(logits).softmax(dim=1)[:, 1].numpy())
     many = np.array([[-800.0, 0.0, 3.0, 800.0]])
-    assert probabilities(many)[0] == pytest.approx([0.0, 0.5, 1 / (1 + math.exp(-3)), 1.0])
+    assert compute_probabilities(many)[0] == pytest.approx([0.0, 0.5, 1 / (1 + math.exp(-3)), 1.0])
 
 
 def test_heads_get_unit_vectors() -> None:
-    rows = unit(np.array([[3.0, 4.0], [0.0, 2.0]]))
+    rows = normalise_rows(np.array([[3.0, 4.0], [0.0, 2.0]]))
     assert rows.dtype == np.float32 and rows.tolist() == [pytest.approx([0.6, 0.8]), [0.0, 1.0]]
 
 
 def test_exactly_half_is_no_finding() -> None:
-    assert changed(np.array([[0.5, 0.5]]), np.array([[0.51, 0.49]])) == [[0, 0]]
+    assert find_changed(np.array([[0.5, 0.5]]), np.array([[0.51, 0.49]])) == [[0, 0]]
 
 
 @pytest.mark.parametrize("word", ["onnx/vit", "vit=scripts/show/fidelity.py"])
 def test_a_word_that_is_no_hop_is_refused(word: str) -> None:
     with pytest.raises(SystemExit, match=f"{word}: expected HOP/MODEL=FILE"):
-        fidelity.parse([word])
+        fidelity.parse_files([word])
 
 
 def test_a_file_that_is_not_there_is_refused_with_the_command_that_makes_it() -> None:
     with pytest.raises(
         SystemExit, match=r"no\.onnx: no such file, expected for onnx/vit; make it with: make repository"
     ):
-        fidelity.parse(["onnx/vit=no.onnx"])
+        fidelity.parse_files(["onnx/vit=no.onnx"])
 
 
 def test_a_hop_that_breaks_has_its_line(measured: Project) -> None:
     found = load(measured)
     found["hops"][0] = {"hop": "ONNX, batch 1", "against": "PyTorch", "broken": "3 of 192 values are NaN"}
 
-    assert "ONNX, batch 1: 3 of 192 values are NaN" in fidelity_table.show(found)
+    assert "ONNX, batch 1: 3 of 192 values are NaN" in fidelity_table.format_table(found)

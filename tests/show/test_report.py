@@ -14,8 +14,8 @@ import pytest
 from conftest import REPOSITORY, Project
 from pypdf import PdfReader
 
-from scripts.show.measured import on_a_gpu
-from scripts.show.report import card
+from scripts.show.report import describe_models
+from scripts.show.report_sections import on_a_gpu
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
@@ -167,7 +167,7 @@ def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pyte
     entry = {"family": "head", "input": [512], "output": [2], "batch": [1, 4, 8], "trained_on": "LiPro"}
     (models / "binary.json").write_text(json.dumps(entry))
     (models / "binary.tolerance.json").write_text(json.dumps({"tolerance": {"output": 1e-5}}))
-    text = card("real")
+    text = describe_models("real")
     for said in (
         "Intended use",
         "no medical device",
@@ -178,7 +178,7 @@ def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pyte
         "team says",
     ):
         assert said in text, said
-    assert "seeded numbers" in card("synthetic")
+    assert "seeded numbers" in describe_models("synthetic")
 
 
 def test_each_part_is_stamped_where_the_weights_are_synthetic(shown: Project) -> None:

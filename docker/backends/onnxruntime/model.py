@@ -30,7 +30,7 @@ PARAMETERS = {
 }
 
 
-def refuse(config: dict[str, Any]) -> None:
+def refuse_unsupported(config: dict[str, Any]) -> None:
     """pb_utils.TritonModelException on what the C++ backend takes in no model."""
     for key, pattern in PARAMETERS.items():
         value = config.get("parameters", {}).get(key)
@@ -43,7 +43,7 @@ def refuse(config: dict[str, Any]) -> None:
         raise pb_utils.TritonModelException(f"failed to load library {libraries[0]}")
 
 
-def compare(config: dict[str, Any], session: Any) -> None:
+def compare_tensors(config: dict[str, Any], session: Any) -> None:
     """pb_utils.TritonModelException where config and ONNX file tell of different tensors."""
     wanted = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
     found = {tensor.name: tensor for tensor in session.get_inputs()}
@@ -86,9 +86,9 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / file
         if path.is_dir():
             path = path / "model.onnx"
-        refuse(config)
+        refuse_unsupported(config)
         self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        compare(config, self.session)
+        compare_tensors(config, self.session)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request. Triton joins only requests of equal shapes, up to max_batch_size rows in all."""

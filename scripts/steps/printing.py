@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def tell(text: str) -> None:
+def print_text(text: str) -> None:
     """Print `text`; once nobody reads on, whatever this program prints goes nowhere, which is no error."""
     try:
         print(f"{text}\n", end="", flush=True)  # in one piece, beside what others print

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.show import fidelity_table
-from scripts.show.page import figure, heading, load, missing, stale, table
-from scripts.show.plots import Bar, Histogram, bars, histograms, scatter
-from scripts.steps.records import known
+from scripts.show.html_parts import figure, heading, missing, read_json, remark_staleness, table
+from scripts.show.plots import Bar, Histogram, draw_bars, draw_histograms, draw_scatter
+from scripts.steps.records import known_digest
 
 
-def fidelity() -> str:
+def show_fidelity() -> str:
     """Every hop on the seeded volumes: the table, and three plots."""
-    found = load("build/fidelity.json")
+    found = read_json("build/fidelity.json")
     if not found:
         return heading("Fidelity") + missing("How far each hop moves the answers", "make fidelity")
     about = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["tissue"].items())
@@ -27,9 +27,9 @@ def fidelity() -> str:
         heading("Fidelity", found["weights"]),
         f"<p>{found['volumes']} seeded volumes with the statistics of CT ({about}) go through every hop that exists. "
         "Differences are relative to the largest value of PyTorch's embeddings."
-        f"{stale('build/fidelity.json', 'make fidelity')}</p>",
+        f"{remark_staleness('build/fidelity.json', 'make fidelity')}</p>",
     ]
-    head, *rows = fidelity_table.rows(found)
+    head, *rows = fidelity_table.list_rows(found)
     parts.append(table([head, *[row for row in rows if row[3]]]))
     parts += [missing(row[0], "", row[2]) for row in rows if not row[3]]
     hops = [hop for hop in found["hops"] if "embedding" in hop]
@@ -40,7 +40,7 @@ def fidelity() -> str:
                 f"trace in the embedding: {ties['explain']} near ties of the quantiser fell the other way; beyond them "
                 f"{ties['remains']:.1e} of the scale remains.</p>"
             )
-    return "\n".join([*parts, differences(found, hops), margins(found, hops), distances(found, hops)])
+    return "\n".join([*parts, plot_differences(found, hops), plot_margins(found, hops), plot_distances(found, hops)])
 
 
 def taken_by_rtx() -> str:
@@ -52,13 +52,13 @@ def taken_by_rtx() -> str:
         ("ONNX file", "taken for", "layers", "nodes of attention", "engine", "weights", "activations")
     ]
     for path in records:
-        found = load(str(path)) or {}
+        found = read_json(str(path)) or {}
         sizes = [f"{found[f'{what}_bytes'] / 1e6:.1f} MB" for what in ("engine", "weights", "activation")]
         sizes[-1] += f" at batch {max(found['profile']['batch'])}"
         name, kinds = path.name.removesuffix(".rtx.json"), ", ".join(found["built_for"])
         rows.append((name, kinds, str(found["layers"]), str(found["attention_nodes"]), *sizes))
-    note = "".join(sorted({stale(str(path), "make trt CHECK=1") for path in records}))
-    judges = ", ".join(sorted({(load(str(path)) or {})["judge"] for path in records}))
+    note = "".join(sorted({remark_staleness(str(path), "make trt CHECK=1") for path in records}))
+    judges = ", ".join(sorted({(read_json(str(path)) or {})["judge"] for path in records}))
     return (
         f"{heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
         f"capabilities named. It is another product than the trtexec that builds plans, and no plan ran: evidence "
@@ -68,7 +68,7 @@ def taken_by_rtx() -> str:
 
 def on_a_gpu() -> str:
     """What `make verify-gpu` measured: each model alone, by batch and clients at once."""
-    found = load("build/verify-gpu.json")
+    found = read_json("build/verify-gpu.json")
     if not found:
         return heading("On a GPU") + missing("How fast the models are on a GPU", "make verify-gpu")
     about = "; ".join(f"{name.replace('_', ' ')} {told}" for name, told in found["on"].items() if told)
@@ -101,20 +101,20 @@ def on_a_gpu() -> str:
     )
 
 
-def differences(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+def plot_differences(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     """The distribution of each hop's differences, and what the build's check allows."""
-    check = load("build/checks/vit.json")
+    check = read_json("build/checks/vit.json")
     marks = [(check["tolerance"], f"allowed by the build's check: {check['tolerance']:g}")] if check else []
     rows = [Histogram(hop["hop"], hop["embedding"]["histogram"], "values") for hop in hops]
     axis = "difference of each value of an embedding, relative to the largest (equal ones count at the left end)"
     return figure(
         "Differences of the embeddings",
-        histograms(found["edges"], rows, marks, "Distribution of the embeddings' differences", axis),
+        draw_histograms(found["edges"], rows, marks, "Distribution of the embeddings' differences", axis),
         "Where the differences lie, each hop against what the table says. Far left of the line is rounding.",
     )
 
 
-def margins(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+def plot_margins(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     """The margins of all tokens, and of the codes that flipped."""
     rows = [Histogram("every token", found["token_margins"], "tokens", "all")]
     rows += [Histogram(hop["hop"], hop["codes"]["histogram"], "codes flipped", "other") for hop in hops if hop["codes"]]
@@ -122,13 +122,13 @@ def margins(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     axis = "cosine with the nearest codebook row minus cosine with the other"
     return figure(
         "Margins of the codes",
-        histograms(found["edges"], rows, marks, "Margins of all tokens and of flipped codes", axis),
+        draw_histograms(found["edges"], rows, marks, "Margins of all tokens and of flipped codes", axis),
         "The quantiser's near ties. Grey: how far each token's best codebook row is ahead of its second. Below: the "
         "margins of the codes that differ. Left of the line rounding decides; right of it the network has changed.",
     )
 
 
-def distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
+def plot_distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     """Histograms of |p - 0.5| per head, with the largest change as a line."""
     edges = found["edges"]
     rows = []
@@ -138,7 +138,7 @@ def distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
         rows.append(Histogram(head, counts, "probabilities"))
     changes = [score["max"] for hop in hops for score in hop["probabilities"].values()]
     marks = [(max(changes), f"largest change: {max(changes):.1e}")] if changes and max(changes) else []
-    plot = histograms(
+    plot = draw_histograms(
         edges, rows, marks, "Distances of the probabilities from 0.5", "distance of a probability from 0.5"
     )
     return figure(
@@ -149,13 +149,13 @@ def distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def compared(repository: str) -> str:
+def show_comparison(repository: str) -> str:
     """The last comparison with another repository."""
-    found = load("build/compare.json")
+    found = read_json("build/compare.json")
     if not found:
         return heading("Compared") + missing("A comparison with another repository", "make compare WITH=/path/to/it")
     kind = "synthetic" if "synthetic" in found["weights"].values() else ""
-    changed = [f for f, sha in found["files"].items() if known(f"{repository}/{f}") != sha]
+    changed = [f for f, sha in found["files"].items() if known_digest(f"{repository}/{f}") != sha]
     note = " <b>Another set is published since: make compare WITH=… again.</b>" if changed else ""
     parts = [
         heading("Compared", kind),
@@ -183,13 +183,15 @@ def compared(repository: str) -> str:
             for head, sides in found["probabilities"].items()
         ]
         caption = f"Each probability of {len(found['inputs'])} volumes, old against new; red: another decision at 0.5."
-        parts.append(figure("Probabilities", scatter(panels, "Probabilities old and new", "other", "new"), caption))
+        parts.append(
+            figure("Probabilities", draw_scatter(panels, "Probabilities old and new", "other", "new"), caption)
+        )
     return "\n".join(parts)
 
 
-def benchmark() -> str:
+def show_benchmark() -> str:
     """The figures of `make bench` as shares of their goals."""
-    found = load("build/bench.json")
+    found = read_json("build/bench.json")
     if not found:
         return heading("Speed and size") + missing("The benchmarks", "make bench")
     machine = found["machine"]
@@ -201,8 +203,8 @@ def benchmark() -> str:
     groups = dict.fromkeys(row["group"] for row in found["rows"])
     for group in groups:
         rows = [row for row in found["rows"] if row["group"] == group]
-        judged_rows = [bar(row) for row in rows if row["value"] is not None and row["goal"]]
-        parts.append(figure(group, bars(judged_rows, f"Benchmarks: {group}") if judged_rows else "", ""))
+        judged_rows = [make_bar(row) for row in rows if row["value"] is not None and row["goal"]]
+        parts.append(figure(group, draw_bars(judged_rows, f"Benchmarks: {group}") if judged_rows else "", ""))
         others = [("figure", "value", "note")]
         for row in rows:
             if row["value"] is None or not row["goal"]:
@@ -212,7 +214,7 @@ def benchmark() -> str:
     return "\n".join(parts)
 
 
-def bar(row: dict[str, Any]) -> Bar:
+def make_bar(row: dict[str, Any]) -> Bar:
     """A row of bench.json as share of its goal: at most 1 is good, whatever way the goal is meant."""
 
     def share(value: float) -> float:

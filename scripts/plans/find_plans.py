@@ -1,4 +1,6 @@
-"""Find plans of other machines: python3 -sESB -m scripts.plans.bring FOLDER...    prints taken=sm89/vit ... for make
+"""Find plans of other machines; prints taken=sm89/vit ... for make.
+
+    python3 -sESB -m scripts.plans.find_plans FOLDER...
 
 A folder is like build/plan of another machine, sm89/vit.plan in it with its two records.  For each plan
 build/brought/sm89/vit.json tells where it lies and the digests of the three files, so that make sees when one changes.
@@ -10,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from scripts.steps.records import digest, read, write
+from scripts.steps.records import current_digest, read_text, write_text
 
 
-def bring(folders: list[str]) -> list[str]:
+def find_plans(folders: list[str]) -> list[str]:
     """Return the words for make; SystemExit where two folders have the same plan."""
     words, places = list[str](), dict[str, str]()
     for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
@@ -31,13 +33,13 @@ def bring(folders: list[str]) -> list[str]:
     for name, plan in places.items():
         files = {"plan": plan, "record": str(Path(plan).with_suffix(".json"))}
         files["check"] = str(Path(plan).with_suffix(".check.json"))
-        told = files | {f"{kind}_sha256": digest(file) for kind, file in files.items()}
+        told = files | {f"{kind}_sha256": current_digest(file) for kind, file in files.items()}
         text = json.dumps(told, indent=1) + "\n"
-        if read(out := f"build/brought/{name}.json") != text:
-            write(out, text)
-            digest(out)
+        if read_text(out := f"build/brought/{name}.json") != text:
+            write_text(out, text)
+            current_digest(out)
     return words
 
 
 if __name__ == "__main__":
-    print(" ".join(bring(sys.argv[1:])))
+    print(" ".join(find_plans(sys.argv[1:])))

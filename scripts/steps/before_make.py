@@ -1,6 +1,6 @@
 """Before Make decides: check the knobs, take note of every file that moved, finish a publication that was cut short.
 
-    python3 -sESB scripts/steps/look.py RUN NESTED GOALS GIVEN KNOB=VALUE...
+    python3 -sESB scripts/steps/before_make.py RUN NESTED GOALS GIVEN KNOB=VALUE...
 
 RUN is this run's token if it has one, NESTED that of the make that this one serves, GIVEN the knobs that were given.
 Prints words for make, or one sentence where nothing can be made:
@@ -19,7 +19,18 @@ import time
 sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: that costs every make 5 ms
 
 from scripts.steps import knobs as knob  # noqa: E402
-from scripts.steps.records import digest, known, lock, look, look_at_tree, owned, read, record, write, wrote  # noqa: E402
+from scripts.steps.records import (  # noqa: E402
+    current_digest,
+    explain_ownership,
+    known_digest,
+    lock_file,
+    look_at_tree,
+    read_status,
+    read_text,
+    record_path,
+    write_text,
+    written_digest,
+)
 
 NAMES = ("", "-triton", "-inference", "-rtx", "-signing", "-prebuilt", "-compare")
 ENVIRONMENTS = tuple(f".venv{name}" for name in NAMES)
@@ -43,15 +54,15 @@ def take_notes(files: set[str]) -> None:
     noted = {name.replace("%", "/") for name in os.listdir(".make/seen") if not name.endswith("~")}
     moved = []
     for path in noted | files:
-        note, stat = read(record("seen", path)).split(), look(path)
+        note, stat = read_text(record_path("seen", path)).split(), read_status(path)
         if stat and note[1:] != stat:
             moved.append(path)
-        elif not stat and note and note != [counts := known(path)]:
-            write(record("seen", path), counts)
+        elif not stat and note and note != [counts := known_digest(path)]:
+            write_text(record_path("seen", path), counts)
     if moved:
         from concurrent.futures import ThreadPoolExecutor  # hashing releases the interpreter's lock
 
-        list(ThreadPoolExecutor().map(digest, moved))
+        list(ThreadPoolExecutor().map(current_digest, moved))
 
 
 def sign_sources() -> str:
@@ -70,14 +81,14 @@ def sign_sources() -> str:
 def read_modules() -> None:
     """Find anew what each script is made of, where a source file moved."""
     signature = sign_sources()
-    if read(SOURCES) != signature or not os.path.exists(MODULES):
+    if read_text(SOURCES) != signature or not os.path.exists(MODULES):
         from scripts.steps import modules  # which reads Python, and is slow
 
         try:
-            write(MODULES, modules.modules_mk())
+            write_text(MODULES, modules.modules_mk())
         except SyntaxError as error:
             raise SystemExit(f"{error.filename}:{error.lineno}: {error.msg}; nothing was made") from None
-        write(SOURCES, signature)
+        write_text(SOURCES, signature)
 
 
 def find_python(command: str, given: bool) -> str:
@@ -111,8 +122,8 @@ def forget_dead_environments() -> None:
         if marks and pythons and not any(os.access(python, os.X_OK) for python in pythons):
             for name in marks:
                 os.remove(f"{folder}/{name}")
-            if folder == ".venv-prebuilt" and os.path.exists(record("made", JUDGED)):
-                os.remove(record("made", JUDGED))
+            if folder == ".venv-prebuilt" and os.path.exists(record_path("made", JUDGED)):
+                os.remove(record_path("made", JUDGED))
             gone = os.path.realpath(pythons[0])
             print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
 
@@ -132,11 +143,11 @@ def tell_own_files() -> None:
     """Say which checkpoints are the user's own: those whose record tells of other bytes."""
     for name in sorted(os.listdir(".make/made")) if os.path.isdir(".make/made") else []:
         path = name.replace("%", "/")
-        if path.startswith("training/weights/") and digest(path) not in ("", wrote(path)):
+        if path.startswith("training/weights/") and current_digest(path) not in ("", written_digest(path)):
             print(f"local: {path} is yours; it is used as it is", file=sys.stderr, flush=True)
 
 
-def copied() -> list[str]:
+def list_copied() -> list[str]:
     """Return the repositories beside which folders are being copied, or were when a kill came (see swap.py)."""
     names = os.listdir(".make/published") if os.path.isdir(".make/published") else []
     repositories = [name.replace("%", "/") for name in names]
@@ -149,18 +160,18 @@ def copied() -> list[str]:
 
 def finish_what_was_cut_short() -> None:
     """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
-    if not copied() and not (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
+    if not list_copied() and not (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
         return
-    from scripts.steps.swap import finish, finish_copies
+    from scripts.steps.swap import finish_copies, finish_swap
 
-    with lock("publish"):
-        for repository in copied():
+    with lock_file("publish"):
+        for repository in list_copied():
             finish_copies(repository)
         for journal in os.listdir(".make/journal") if os.path.isdir(".make/journal") else []:
             if journal.endswith("~"):
                 os.remove(f".make/journal/{journal}")
                 continue
-            finish(f".make/journal/{journal}")
+            finish_swap(f".make/journal/{journal}")
 
 
 def forget_old_runs() -> None:
@@ -172,13 +183,13 @@ def forget_old_runs() -> None:
 
 def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> str:
     """Do all of it; return the words for make."""
-    knob.check(knobs, goals)
+    knob.check_knobs(knobs, goals)
     words = {"run": run or str(time.time_ns())}
     if goals - LOOK_AT_NOTHING:
         refuse_links_to_nowhere()
         finish_what_was_cut_short()
         forget_dead_environments()
-        with lock("publish", fcntl.LOCK_SH):
+        with lock_file("publish", fcntl.LOCK_SH):
             take_notes({MODELS, "requirements.txt"})
             look_at_tree(knobs["REPOSITORY"])
         knob.follow_the_published(knobs, given, goals)
@@ -188,8 +199,8 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
         if goals - NEED_NO_MODELS - told_apart:
             read_modules()
             words["modules"] = MODULES
-            words["models"] = f".make/models/{digest(MODELS)[:16]}.mk"
-            words["needs"] = f".make/models/{digest(MODELS)[:16]}.needs.mk"
+            words["models"] = f".make/models/{current_digest(MODELS)[:16]}.mk"
+            words["needs"] = f".make/models/{current_digest(MODELS)[:16]}.needs.mk"
         words["python"] = find_python(knobs["PYTHON"], "PYTHON" in given)
         if not nested:
             forget_old_runs()
@@ -209,7 +220,7 @@ if __name__ == "__main__":
     except SystemExit as error:
         said = str(error)
     except PermissionError as error:
-        said = f"nothing was made, what was there before stays: {owned(str(error.filename))}"
+        said = f"nothing was made, what was there before stays: {explain_ownership(str(error.filename))}"
     except OSError as error:
         place = error.filename or os.path.abspath(".make")
         hint = "make doctor tells what helps"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from scripts.archives.base_image import hold
+from scripts.archives.base_image import check_base_image
 
 # What the client says -> what it means to who typed make
 STOPPED = "the Docker engine does not answer at {host}; sudo systemctl start docker"
@@ -20,7 +20,7 @@ TROUBLES = {
 }
 
 
-def docker(*words: str) -> str:
+def run_docker(*words: str) -> str:
     """Return what `docker WORDS` prints; "" if it fails, SystemExit if there is no engine to ask."""
     if not shutil.which("docker"):
         raise SystemExit("docker is not installed; on Debian and Ubuntu: sudo apt install docker.io")
@@ -32,20 +32,20 @@ def docker(*words: str) -> str:
     return run.stdout.strip() if run.returncode == 0 else ""
 
 
-def inspect(kind: str, name: str) -> dict[str, Any]:
+def inspect_object(kind: str, name: str) -> dict[str, Any]:
     """Return what `docker KIND inspect NAME` says, {} if there is no such image or container."""
-    said = json.loads(docker(kind, "inspect", name) or "[]")
+    said = json.loads(run_docker(kind, "inspect", name) or "[]")
     return dict(said[0]) if said else {}
 
 
-def labels(image: str) -> dict[str, str]:
+def read_labels(image: str) -> dict[str, str]:
     """Return the labels of an image, {} if it is not there or has none."""
-    return dict(inspect("image", image).get("Config", {}).get("Labels") or {})
+    return dict(inspect_object("image", image).get("Config", {}).get("Labels") or {})
 
 
-def compose() -> list[str]:
+def find_compose() -> list[str]:
     """Return the command of Compose 2: the plugin, or the program of its own that some distributions have."""
-    docker("version")
+    run_docker("version")
     old = ""
     for words in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(words[0]):
@@ -63,15 +63,15 @@ def compose() -> list[str]:
 
 def base_of(image: str) -> str:
     """Return the id of a base image, pulled if it is not here; SystemExit if it is not the one that is locked."""
-    pulled(image)
-    return hold(image, inspect("image", image))
+    pull_image(image)
+    return check_base_image(image, inspect_object("image", image))
 
 
-def pulled(image: str) -> str:
+def pull_image(image: str) -> str:
     """Return the id of an image, pulled if it is not here."""
-    if identity := str(inspect("image", image).get("Id", "")):
+    if identity := str(inspect_object("image", image).get("Id", "")):
         return identity
     print(f"pulling {image}", flush=True)
     if subprocess.run(["docker", "pull", image], stdout=sys.stderr).returncode:
         raise SystemExit(f"{image} cannot be pulled; a mirror: REGISTRY=mirror.example/, or a file: docker load < FILE")
-    return str(inspect("image", image)["Id"])
+    return str(inspect_object("image", image)["Id"])

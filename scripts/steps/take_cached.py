@@ -1,6 +1,6 @@
 """Take from the shared cache, in one go, what make would otherwise ask it for step by step.
 
-    python3 -sESB -m scripts.steps.take GOAL... -- KNOB=VALUE...
+    python3 -sESB -m scripts.steps.take_cached GOAL... -- KNOB=VALUE...
 
 What an absent artifact would be is noted if the cache knows it.  Copied is only what somebody reads: each WANTED file,
 what is to be published, and the inputs of a step that will have to run.  A wanted file is a goal, or what a goal needs.
@@ -17,44 +17,58 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.steps.cache import Cache, Result
-from scripts.steps.records import digest, found, known, lock, note, read, record, settle, wrote
-from scripts.steps.step import CLIENT, KEPT, go_on_in_venv, is_cached, put, take_note
+from scripts.steps.printing import print_text
+from scripts.steps.records import (
+    current_digest,
+    find_content,
+    known_digest,
+    lock_file,
+    note_digest,
+    read_text,
+    record_path,
+    write_record,
+    written_digest,
+)
+from scripts.steps.step import CLIENT, KEPT, go_on_in_venv, is_cached, put_result, take_note
 from scripts.steps.submake import run_make
-from scripts.steps.tell import tell
 
 AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
 
 
-def take(explained: str) -> None:
+def take_results(explained: str) -> None:
     """Take what the steps that make says would write."""
     wanted = set(re.findall(r"^wanted (\S+)$", explained, re.MULTILINE))
     cache, recipes = Cache(), dict[str, str]()
     stale = set[str]()  # what make will look after: steps that the cache does not know, and all behind them
-    for target, command, inputs in steps(explained):
+    for target, command, inputs in read_steps(explained):
         if command.startswith("publish "):
             copies = [name.partition("=") for name in inputs]
-            wanted |= {source for place, _, source in copies if digest(f"{target}/{place}") != known(source)}
+            wanted |= {
+                source for place, _, source in copies if current_digest(f"{target}/{place}") != known_digest(source)
+            }
             continue
-        recipe = " ".join([command, ":", *(f"{name}={known(name)}" for name in inputs)])
+        recipe = " ".join([command, ":", *(f"{name}={known_digest(name)}" for name in inputs)])
         if stale.intersection(inputs):
             stale.add(target)
             wanted |= set(inputs) - stale
-        elif current(target, recipe) or (is_cached(target) and look_up(target, recipe, cache)):
+        elif is_current(target, recipe) or (is_cached(target) and look_up(target, recipe, cache)):
             recipes[target] = recipe
         else:
             stale.add(target)
             wanted |= set(inputs)
-    needed = [target for target in recipes if target in wanted and not ready(target)]
+    needed = [target for target in recipes if target in wanted and not is_ready(target)]
     with ThreadPoolExecutor(AT_ONCE) as beside:
-        list(beside.map(lambda target: bring(target, recipes[target], cache), needed))
+        list(beside.map(lambda target: bring_result(target, recipes[target], cache), needed))
 
 
-def ready(target: str) -> bool:
+def is_ready(target: str) -> bool:
     """Tell whether a step can read `target`: an ONNX file is read where it is published."""
-    return bool(digest(target)) or (target.startswith("build/onnx/") and bool(found(wrote(target))))
+    return bool(current_digest(target)) or (
+        target.startswith("build/onnx/") and bool(find_content(written_digest(target)))
+    )
 
 
-def steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
+def read_steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield target, command with versions, and inputs of each line TARGET=SHA COMMAND : INPUT=SHA ... | NEEDED ..."""
     for line in explained.splitlines():
         if (match := re.fullmatch(r"(\S+)=[0-9a-f]* (.*) : (.*?)(?: \|.*)?", line)) and not match[1].startswith(
@@ -63,62 +77,62 @@ def steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
             yield match[1], match[2], [word.rpartition("=")[0] for word in match[3].split()]
 
 
-def current(target: str, recipe: str) -> bool:
+def is_current(target: str, recipe: str) -> bool:
     """Tell whether there is nothing to do for `target`, be it present or not."""
-    present = digest(target)
-    if target.startswith(KEPT) and present not in ("", wrote(target)):
+    present = current_digest(target)
+    if target.startswith(KEPT) and present not in ("", written_digest(target)):
         return True  # the user's own
-    return read(record("made", target)) == f"{target}={present or wrote(target)} {recipe}"
+    return read_text(record_path("made", target)) == f"{target}={present or written_digest(target)} {recipe}"
 
 
 def look_up(target: str, recipe: str, cache: Cache) -> bool:
     """Let the record of `target`, and the file if it is present, be what its step would write, if the cache knows."""
-    with lock(target):
-        if current(target, recipe):  # another make was at it
+    with lock_file(target):
+        if is_current(target, recipe):  # another make was at it
             return True
         started, hit = time.monotonic(), cache.find(target, recipe)
         if not hit:
             return False
-        moved = digest(target) not in ("", hit.sha)
-        if moved and not replace(target, hit, cache):
+        moved = current_digest(target) not in ("", hit.sha)
+        if moved and not replace_result(target, hit, cache):
             return False
-        settle(target, hit.sha, recipe)
+        write_record(target, hit.sha, recipe)
         take_note(target, "in the cache", started, hit=Result(hit.sha, hit.size if moved else 0))
     return True
 
 
-def bring(target: str, recipe: str, cache: Cache) -> None:
+def bring_result(target: str, recipe: str, cache: Cache) -> None:
     """Copy an absent `target`, as its record has it."""
-    with lock(target):
-        started, hit = time.monotonic(), None if digest(target) else cache.find(target, recipe)
-        if hit and hit.sha == wrote(target) and replace(target, hit, cache):
+    with lock_file(target):
+        started, hit = time.monotonic(), None if current_digest(target) else cache.find(target, recipe)
+        if hit and hit.sha == written_digest(target) and replace_result(target, hit, cache):
             take_note(target, "from the cache", started, hit=hit)
 
 
-def replace(target: str, hit: Result, cache: Cache) -> bool:
+def replace_result(target: str, hit: Result, cache: Cache) -> bool:
     """Put the cache's file in the place of `target`, unless something else than a step's result appears there."""
     os.makedirs(os.path.dirname(out := f".make/out/{target}"), exist_ok=True)
     if not cache.fetch(hit, out):
         return False
-    with lock("publish", fcntl.LOCK_SH):
-        if digest(target) not in ("", wrote(target)):  # the user may have been here meanwhile
+    with lock_file("publish", fcntl.LOCK_SH):
+        if current_digest(target) not in ("", written_digest(target)):  # the user may have been here meanwhile
             os.remove(out)
             return False
-        put(out, target)
-        note(target, hit.sha)
-    tell(f"{target}: from the cache")
+        put_result(out, target)
+        note_digest(target, hit.sha)
+    print_text(f"{target}: from the cache")
     return True
 
 
 def main(goals: list[str], given: list[str]) -> None:
     """Ask make about the goals, its client of buckets made before, and take."""
     if os.environ["CACHE"].startswith("s3://"):
-        if not digest(CLIENT):
+        if not current_digest(CLIENT):
             run_make("CACHE=", *(word for word in given if not word.startswith("CACHE=")), CLIENT)
-        go_on_in_venv("scripts.steps.take")
+        go_on_in_venv("scripts.steps.take_cached")
     explained = run_make("EXPLAIN=1", *given, *goals, stdout=subprocess.PIPE)
     if explained.returncode == 0:
-        take(explained.stdout)
+        take_results(explained.stdout)
 
 
 if __name__ == "__main__":
@@ -129,4 +143,4 @@ if __name__ == "__main__":
     try:
         main(words[:middle], words[middle + 1 :])
     except OSError as error:
-        tell(f"warning: nothing more is taken from the cache in one go: {error}")
+        print_text(f"warning: nothing more is taken from the cache in one go: {error}")

@@ -309,19 +309,19 @@ WORDS = {
 }
 
 
-def russian() -> bool:
+def is_russian() -> bool:
     """Whether the locale is Russian: the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
     values = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     return next(filter(None, values), "").lower().startswith("ru")
 
 
-def say(key: str, **values: object) -> str:
-    return WORDS[key][russian()].format(**values)
+def translate(key: str, **values: object) -> str:
+    return WORDS[key][is_russian()].format(**values)
 
 
 class StudyError(Exception):
     """Why a study has no result: a sentence for its radiographer."""
 
     def __init__(self, key: str, **values: object) -> None:
-        super().__init__(say(key, **values))
+        super().__init__(translate(key, **values))
         self.key = key

@@ -5,23 +5,23 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from scripts.steps.records import digest, holds, known, made_from, read
+from scripts.steps.records import current_digest, is_true, known_digest, made_from, read_text
 
 STAMP = '<span class="stamp">SYNTHETIC</span>'
 HEXADECIMAL = frozenset("0123456789abcdef")
 
 
-def load(path: str) -> dict[str, Any] | None:
+def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in a file, None if there is no such file."""
-    text = read(path)
+    text = read_text(path)
     found: dict[str, Any] | None = json.loads(text) if text else None
     return found
 
 
-def stale(path: str, command: str) -> str:
+def remark_staleness(path: str, command: str) -> str:
     """Return a remark if what `path` was made from is no longer so."""
-    fresh = all(known(name) == was and holds(name) for name, was in made_from(path).items())
-    if fresh and digest(path):
+    fresh = all(known_digest(name) == was and is_true(name) for name, was in made_from(path).items())
+    if fresh and current_digest(path):
         return ""
     return f" <b>Something it was made from has changed since: <code>{command}</code>.</b>"
 
