@@ -32,11 +32,11 @@ class TritonPythonModel:
 if __name__ == "__main__":
     root = Path(os.environ["STAND_IN_ROOT"])
     sys.path.insert(0, str(root))
-    from scripts.serve.triton_server import in_environment
+    from scripts.serve.triton_server import environment_command
 
     scratch, environment = Path("/tmp/triton"), dict(os.environ)
     scratch.mkdir()
-    command = in_environment(root / ".venv-triton", scratch, environment)
+    command = environment_command(root / ".venv-triton", scratch, environment)
     (scratch / "backends/tensorrt").mkdir()
     (scratch / "backends/tensorrt/model.py").write_text(BACKEND)
     os.execve(command[0], [*command, *sys.argv[1:]], environment)

@@ -124,7 +124,7 @@ class Attention(nn.Module):
             self.gains is not None
         ):  # before heads are split, or ONNX Runtime moves k's transposes into it and fuses less
             split = [torch.unflatten(part, -1, (self.heads, -1)) for part in (q, k)]
-            q, k = [(by_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
+            q, k = [(normalise_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
         q, k, v = [split_heads(part, self.heads) for part in (q, k, v)]
         if self.gains is None and self.scale is not None:
             q, k = normalise(q) * self.scale, normalise(k)
@@ -136,7 +136,7 @@ class Attention(nn.Module):
             logits = q @ k if bias is None else q @ k + bias
             return logits.softmax(dim=-1) @ v
 
-        mixed = in_pieces(mix, 1 if bias is None else self.pieces, q, k, v)
+        mixed = compute_in_pieces(mix, 1 if bias is None else self.pieces, q, k, v)
         moved: Tensor = self.to_out(mixed.transpose(-3, -2).flatten(-2))
         return moved
 
@@ -175,7 +175,7 @@ class FeedForward(nn.Sequential):
         def gated(x: Tensor) -> Tensor:
             return functional.linear(functional.linear(x, value) * functional.gelu(functional.linear(x, gate)), down)
 
-        return in_pieces(gated, self.pieces, norm(x))
+        return compute_in_pieces(gated, self.pieces, norm(x))
 
 
 class Layer(nn.ModuleList):
@@ -398,7 +398,7 @@ class CTViT(nn.Module):
         The length of a token is a positive factor of all its cosines and changes no argmax.
         """
         rows = self.directions if self.directions is not None else self.codebook_directions()
-        return in_pieces(lambda piece: (piece @ rows.T).argmax(dim=-1), self.pieces, tokens)
+        return compute_in_pieces(lambda piece: (piece @ rows.T).argmax(dim=-1), self.pieces, tokens)
 
     def project(self, codes: Tensor) -> Tensor:
         """codes (b, t, h, w) -> (b, output)"""
@@ -423,7 +423,7 @@ class CTViT(nn.Module):
         return normalise(self.rows().to(dtype))
 
 
-def in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Tensor:
+def compute_in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Tensor:
     """What `work` makes of the tensors, a part at a time, cut and joined along the second axis."""
     if pieces == 1:
         return work(*tensors)
@@ -437,7 +437,7 @@ def normalise(x: Tensor) -> Tensor:
     return x / length.clamp_min(1e-12)
 
 
-def by_mean_square(x: Tensor) -> Tensor:
+def normalise_mean_square(x: Tensor) -> Tensor:
     """(…, d) -> (…, d) of length √d; zeros stay zeros."""
     tiny = x.new_full((1,), 1e-24)  # not a number: the exporter would take it for a zero and leave it out
     return x / (x.pow(2).mean(dim=-1, keepdim=True) + tiny).sqrt()

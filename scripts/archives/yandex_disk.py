@@ -109,7 +109,7 @@ def read_lock(origin: Source) -> Archive | None:
     """Return what the lock says of the archive, None if it was never recorded."""
     if not origin.lock.exists():
         return None
-    if archive := archive_of(read_json(origin.lock)):
+    if archive := parse_archive(read_json(origin.lock)):
         return archive
     raise SystemExit(f"{origin.lock}: expected a size in bytes and sha256, md5, modified as text; see git log")
 
@@ -122,7 +122,7 @@ def write_lock(origin: Source, archive: Archive) -> None:
     draft.replace(origin.lock)
 
 
-def archive_of(entries: Mapping[str, Any]) -> Archive | None:
+def parse_archive(entries: Mapping[str, Any]) -> Archive | None:
     """Return the archive that a JSON object describes, None if it does not."""
     size = entries.get("size")
     texts = {key: entries.get(key) or "" for key in ("sha256", "md5", "modified")}
@@ -142,7 +142,7 @@ def ask_for_archive(origin: Source) -> Archive:
     entries = call_api(origin, "", fields=FIELDS)
     if entries.get("type", "file") != "file":
         raise RefusedError(f"{origin.path} in {origin.link} is a folder, not a file")
-    if archive := archive_of(entries):
+    if archive := parse_archive(entries):
         return archive
     raise RefusedError(f"{host_of(origin.api)} names no size of {origin.path}; this API is not the one we know")
 

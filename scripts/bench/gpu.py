@@ -28,8 +28,8 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from scripts.bench.models import multiply_adds
-from scripts.convert.compare import more_outputs
+from scripts.bench.models import count_multiply_adds
+from scripts.convert.compare import add_outputs
 from scripts.convert.model_entry import model_entry, read_models
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
@@ -87,7 +87,7 @@ def expose_values(file: Path, inner: tuple[str, ...]) -> Iterator[str]:
     with os.fdopen(os.memfd_create("model"), "wb") as copy:
         with file.open("rb") as source:
             shutil.copyfileobj(source, copy, 1 << 24)
-        copy.write(more_outputs(inner))
+        copy.write(add_outputs(inner))
         copy.flush()
         yield f"/proc/self/fd/{copy.fileno()}"
 
@@ -151,7 +151,7 @@ def describe_device(device: Device) -> tuple[str, dict[str, float]]:
                 side @ side
                 torch.cuda.synchronize()
 
-            peaks[name] = round(2 * MATRIX**3 / median_ms(product, WARM, TIMES) / 1e9, 1)
+            peaks[name] = round(2 * MATRIX**3 / measure_median_ms(product, WARM, TIMES) / 1e9, 1)
         torch.cuda.empty_cache()
     return told, peaks
 
@@ -216,12 +216,12 @@ def bench_vit(
         many = np.resize(request, (batch, *request.shape[1:]))
         on_device = bind_run(device, session, many)
         timed[batch] = {
-            "device_ms": median_ms(on_device, *((WARM, TIMES) if device.gpu else (0, 1))),
-            "host_ms": median_ms(
+            "device_ms": measure_median_ms(on_device, *((WARM, TIMES) if device.gpu else (0, 1))),
+            "host_ms": measure_median_ms(
                 partial(session.run, ["output"], {"input": many}), *((1, 3) if device.gpu else (0, 1))
             ),
         }
-    speed = 2 * multiply_adds(entry) / timed[1]["device_ms"] / 1e9
+    speed = 2 * count_multiply_adds(entry) / timed[1]["device_ms"] / 1e9
     right, ours = reference["output"], found["output"]
     scores = {
         head: [
@@ -264,7 +264,7 @@ def bind_run(device: Device, session: Any, request: Array) -> Callable[[], None]
     return once
 
 
-def median_ms(work: Callable[[], object], warm: int, times: int) -> float:
+def measure_median_ms(work: Callable[[], object], warm: int, times: int) -> float:
     for _ in range(warm):
         work()
     taken = []
@@ -282,7 +282,7 @@ def bench_head(device: Device, name: str, file: Path, entry: dict[str, Any], ref
     return {
         "model": name,
         "batch": len(request),
-        "ms": median_ms(lambda: session.run(["output"], {"input": request}), WARM, TIMES),
+        "ms": measure_median_ms(lambda: session.run(["output"], {"input": request}), WARM, TIMES),
         "difference": float(np.abs(ours - right).max() / np.abs(right).max()),
     }
 
@@ -305,14 +305,14 @@ def bench_bpr(device: Device, file: Path, entry: dict[str, Any]) -> dict[str, An
     right, ours = scores(CPU.session(file)), scores(session)
     return {
         "slices": slices,
-        "ms": median_ms(lambda: scores(session), *((1, 3) if device.gpu else (0, 1))),
+        "ms": measure_median_ms(lambda: scores(session), *((1, 3) if device.gpu else (0, 1))),
         "difference": float(np.abs(ours - right).max() / np.abs(right).max()),
     }
 
 
 def bench_infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, scratch: Path) -> dict[str, Any]:
     """The classes of `make infer` on a repository of links: a volume in host memory to its probabilities."""
-    from scripts.infer.models import ONNX, Local, open_session, use_tf32
+    from scripts.infer.models import ONNX, Local, may_use_tf32, open_session
 
     show_progress("make infer's own classes")
     found = {}
@@ -327,11 +327,11 @@ def bench_infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, 
         local = Local.__new__(Local)  # without BPR's settings, which are no part of a network
         start = time.perf_counter()
         local.sessions = {
-            model: open_session(repository / place, use_tf32(repository / place)) for model, place in ONNX.items()
+            model: open_session(repository / place, may_use_tf32(repository / place)) for model, place in ONNX.items()
         }
         opened = time.perf_counter() - start
         answer = local.read(volume)
-        again = median_ms(partial(local.read, volume), 0, 3 if on_cuda(local) else 1)
+        again = measure_median_ms(partial(local.read, volume), 0, 3 if runs_on_cuda(local) else 1)
         found[precision] = {
             "providers": sorted({opened.get_providers()[0] for opened in local.sessions.values()}),
             "open_s": round(opened, 2),
@@ -342,7 +342,7 @@ def bench_infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, 
     return found
 
 
-def on_cuda(local: Any) -> bool:
+def runs_on_cuda(local: Any) -> bool:
     return bool(local.sessions["vit"].get_providers()[0] == "CUDAExecutionProvider")
 
 

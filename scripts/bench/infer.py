@@ -26,7 +26,7 @@ from scripts.bench.measure import (
 )
 from scripts.infer.handover import Messages, Shared
 from scripts.serve.triton_server import triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 
 FOLDER = BENCH / "infer"
 SLICES, SIDE = 300, 512
@@ -126,7 +126,7 @@ def bench_handover(rounds: int) -> list[Row]:
         messages, shared = Messages(server.grpc), Shared(server.grpc, client, server.key)
 
         def plain() -> Any:
-            return client.infer("vit_onnx", [as_input("input", volume)], model_version="1").as_numpy("output")
+            return client.infer("vit_onnx", [make_input("input", volume)], model_version="1").as_numpy("output")
 
         ways: dict[str, Callable[[], Any]] = {
             "plain": plain,

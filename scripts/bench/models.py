@@ -27,9 +27,9 @@ def bench_vit(tree: Tree, rounds: int) -> list[Row]:
     for path in (ours, theirs):
         subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # both come from the page cache
     flops = measure_matmul(tree)
-    a, b = in_turn(tree, ours, theirs, rounds, runs=3)
+    a, b = run_in_turn(tree, ours, theirs, rounds, runs=3)
     flops = max(flops, measure_matmul(tree))
-    work, run = 2 * multiply_adds(json.loads(entry.read_text())), median(list_times(a))
+    work, run = 2 * count_multiply_adds(json.loads(entry.read_text())), median(list_times(a))
     difference = max(abs(x - y) for x, y in zip(a[0]["output"], b[0]["output"], strict=True))
     speed = f"{work / run / 1e9:.0f} of {flops / 1e9:.0f} GFLOP/s"
     rows = [
@@ -51,7 +51,7 @@ def bench_vit(tree: Tree, rounds: int) -> list[Row]:
         release = {"PYTHONPATH": str(install_onnxruntime(RELEASE))}
     except SystemExit as reason:
         return [Row(f"session load, ONNX Runtime {RELEASE}", None, "≤", 1 / 12, "x", str(reason)), *rows]
-    a, b = in_turn(tree, ours, theirs, rounds, runs=0, **release)
+    a, b = run_in_turn(tree, ours, theirs, rounds, runs=0, **release)
     if a[0]["version"] != RELEASE:
         raise SystemExit(f"bench: ONNX Runtime {RELEASE} was asked for, {a[0]['version']} loaded")
     return [
@@ -147,7 +147,7 @@ def bench_bpr(tree: Tree, rounds: int) -> list[Row]:
     ]
 
 
-def in_turn(tree: Tree, ours: Path, theirs: Path, rounds: int, runs: int, **more: str) -> tuple[Found, Found]:
+def run_in_turn(tree: Tree, ours: Path, theirs: Path, rounds: int, runs: int, **more: str) -> tuple[Found, Found]:
     """Sessions of both files in turn, each in a process of its own."""
     found: tuple[Found, Found] = ([], [])
     for number in range(rounds):
@@ -213,7 +213,7 @@ def list_times(found: Found) -> list[float]:
     return [seconds for one in found for seconds in one["runs"][1:]]
 
 
-def multiply_adds(entry: dict[str, Any]) -> int:
+def count_multiply_adds(entry: dict[str, Any]) -> int:
     """Multiplications, each with its addition, that one volume costs; not those of the spatial bias."""
     network, (channels, *volume) = entry["network"], entry["input"]
     t, h, w = (size // part for size, part in zip(volume, network["patch"], strict=True))

@@ -61,7 +61,7 @@ def bench_noop(tree: Tree, rounds: int) -> list[Row]:
         *bench_touched(tree, rounds),
         *bench_clone(tree),
         bench_disk(tree),
-        *one_head(tree),
+        *bench_one_head(tree),
     ]
 
 
@@ -148,7 +148,7 @@ def bench_disk(tree: Tree) -> Row:
     )
 
 
-def one_head(tree: Tree) -> Iterator[Row]:
+def bench_one_head(tree: Tree) -> Iterator[Row]:
     """One weight of one head differs, as if the step before had made another: its export, check and the verdict run."""
     checkpoint = tree.checkpoint(HEAD)
     record = tree.path / f".make/made/{str(checkpoint.relative_to(tree.path)).replace('/', '%')}"

@@ -48,7 +48,7 @@ def compare_with_pytorch(
     """
     judge = Judge(onnx, entry["family"], tolerance["output"])
     batches = sorted({1, max(2, entry["batch"][1])})
-    request = network_input(entry, batches[-1])
+    request = make_network_input(entry, batches[-1])
     # First ONNX Runtime, and gone before PyTorch comes: of a ViT each of them holds the 604 MB of the projection
     inner = INNER.get(entry["family"], ())
     answers = [
@@ -119,7 +119,7 @@ def compare_with_pytorch(
     return result
 
 
-def network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
+def make_network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
     """`batch` seeded samples as the network takes them; of BPR's series slices from bottom to top."""
     if entry["family"] != "bpr":
         return make_sample(entry, SEED, batch)["input"]
@@ -160,7 +160,7 @@ def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner
     with tempfile.TemporaryDirectory() as scratch:
         asked, out = Path(scratch, "request.npy"), Path(scratch, "answer.npz")
         np.save(asked, request)
-        files = [judge.onnx.resolve(), more_outputs(inner).hex(), asked, out]
+        files = [judge.onnx.resolve(), add_outputs(inner).hex(), asked, out]
         # not resolved: a virtual environment is known by the link that its Python is
         command = [python.absolute(), "-m", "scripts.convert.onnx_session", *files, *names]
         run = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
@@ -173,10 +173,10 @@ def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner
 
 def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
     """A session on the CPU whose outputs are the file's and the values inside its graph that are named in `inner`."""
-    return onnx_session.open_session(onnx, more_outputs(inner))
+    return onnx_session.open_session(onnx, add_outputs(inner))
 
 
-def more_outputs(inner: tuple[str, ...]) -> bytes:
+def add_outputs(inner: tuple[str, ...]) -> bytes:
     """A protobuf message may come in pieces: with this one more, the values inside the graph are outputs too."""
     outputs = [ValueInfoProto(name=name) for name in inner]
     piece: bytes = ModelProto(graph=GraphProto(output=outputs)).SerializeToString()

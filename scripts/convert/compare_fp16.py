@@ -44,11 +44,11 @@ def compare_fp16(
     """
     inner = INNER.get(entry["family"], ())
     request = make_sample(entry, SEED, SAMPLES)["input"]
-    exact = one_by_one(Judge(onnx, entry["family"], tolerance["output"]), request, inner)
+    exact = run_one_by_one(Judge(onnx, entry["family"], tolerance["output"]), request, inner)
     judge = Judge(rounded, entry["family"], tolerance["output"], f"{onnx}'s")
     with emulated_file(rounded) as file:
-        emulated = one_by_one(judge._replace(onnx=file), request, inner)
-    answers = {"as a GPU rounds it": emulated, "on a CPU": one_by_one(judge, request, inner)}
+        emulated = run_one_by_one(judge._replace(onnx=file), request, inner)
+    answers = {"as a GPU rounds it": emulated, "on a CPU": run_one_by_one(judge, request, inner)}
     for python in deployed:
         answer = ask_deployed(judge, request, python, inner)
         answers[answer.name] = answer.values
@@ -107,7 +107,7 @@ def compare_fp16(
     return result
 
 
-def one_by_one(judge: Judge, request: Array, inner: tuple[str, ...]) -> Values:
+def run_one_by_one(judge: Judge, request: Array, inner: tuple[str, ...]) -> Values:
     """Our ONNX Runtime's answers, a sample at a time: a batch would take as many times the memory."""
     parts = [ask_onnxruntime(judge, request[row : row + 1], [1], inner)[0] for row in range(len(request))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

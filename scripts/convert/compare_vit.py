@@ -97,7 +97,7 @@ def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence
                     f"codes of sample {index} {name} are {few} distinct ones; expected about PyTorch's {many}",
                     "different patches become the same code",
                 )
-        changes.append(near_ties(network, tokens, codes, cosines))
+        changes.append(find_near_ties(network, tokens, codes, cosines))
         near, error = near + int((cosines.margins <= cosines.limit).sum()), max(error, cosines.error)
     report = {
         "compared": compared,
@@ -175,7 +175,7 @@ def find_flips(
     return found
 
 
-def near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> list[Array]:
+def find_near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> list[Array]:
     """What each near tie that falls the other way would add to the output: per token (other rows, output) float64,
     nearest ties first.
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def without_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
+def remove_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
     """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
 
     `ties`: per token that float64 allows another row, what each such row would add: (rows, output).

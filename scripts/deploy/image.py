@@ -17,9 +17,9 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import base_of, inspect_object, read_labels, run_docker
+from scripts.deploy.docker_engine import find_base, inspect_object, read_labels, run_docker
 from scripts.publish import signature
-from scripts.publish.vouch import vouched_for
+from scripts.publish.vouch import check_vouched
 from scripts.steps.records import lock_file, read_text, record_path
 
 DOCKERFILE = "docker/triton.Dockerfile"
@@ -37,7 +37,7 @@ def list_requirements(repository: str) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
 
 
-def built_from(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE) -> str:
+def digest_sources(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE) -> str:
     """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
     told = [base, hashlib.sha256(Path(dockerfile).read_bytes()).hexdigest(), sorted(files.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
@@ -47,7 +47,7 @@ def build_server_image(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
     needs = list_requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    tag = f"{SERVER}:{built_from(base_of(base), {'requirements.txt': sha})[:12]}"
+    tag = f"{SERVER}:{digest_sources(find_base(base), {'requirements.txt': sha})[:12]}"
     if not inspect_object("image", tag):
         run_build(tag, base, {"chest.requirements": sha}, stream_context(needs, repository, {}), target="server")
     return tag
@@ -58,13 +58,13 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
     run_docker("version")  # before a gigabyte is read
     with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = choose_tag("chest-ct-triton", tag, repository)
-        files = vouched_for(repository, verdict)
-        signed = digest_signed(repository, files)
-        inputs = built_from(base_of(base), files | ({"signed": signed} if signed else {}))
+        files = check_vouched(repository, verdict)
+        signed = find_signed_digest(repository, files)
+        inputs = digest_sources(find_base(base), files | ({"signed": signed} if signed else {}))
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
-        told = labels_of("Triton with chest-CT models", base, kind, inputs, files)
+        told = make_labels("Triton with chest-CT models", base, kind, inputs, files)
         told |= {"chest.signed": signed} if signed else {}
         run_build(tag, base, told, stream_context(list_requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
@@ -72,9 +72,9 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
         print("its answers are nonsense, by design, and `make push` refuses it")
 
 
-def digest_signed(repository: str, files: Mapping[str, str]) -> str:
+def find_signed_digest(repository: str, files: Mapping[str, str]) -> str:
     """Return the digest that the repository's signature signs, "" if there is none or it is of other files."""
-    if not os.path.exists(bundle := signature.bundle_of(repository)):
+    if not os.path.exists(bundle := signature.bundle_path(repository)):
         return ""
     digest, signed = signature.read_bundle(bundle)
     if signed != files:
@@ -96,14 +96,14 @@ def choose_tag(usual: str, tag: str, repository: str) -> tuple[str, str]:
     return kind, tag
 
 
-def labels_of(title: str, base: str, kind: str, inputs: str, files: Mapping[str, str]) -> dict[str, str]:
+def make_labels(title: str, base: str, kind: str, inputs: str, files: Mapping[str, str]) -> dict[str, str]:
     """Return what an image says about itself."""
     return {
         "org.opencontainers.image.title": title,
         "org.opencontainers.image.version": read_text("VERSION").strip(),
         "org.opencontainers.image.revision": read_revision(),
         "org.opencontainers.image.base.name": base,
-        "org.opencontainers.image.base.digest": base_of(base),
+        "org.opencontainers.image.base.digest": find_base(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
         "chest.weights": kind,
         "chest.inputs": inputs,
@@ -170,7 +170,7 @@ def stream_context(needs: bytes, repository: str, files: Mapping[str, str]) -> I
     yield from stream_member("requirements.txt", needs)
     yield from stream_certificates()
     for layer in ("vit", "bpr", "heads"):
-        inner = {path: sha for path, sha in sorted(files.items()) if layer_of(path) == layer}
+        inner = {path: sha for path, sha in sorted(files.items()) if choose_layer(path) == layer}
         folders = {"models"} | {str(folder) for path in inner for folder in Path("models", path).parents if folder.name}
         opened = [make_header(f"{folder}/", 0) for folder in sorted(folders)]
         sizes = {path: os.path.getsize(f"{repository}/{path}") for path in inner}
@@ -192,7 +192,7 @@ def stream_certificates() -> Iterator[bytes]:
         yield from stream_member("ca.pem", Path(path).read_bytes())
 
 
-def layer_of(path: str) -> str:
+def choose_layer(path: str) -> str:
     """Return the layer that a file of a model belongs to."""
     return {"vit": "vit", "bpr": "bpr"}.get(path.partition("_")[0], "heads")
 

@@ -9,21 +9,21 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import base_of, read_labels, run_docker
+from scripts.deploy.docker_engine import find_base, read_labels, run_docker
 from scripts.deploy.image import (
     END,
-    built_from,
     choose_tag,
-    labels_of,
+    digest_sources,
     main,
     make_header,
+    make_labels,
     read_dockerfile,
     run_build,
     stream_certificates,
     stream_member,
     stream_verified,
 )
-from scripts.publish.vouch import vouched_for
+from scripts.publish.vouch import check_vouched
 from scripts.steps.records import current_digest, lock_file
 
 DOCKERFILE, REQUIREMENTS, PROGRAM = "docker/inference.Dockerfile", "requirements-inference.txt", "scripts/infer"
@@ -35,7 +35,7 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
     run_docker("version")  # before a gigabyte is read
     with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
         kind, tag = choose_tag("chest-ct-inference", tag, repository)
-        vouched = vouched_for(repository, verdict)
+        vouched = check_vouched(repository, verdict)
         for model in MODELS:
             if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
                 raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
@@ -43,11 +43,11 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
         program = {
             str(path): current_digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]
         }
-        inputs = built_from(base_of(base), {**models, **program}, DOCKERFILE)
+        inputs = digest_sources(find_base(base), {**models, **program}, DOCKERFILE)
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return
-        told = labels_of("Findings in chest CT", base, kind, inputs, models)
+        told = make_labels("Findings in chest CT", base, kind, inputs, models)
         run_build(tag, base, told, stream_context(repository, models, program))
     print(f"{tag}: {kind} weights\n  docker run --rm -v FOLDER:/input:ro -v FOLDER:/output {tag}")
 

@@ -15,7 +15,7 @@ from scripts.deploy.docker_engine import inspect_object
 from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import SERVING, ask_container, find_container, identify_folder, read_index
 from scripts.publish.publish import hash_content
-from scripts.publish.vouch import models_in
+from scripts.publish.vouch import list_models
 from scripts.steps.records import lock_file, read_text, write_text
 
 
@@ -35,7 +35,7 @@ def reload_models(repository: str) -> None:
             raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
         # The ViT first: it needs the most memory, and where it does not load the heads stay those that belong to it
         networks: list[float] = []  # when each of them was begun to be loaded
-        here = sorted(models_in(repository), key=lambda name: (not name.startswith("vit_"), name))
+        here = sorted(list_models(repository), key=lambda name: (not name.startswith("vit_"), name))
         for model in [*here, *sorted(list_ready(identity) - set(here))]:
             files = hash_content(repository, model)
             if not files:
@@ -55,10 +55,10 @@ def reload_models(repository: str) -> None:
                     networks.append(started)
             write_text(SERVING, json.dumps({"container": identity, "models": took}))
     if len(networks) > 1:
-        print(two_sets(time.monotonic() - networks[0]), flush=True)
+        print(warn_of_two_sets(time.monotonic() - networks[0]), flush=True)
 
 
-def two_sets(seconds: float) -> str:
+def warn_of_two_sets(seconds: float) -> str:
     """Return what a client saw during the last `seconds`: Triton exchanges one model after another, not a set."""
     now = time.time()
     start, end = (time.strftime("%H:%M:%S", time.localtime(moment)) for moment in (now - seconds, now))

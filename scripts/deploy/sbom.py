@@ -25,7 +25,7 @@ from packageurl import PackageURL
 from scripts.deploy.docker_engine import inspect_object, read_labels
 from scripts.deploy.image import choose_tag, list_requirements
 from scripts.publish.licences import LICENCES
-from scripts.steps.records import made_from, read_text, written_digest
+from scripts.steps.records import read_inputs, read_text, written_digest
 
 ARCHIVES = Path("training/archives.json")
 ENTRIES = Path("build/models")
@@ -40,10 +40,10 @@ def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, 
     root.properties = [Property(name="chest:inputs", value=inputs), Property(name="chest:weights", value=kind)]
     root.licenses = [make_licence("MIT", "")]
     bom.metadata.component = root
-    parts = [base_image(base), *list_packages(pins)]
+    parts = [describe_base_image(base), *list_packages(pins)]
     for model in sorted({path.partition("/")[0] for path in files}):
         own = {path: sha for path, sha in files.items() if path.startswith(f"{model}/")}
-        parts.append(model_of(model, own, kind, verdict))
+        parts.append(describe_model(model, own, kind, verdict))
     bom.components = parts
     bom.register_dependency(root, parts)
     written = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
@@ -51,7 +51,7 @@ def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, 
     return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
-def base_image(base: str) -> Component:
+def describe_base_image(base: str) -> Component:
     """What the image starts from, by the digest that it has here."""
     there = inspect_object("image", base)
     name, _, tag = base.rpartition(":")
@@ -75,7 +75,7 @@ def list_packages(pins: str) -> list[Component]:
     ]  # fmt: skip
 
 
-def model_of(model: str, files: dict[str, str], kind: str, verdict: str) -> Component:
+def describe_model(model: str, files: dict[str, str], kind: str, verdict: str) -> Component:
     """A published model: digest of its weights, licence, origin, kind of weights; beneath it each of its files."""
     short = model.rpartition("_")[0]
     entry = json.loads(read_text(str(ENTRIES / f"{short}.json")) or "{}")
@@ -98,7 +98,7 @@ def model_of(model: str, files: dict[str, str], kind: str, verdict: str) -> Comp
 
 def find_origin(files: dict[str, str], verdict: str) -> list[str]:
     """What the files of a model were made from, by the records: each checkpoint, or the archive, and its sha256."""
-    judged = made_from(verdict)
+    judged = read_inputs(verdict)
     told = {f"{path} sha256:{sha}" for path, sha in judged.items() if path.endswith(".zip.lock.json")}
     ahead = [(path, sha) for path, sha in judged.items() if path.endswith(WEIGHTS) and sha in files.values()]
     seen = set(ahead)
@@ -107,7 +107,7 @@ def find_origin(files: dict[str, str], verdict: str) -> list[str]:
         if path.endswith((".pt", ".pth")):
             told.add(f"{path} sha256:{sha}")
         elif written_digest(path) == sha:
-            ahead += [one for one in made_from(path).items() if one not in seen]
+            ahead += [one for one in read_inputs(path).items() if one not in seen]
             seen |= set(ahead)
     return sorted(told)
 

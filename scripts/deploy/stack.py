@@ -22,7 +22,7 @@ from contextlib import suppress
 from scripts.deploy.docker_engine import find_compose, inspect_object, pull_image, read_labels, run_docker
 from scripts.deploy.image import build_server_image
 from scripts.publish.publish import hash_content
-from scripts.publish.vouch import models_in
+from scripts.publish.vouch import list_models
 from scripts.serve.releases import list_notes
 from scripts.steps.records import read_text, record_path, write_text
 
@@ -46,7 +46,7 @@ def start_stack(
     chosen |= {"CHEST_KEY": (read_key(before) if before else "") or secrets.token_hex(16), "LOCK": "1" if lock else ""}
     chosen |= {"START_PERIOD": "300s"} if lock else {}  # it is ready when its models are
     if repository:
-        if not models_in(repository):
+        if not list_models(repository):
             raise SystemExit(f"{repository}: no models there; make repository, or a ready image: make up FROM=prebuilt")
         image = build_server_image(repository, base)
         files.append("compose.repository.yaml")
@@ -77,7 +77,7 @@ def start_stack(
         raise SystemExit(why)
     now = find_container()
     if repository and now != before:
-        took = {model: hash_content(repository, model) for model in models_in(repository)}
+        took = {model: hash_content(repository, model) for model in list_models(repository)}
         write_text(SERVING, json.dumps({"container": now, "models": took}))
     names = ", ".join(sorted(model["name"] for model in read_index(now)))
     kind = (

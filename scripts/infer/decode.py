@@ -90,7 +90,7 @@ def read_frame(header: Any, index: int) -> tuple[bytes, Any]:
     return get_frame(header.PixelData, index, number_of_frames=count, extended_offsets=offsets), header
 
 
-def as_told(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
+def convert_to_header(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
     """Decoded values as the header's dtype, widened where need be. DamagedError: they are of another shape."""
     size = header.BitsAllocated // 8
     if pixels.dtype.itemsize > size or pixels.shape != (header.Rows, header.Columns):
@@ -123,7 +123,7 @@ def decode_jpeg(frame: bytes, header: Any) -> NDArray[Any]:
     check_size(read_frame_size(frame)[1:], header)
     if not is_whole(frame):
         raise UnfitError
-    return as_told(imagecodecs.jpeg8_decode(frame), header)
+    return convert_to_header(imagecodecs.jpeg8_decode(frame), header)
 
 
 def decode_jpegls(frame: bytes, header: Any) -> NDArray[Any]:
@@ -135,7 +135,7 @@ def decode_jpegls(frame: bytes, header: Any) -> NDArray[Any]:
     pixels = imagecodecs.jpegls_decode(frame)
     if precision != header.BitsStored:
         raise UnfitError
-    return as_told(pixels, header)
+    return convert_to_header(pixels, header)
 
 
 def decode_jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = None) -> NDArray[Any]:
@@ -147,7 +147,7 @@ def decode_jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | 
     pixels = decode(frame) if decode else imagecodecs.jpeg2k_decode(frame, numthreads=1)
     if frame[start + PRECISION] != header.BitsStored - 1 | header.PixelRepresentation << 7:
         raise UnfitError
-    return as_told(pixels, header)
+    return convert_to_header(pixels, header)
 
 
 def decode_htj2k(frame: bytes, header: Any) -> NDArray[Any]:
@@ -162,7 +162,7 @@ def decode_rle(frame: bytes, header: Any) -> NDArray[Any]:
         raise DamagedError
     kind = np.dtype(f"<u{header.BitsAllocated // 8}")
     content = imagecodecs.dicomrle_decode(frame, kind)
-    return as_told(np.frombuffer(content, kind).reshape(header.Rows, header.Columns), header)
+    return convert_to_header(np.frombuffer(content, kind).reshape(header.Rows, header.Columns), header)
 
 
 DECODERS: dict[str, Callable[[bytes, Any], NDArray[Any]]] = {

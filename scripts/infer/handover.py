@@ -65,7 +65,7 @@ class Messages:
 
     def infer(self, model: str, inputs: dict[str, Array], timeout: float) -> Array:
         """The tensor `output`. InferenceServerException: the server's own words; TooLargeError."""
-        size_of(inputs)
+        size_in_bytes(inputs)
         parts: list[Any] = [describe_request(model, inputs).SerializeToString()]
         for array in inputs.values():
             parts += [encode_varint(RAW_CONTENTS << 3 | BYTES_FIELD) + encode_varint(array.nbytes), as_bytes(array)]
@@ -103,7 +103,7 @@ class Shared(Messages):
         self.locks: dict[str, Lock] = {}
 
     def infer(self, model: str, inputs: dict[str, Array], timeout: float) -> Array:
-        if (size := size_of(inputs)) < SMALL:
+        if (size := size_in_bytes(inputs)) < SMALL:
             return super().infer(model, inputs, timeout)
         with self.locks.setdefault(model, Lock()):
             for attempt in range(2):
@@ -191,7 +191,7 @@ def choose_handover(client: Any, address: str, key: str) -> Messages:
     return shared
 
 
-def size_of(inputs: dict[str, Array]) -> int:
+def size_in_bytes(inputs: dict[str, Array]) -> int:
     """Bytes; TooLargeError."""
     if (size := sum(array.nbytes for array in inputs.values())) > LARGEST:
         raise TooLargeError(f"{size >> 20} MiB, Triton takes {LARGEST >> 20} at once")

@@ -83,9 +83,9 @@ class Local(Models):
         """SystemExit: a file is missing, cannot be opened or is no such network."""
         check_complete(repository)
         self.sessions = {
-            name: open_session(repository / file, use_tf32(repository / file)) for name, file in ONNX.items()
+            name: open_session(repository / file, may_use_tf32(repository / file)) for name, file in ONNX.items()
         }
-        self.shape = expected_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
+        self.shape = volume_shape(self.sessions["vit"].get_inputs()[0].shape, repository / ONNX["vit"])
         if (classes := self.sessions["multilabel"].get_outputs()[0].shape[-1]) != len(FINDINGS):
             raise SystemExit(f"{repository / ONNX['multilabel']}: {classes} findings, expected {len(FINDINGS)}")
         self.weights = kind_of_weights(self.sessions.values())
@@ -134,7 +134,7 @@ class Triton(Models):
 
         from scripts.infer.handover import KEY_HEADER, OPTIONS, choose_handover
 
-        key = key or local_key(address)
+        key = key or find_local_key(address)
         self.error, self.address, self.loaded = InferenceServerException, address, list[str]()
         self.headers = {KEY_HEADER: key} if key else {}
         self.lock, self.returns, self.heads = Lock(), 0, dict[str, Array]()
@@ -151,7 +151,7 @@ class Triton(Models):
         self.way = choose_handover(self.client, address, key)
         self.handover = self.way.name
         try:
-            self.shape = expected_shape(shapes["vit"], f"vit_onnx at {address}")
+            self.shape = volume_shape(shapes["vit"], f"vit_onnx at {address}")
             self.sizes = {name: shapes[name][-1] for name in ("binary", "multilabel")}
             self.heads = self.ask_heads()
             self.weights = self.kind(repository)
@@ -260,7 +260,7 @@ class Triton(Models):
         self.client.close()
 
 
-def local_key(address: str) -> str:
+def find_local_key(address: str) -> str:
     """The key that `make serve` of this user left for this machine's programs; "" where there is none."""
     host, _, port = address.rpartition(":")
     path = Path(f"/dev/shm/chest-key-{port}")
@@ -294,7 +294,7 @@ def check_complete(repository: Path) -> None:
         )
 
 
-def use_tf32(file: Path) -> bool:
+def may_use_tf32(file: Path) -> bool:
     """Whether the config.pbtxt of MODEL/1/model.onnx lets a GPU multiply in TF32; float32 where it says nothing."""
     config = file.parents[1] / "config.pbtxt"
     found = TF32.search(re.sub("#.*", "", config.read_text())) if config.is_file() else None
@@ -322,7 +322,7 @@ def open_session(file: Path, tf32: bool = False) -> Any:
         raise SystemExit(f"{file} cannot be opened as an ONNX file; make verify, or make repository") from None
 
 
-def expected_shape(shape: Sequence[Any], where: object) -> tuple[int, int, int]:
+def volume_shape(shape: Sequence[Any], where: object) -> tuple[int, int, int]:
     """The three sizes at the end of (batch, 1, frames, height, width)."""
     sizes = [int(size) for size in list(shape)[2:] if not isinstance(size, str) and int(size) > 0]
     if len(shape) != 5 or len(sizes) != 3:

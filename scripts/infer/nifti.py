@@ -116,7 +116,7 @@ def find_kind(file: Any, *, two: bool) -> Any:
     return HEADERS[size][two]
 
 
-def names_of(source: Source) -> list[str]:
+def list_names(source: Source) -> list[str]:
     return [name for name in source.names if is_nifti(name)]
 
 

@@ -31,7 +31,7 @@ def is_soft(series: Series) -> tuple[bool, bool]:
     return window, soft
 
 
-def by_preference(series: list[Series]) -> list[Series]:
+def sort_by_preference(series: list[Series]) -> list[Series]:
     """Those that cover a whole chest first, then the closest slices, the thinnest, soft-tissue window and kernel."""
     sizes = [measure_extent(one.slices) for one in series]
     whole = ENOUGH * min(CHEST, max((covered for covered, _ in sizes), default=0.0))
@@ -56,7 +56,7 @@ def choose_series(
     """
     troubles: list[tuple[bool, StudyError]] = []
     possible = find_candidates(all_series)
-    for series in by_preference(possible):
+    for series in sort_by_preference(possible):
         is_chest = series.body_part == "CHEST"
         try:
             volume = read(series)

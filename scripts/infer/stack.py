@@ -94,7 +94,7 @@ def split_acquisitions(series: Series) -> list[Series]:
     if len(usable) < 2:
         return [series]
     found = []
-    for group in of_geometry(usable):
+    for group in group_by_geometry(usable):
         rest = len(series.slices) - len(group)
         parts = list(tell_apart(group))
         for part, tags in parts:
@@ -107,7 +107,7 @@ def split_acquisitions(series: Series) -> list[Series]:
     return found
 
 
-def of_geometry(slices: list[Slice]) -> list[list[Slice]]:
+def group_by_geometry(slices: list[Slice]) -> list[list[Slice]]:
     """Those of one size and orientation together, in the order in which they are met."""
     groups: list[list[Slice]] = []
     for s in slices:
@@ -212,7 +212,9 @@ def drop_between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArra
     return np.delete(order, odd) if 0 < len(odd) <= max(1, int(FEW * len(order))) else order
 
 
-def in_line(positions: NDArray[np.float64], normal: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
+def drop_beside(
+    positions: NDArray[np.float64], normal: NDArray[np.float64], order: NDArray[np.intp]
+) -> NDArray[np.intp]:
     """`order` as of `drop_far`, without few slices that lie beside the straight line through the others."""
     height = (positions[order] @ normal)[:, None]
     aside = positions[order] - height * normal
@@ -229,7 +231,7 @@ def stack_slices(slices: list[Slice]) -> Stack:
     check_size((len(slices), *first.shape), (1, 1, 1))
     if not all(map(has_geometry, slices)):
         raise StudyError("no_geometry")
-    if len(of_geometry(slices)) > 1:
+    if len(group_by_geometry(slices)) > 1:
         raise StudyError("mixed")
     assert first.orientation is not None and first.pixel is not None
     across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
@@ -242,7 +244,7 @@ def stack_slices(slices: list[Slice]) -> Stack:
         raise StudyError("few_slices", count=len(kept))
     found = []
     whole, kept = kept, drop_far(height, kept)
-    kept = in_line(positions, normal, drop_between(height, kept))
+    kept = drop_beside(positions, normal, drop_between(height, kept))
     if len(kept) < len(whole):
         found.append(translate("far", count=len(whole) - len(kept)))
     if len(kept) < FEWEST:

@@ -59,7 +59,7 @@ def read_study(path: Path, models: Models, reading: Reading, *, flat: bool = Fal
     said = reading.warnings = reading.warnings or []
     with open_study(path, flat) as source:
         found, skipped = read_headers(source)
-        names = nifti.names_of(source)
+        names = nifti.list_names(source)
         if not found and not names and source.unread:
             raise source.unread[0]
         if count := sum(error.key != "unknown_volume" for error in source.unread):

@@ -37,10 +37,10 @@ class Plan(NamedTuple):
 
 def read_plan(record: str, config: str) -> Plan:
     """Return the plan of a record, with the promise of its config.pbtxt."""
-    return plan_of(json.loads(Path(record).read_text()), record, config, read_config(Path(config)).max_batch_size)
+    return describe_plan(json.loads(Path(record).read_text()), record, config, read_config(Path(config)).max_batch_size)
 
 
-def plan_of(found: dict[str, Any], record: str, config: str, promised: int) -> Plan:
+def describe_plan(found: dict[str, Any], record: str, config: str, promised: int) -> Plan:
     """Activations grow with the batch (measured: docs/plans.md), so the largest batch tells what one sample takes."""
     sample = found["activation_bytes"] / max(found["profile"]["batch"]) + FLOAT32 * math.prod(found["profile"]["input"])
     return Plan(Path(record).name.removesuffix(".rtx.json"), config, promised, found["engine_bytes"], sample)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from scripts.convert import probabilities as client
 from scripts.convert.sample import make_sample, plan_requests
-from scripts.convert.ties import without_flips
+from scripts.convert.ties import remove_flips
 from scripts.plans import gpu, trtexec
 from scripts.plans.expected import SEED, choose_samples, open_onnx
 from scripts.steps.records import hash_file
@@ -63,7 +63,7 @@ def compare_answers(
         if bad := int(answer.size - np.isfinite(answer).sum()):
             raise SystemExit(f"{where}: {bad} of {answer.size} values are NaN or infinite, expected none; it overflows")
         for row, place in enumerate(places[:batch]):
-            left, flips = without_flips(
+            left, flips = remove_flips(
                 answer[row].astype(np.float64) - right[row], ties.get(place, []), tolerance["gpu"] * scale
             )
             result["flips"] += flips
@@ -130,7 +130,7 @@ def run_plan(plan: Path, request: Array, scratch: Path) -> Array:
     except trtexec.TrtexecError as error:
         raise SystemExit(f"{plan}: trtexec does not run it\n{trtexec.explain_trouble(error, artifact)}") from None
     except FileNotFoundError:
-        raise SystemExit(f"{plan}: trtexec wrote no output; whole log: {trtexec.log_of(artifact)}") from None
+        raise SystemExit(f"{plan}: trtexec wrote no output; whole log: {trtexec.log_path(artifact)}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     names = {"nan": "NaN", "inf": "Infinity"}
@@ -148,7 +148,7 @@ def compute_probabilities(entry: dict[str, Any], output: Array, heads: list[Path
     return [client.compute_probabilities(open_onnx(head).run(["output"], {"input": embedding})[0]) for head in heads]
 
 
-def ties_of(check: dict[str, Any]) -> dict[int, Any]:
+def find_ties(check: dict[str, Any]) -> dict[int, Any]:
     """Of each sample that a server is asked, what its near ties would change."""
     return {
         answer["first"] + row: ties for answer in check["served"] for row, ties in enumerate(answer.get("flips", []))
@@ -175,7 +175,7 @@ def main() -> None:
             f"{given.plan}: to be compared on {given.plan.parent.name}, this is {here.folder} ({here.name});\n"
             "make trt on such a machine, or make trt-fleet"
         )
-    scratch, ties = Path(f"{given.out}.d"), ties_of(json.loads(given.check.read_text()))
+    scratch, ties = Path(f"{given.out}.d"), find_ties(json.loads(given.check.read_text()))
     result = compare_answers(given.plan, np.load(given.expected), entry, tolerance, given.heads, scratch, ties)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "

@@ -111,7 +111,7 @@ def check_memory() -> Finding:
     )
 
 
-def shared_memory() -> Finding:
+def check_shared_memory() -> Finding:
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     todo = "" if free > 0.9 * GB else "mount -o remount,size=1g /dev/shm; in Docker: --shm-size 2g"
     return Finding("/dev/shm", f"{free / GB:.1f} GB free", "1 GB", todo)
@@ -209,7 +209,7 @@ def main() -> None:
         check_environments,
         check_disk,
         check_memory,
-        shared_memory,
+        check_shared_memory,
     ]
     here = [check() for check in checks]
     print_text("make repository:")

@@ -20,7 +20,7 @@ from typing import Any
 
 from scripts.plans import gpu, trtexec
 from scripts.plans.plan_request import list_options
-from scripts.steps.records import find_content, hash_file, made_from, write_text, written_digest
+from scripts.steps.records import find_content, hash_file, read_inputs, write_text, written_digest
 
 REJECTED = re.compile(r"timing ?cache.*(reject|mismatch|not be used|fail|invalid|different|corrupt|assert|skip)", re.I)
 LATENCY = re.compile(r"\[I\] Latency: (.*)")
@@ -37,7 +37,7 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
             f"TensorRT {builder.tensorrt}; build it on such a GPU with the same NGC_RELEASE and bring it: PLANS=dir"
         )
     scratch = prepare_folder(out, onnx)
-    cache, draft = timing_cache(folder, tensorrt), scratch / "timing.cache"
+    cache, draft = timing_cache_path(folder, tensorrt), scratch / "timing.cache"
     if cache.exists():
         shutil.copyfile(cache, draft)
     start = time.monotonic()
@@ -48,15 +48,15 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
         except trtexec.TrtexecError as error:
             if not (cache.exists() and REJECTED.search(str(error))):
                 raise
-            set_aside(cache)
+            set_aside_cache(cache)
             draft.unlink(missing_ok=True)
             said = trtexec.run_trtexec(plan, {"model.onnx": onnx}, str(scratch), words)
         if cache.exists() and REJECTED.search(said):
-            set_aside(cache)
+            set_aside_cache(cache)
         seconds = time.monotonic() - start
         made = scratch / Path(plan).name
         if not made.is_file() or not made.stat().st_size:
-            raise SystemExit(f"{plan}: trtexec says PASSED and wrote no plan; whole log: {trtexec.log_of(plan)}")
+            raise SystemExit(f"{plan}: trtexec says PASSED and wrote no plan; whole log: {trtexec.log_path(plan)}")
         if request["precision"] == "fp16":
             check_layers(plan, scratch / "layers.json")
         if draft.is_file():
@@ -114,12 +114,12 @@ def complete_options(shaping: list[str], name: str, precision: str) -> list[str]
     return [*files, *shaping, *(["--exportLayerInfo=/out/layers.json"] if precision == "fp16" else [])]
 
 
-def timing_cache(folder: str, tensorrt: str) -> Path:
+def timing_cache_path(folder: str, tensorrt: str) -> Path:
     """Return where the measured times of kernels are kept, for all models of one GPU and TensorRT."""
     return Path("build/plan/timing", f"{folder}-{tensorrt}.cache")
 
 
-def set_aside(cache: Path) -> None:
+def set_aside_cache(cache: Path) -> None:
     """Keep a rejected timing cache for whoever wants to know, out of the way."""
     print(f"  {cache}: TensorRT rejects it; set aside as {cache.name}.rejected, built without", flush=True)
     with suppress(FileNotFoundError):  # another job was first
@@ -133,7 +133,7 @@ def check_layers(plan: str, file: Path) -> None:
     if not half:
         raise SystemExit(
             f"{plan}: asked for fp16, and none of the {len(kinds)} tensors TensorRT tells of is;\n"
-            f"whole log: {trtexec.log_of(plan)}"
+            f"whole log: {trtexec.log_path(plan)}"
         )
     print(f"  {plan}: {half} of {len(kinds)} tensors of its layers are fp16", flush=True)
 
@@ -174,12 +174,12 @@ def main() -> None:
         onnx = find_content(mine) or onnx  # published
     content = json.loads(given.request.read_text())
     if given.print:
-        cache = timing_cache(given.gpu, given.tensorrt)
+        cache = timing_cache_path(given.gpu, given.tensorrt)
         print("\n".join(list_commands(given.plan, onnx, content, given.precision, given.flags, cache)))
         return
     if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
-    if (was := made_from(str(given.request)).get(given.onnx)) and was != hash_file(onnx):
+    if (was := read_inputs(str(given.request)).get(given.onnx)) and was != hash_file(onnx):
         raise SystemExit(f"{onnx}: not what {given.request} was written of, another make replaced it; run make again")
     trtexec.end_with_parent()
     record = build_plan(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)

@@ -20,7 +20,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from scripts.serve.check_repository import read_config
 
 
-def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
+def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
     """Return the text; SystemExit where the ONNX model's config allows more than the plan's profile does."""
     config = read_config(onnx)
     if not 0 < config.max_batch_size <= max(entry["batch"]):
@@ -32,7 +32,7 @@ def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
     config.backend, config.platform = "", "tensorrt_plan"
     for field in "optimization", "parameters":  # they speak to ONNX Runtime; a plan has its precision inside
         config.ClearField(field)
-    warm_up(config)
+    add_warm_up(config)
     config.default_model_filename = f"{folders[0]}.plan"
     for folder in folders:
         if not (capability := re.fullmatch(r"sm(\d+)(\d)", folder)):
@@ -43,7 +43,7 @@ def plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
     )
 
 
-def warm_up(config: Any) -> None:
+def add_warm_up(config: Any) -> None:
     """Let Triton ask the model one sample of zeros before it is READY."""
     sample = config.model_warmup.add(name="one sample of zeros", batch_size=min(1, config.max_batch_size))
     for tensor in config.input:
@@ -52,18 +52,18 @@ def warm_up(config: Any) -> None:
         sample.inputs[tensor.name].zero_data = True
 
 
-def warm_config(onnx: Path) -> str:
+def make_warm_config(onnx: Path) -> str:
     """Return the text of an ONNX file's config, with that sample."""
     config = read_config(onnx)
     warm = type(config)()
-    warm_up(config)
+    add_warm_up(config)
     warm.model_warmup.extend(config.model_warmup)
     added: str = text_format.MessageToString(warm)
     return f"{onnx.read_text()}# Written by scripts/plans/plan_config.py, for a server with a GPU\n{added}"
 
 
 if __name__ == "__main__" and sys.argv[1] == "--warm":
-    Path(sys.argv[3]).write_text(warm_config(Path(sys.argv[2])))
+    Path(sys.argv[3]).write_text(make_warm_config(Path(sys.argv[2])))
 elif __name__ == "__main__":
     onnx, entry, out, *folders = sys.argv[1:]
-    Path(out).write_text(plan_config(Path(onnx), json.loads(Path(entry).read_text()), folders))
+    Path(out).write_text(make_plan_config(Path(onnx), json.loads(Path(entry).read_text()), folders))

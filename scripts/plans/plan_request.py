@@ -18,7 +18,7 @@ from scripts.plans.trtexec_options import check_options, split_options
 METADATA = 14  # ModelProto.metadata_props
 
 
-def graph_sha256(onnx: Path) -> str:
+def hash_graph(onnx: Path) -> str:
     """Return the SHA-256 of an ONNX file's bytes without its metadata."""
     from scripts.serve.check_repository import read_fields  # not needed by who only wants the options
 
@@ -47,7 +47,7 @@ def make_request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) 
     profile = {"input": entry["input"], "batch": entry["batch"]}
     return {
         "model": entry["name"],
-        "onnx_graph_sha256": graph_sha256(onnx),
+        "onnx_graph_sha256": hash_graph(onnx),
         "precision": precision,
         "profile": profile,
         "options": list_options(entry, precision, flags),

@@ -45,7 +45,7 @@ def name_container(artifact: str) -> str:
     return f"chest-{here}-{artifact.removeprefix('build/plan/').replace('/', '-')}"
 
 
-def log_of(artifact: str) -> Path:
+def log_path(artifact: str) -> Path:
     """Return where the whole output goes."""
     return Path("build/logs", f"trtexec-{artifact.removeprefix('build/plan/').replace('/', '-')}.log")
 
@@ -53,7 +53,7 @@ def log_of(artifact: str) -> Path:
 def run_trtexec(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> str:
     """Run trtexec and return its output; TrtexecError if it does not end with PASSED. `out` is there and empty."""
     words = make_command(artifact, inputs, out, options)
-    name, log = name_container(artifact), log_of(artifact)
+    name, log = name_container(artifact), log_path(artifact)
     log.parent.mkdir(parents=True, exist_ok=True)
     gpu.run_docker("rm", "--force", name)
     with log.open("w") as output:
@@ -84,7 +84,7 @@ def explain_trouble(error: TrtexecError, artifact: str) -> str:
         meaning += "TRTEXEC_FLAGS=--memPoolSize=workspace:4096"
     if "status 137" in said and not meaning:
         meaning = "the container was killed, by hand or for want of memory"
-    return "\n".join(filter(None, [meaning, *(lines or said.splitlines())[-3:], f"whole log: {log_of(artifact)}"]))
+    return "\n".join(filter(None, [meaning, *(lines or said.splitlines())[-3:], f"whole log: {log_path(artifact)}"]))
 
 
 def wait_for_container(process: "subprocess.Popen[bytes]", artifact: str) -> None:

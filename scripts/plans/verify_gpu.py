@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 from scripts.convert.sample import make_sample
 from scripts.serve.check_repository import read_config
 from scripts.serve.triton_server import KEY_HEADER, SHM, triton_server
-from scripts.serve.verdict import CHANNEL, as_input, pass_verdict, stage_files, variant_of
+from scripts.serve.verdict import CHANNEL, make_input, pass_verdict, stage_files, variant_of
 
 BUILD = Path("build")
 CLIENTS = 1, 2, 4  # at once
@@ -72,7 +72,7 @@ def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
     for batch in sorted({1, largest}):
         request = make_sample(entry, 0, batch)
         with (
-            in_shared_memory(request) as region,
+            put_in_shared_memory(request) as region,
             watch_peak() as memory,
             triton_server(BUILD / "staging", BUILD / "logs/verify-gpu.log", image=image, maps=[region]) as server,
         ):
@@ -102,7 +102,7 @@ def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
 
 
 @contextmanager
-def in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
+def put_in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
     """A file in /dev/shm with the arrays one after another; made-up samples, so that any server may read it."""
     path = SHM / f"verify-gpu-{os.getpid()}"
     try:
@@ -120,7 +120,7 @@ def map_region(client: Any, key: str, region: Path, request: dict[str, NDArray[A
         headers = {f"triton-grpc-protocol-{KEY_HEADER}": key}
         client.register_system_shared_memory(region.name, f"/{region.name}", size, headers=headers)
     except InferenceServerException:
-        return "gRPC", [as_input(name, array) for name, array in request.items()]
+        return "gRPC", [make_input(name, array) for name, array in request.items()]
     inputs, start = [], 0
     for name, array in request.items():
         inputs.append(grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))

@@ -30,9 +30,9 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 
 from scripts.archives.unpack import unpack_all
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import CLIENT, find_faults, read_config, read_entry, tell_backend
+from scripts.serve.check_repository import CLIENT, find_backend, find_faults, read_config, read_entry
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, as_input, stage_files
+from scripts.serve.verdict import CHANNEL, make_input, stage_files
 
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
@@ -79,7 +79,7 @@ def judge_archive(
         raise SystemExit("\n".join([*faults, f"{archive.name}: {len(faults)} findings; nothing was published"]))
     configs = {name: read_config(tree / name / "config.pbtxt") for name in names}
     for name, config in configs.items():
-        config.backend = tell_backend(config, sorted((tree / name).iterdir()))  # a config may leave it unsaid
+        config.backend = find_backend(config, sorted((tree / name).iterdir()))  # a config may leave it unsaid
     unserved = {name: reason for name, config in configs.items() if (reason := explain_unservable(config, gpu))}
     own_code = [name for name in names if configs[name].backend == "python" and name not in unserved]
     venv, trouble = make_environment(tree) if own_code else (None, "")
@@ -227,7 +227,7 @@ def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | No
         client.load_model(name, client_timeout=timeout)
         for seed in (0, 1) if entry else ():
             request = make_sample(entry, seed, 1) if entry else {}
-            inputs = [as_input(key, request.pop(key)) for key in list(request)]
+            inputs = [make_input(key, request.pop(key)) for key in list(request)]
             start = time.perf_counter()
             answers.append(client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output"))
         seconds = time.perf_counter() - start

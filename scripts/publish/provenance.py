@@ -26,7 +26,7 @@ from scripts.steps.records import (
     current_digest,
     hash_file,
     known_digest,
-    made_from,
+    read_inputs,
     read_text,
     record_path,
     written_digest,
@@ -40,7 +40,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     """Return the provenance of every published file by the records; SystemExit if a file is not what they vouch for."""
     copies = {file: source for step in steps.values() for file, source in step.files.items()}
     verdict = next(name for name in steps if Path(name).name == "verdict.json")
-    judgement = made_from(verdict)
+    judgement = read_inputs(verdict)
     again = "the records do not tell what it was made from; make repository"
     told: dict[str, Any] = {
         "version": read_text("VERSION").strip(),
@@ -56,7 +56,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
             raise SystemExit(f"{file} is not there; make repository")
         if sha != judgement.get(source):
             raise SystemExit(f"{file} is not what the verdict was passed on: {again}")
-        guessed = {"checkpoint_read_as": said} if (said := read_as(file)) else {}
+        guessed = {"checkpoint_read_as": said} if (said := describe_checkpoint(file)) else {}
         told["published"][os.path.relpath(file, repository)] = {"sha256": sha, "copy_of": source, **guessed}
 
     def trace(name: str, sha: str) -> None:
@@ -67,7 +67,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
             text = read_text(record_path("made", name)).partition(" ")[2]
             command, _, _ = text.rpartition(" : ")
             words = command.split()
-            inputs = made_from(name)
+            inputs = read_inputs(name)
             told["made"][name] = {
                 "sha256": sha,
                 "command": " ".join(word for word in words if "==" not in word),
@@ -90,7 +90,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     return {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in told.items()}
 
 
-def read_as(file: str) -> str:
+def describe_checkpoint(file: str) -> str:
     """Return what an ONNX file says of how its checkpoint was understood: its metadata, which are field 14."""
     if not file.endswith(".onnx"):
         return ""

@@ -28,7 +28,7 @@ from scripts.steps.records import (
     known_digest,
     lock_file,
     look_at_tree,
-    made_from,
+    read_inputs,
     read_text,
     record_path,
     write_text,
@@ -37,7 +37,7 @@ from scripts.steps.records import (
 from scripts.steps.step import is_ready
 from scripts.steps.submake import run_make
 from scripts.steps.summary import summarise
-from scripts.steps.swap import finish_copies, finish_swap, hidden_folder, let_it_move
+from scripts.steps.swap import check_movable, finish_copies, finish_swap, hidden_folder
 
 # Large and not needed twice: a step that reads one of these later gets a copy of the published
 MOVED = ("build/onnx/", "build/prebuilt/")
@@ -53,7 +53,7 @@ def publish_models(repository: str, weights: str, verdict: str, sources: dict[st
         finish_swap(record_path("journal", repository))
         models = find_differing(repository, sources)
         refuse_what_is_not_ours(repository, weights, models)
-        judged = made_from(verdict)
+        judged = read_inputs(verdict)
         for path in sources.values():
             if judged.get(path) != known_digest(path):
                 raise SystemExit(f"nothing published: {path} is not what {verdict} was passed on; run make again")
@@ -150,12 +150,12 @@ def replace_models(repository: str, weights: str, models: list[str], sources: di
         shutil.rmtree(following)
     os.makedirs(following)  # stays empty where models are only dropped
     os.makedirs(repository, exist_ok=True)
-    let_all_read(repository, ".")
+    make_readable(repository, ".")
     notes = {}
     for path, (source, wanted) in sources.items():
         if path.partition("/")[0] in models:
             place_file(source, f"{following}/{path}")
-            let_all_read(following, path)
+            make_readable(following, path)
             if wanted != current_digest(f"{following}/{path}"):
                 raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
             notes[path] = wanted
@@ -267,7 +267,7 @@ def place_file(source: str, path: str) -> None:
     subprocess.run(["cp", "--reflink=auto", source, path], check=True)
 
 
-def let_all_read(folder: str, path: str) -> None:
+def make_readable(folder: str, path: str) -> None:
     """Let the server, another user, read `path` and the folders above it in `folder`, whatever the umask."""
     place = os.path.normpath(f"{folder}/{path}")
     while len(place) >= len(os.path.normpath(folder)):
@@ -291,8 +291,8 @@ def begin_swap(
                 "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
             )
     for model in models:
-        let_it_move(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
-        let_it_move(f"{folder}/{model}", hidden_folder(repository, f"copies/{source}"))
+        check_movable(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
+        check_movable(f"{folder}/{model}", hidden_folder(repository, f"copies/{source}"))
     shutil.rmtree(hidden_folder(repository, "copies"), ignore_errors=True)
     inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
     job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scripts.publish.vouch import vouched_for
+from scripts.publish.vouch import check_vouched
 from scripts.steps.records import hash_file, lock_file
 
 # Of ours and not the model's: Git's mark of an empty folder
@@ -28,7 +28,7 @@ NEW_KEY = (
 )
 
 
-def bundle_of(folder: str) -> str:
+def bundle_path(folder: str) -> str:
     """Return where the bundle of a folder lies: beside it."""
     return f"{folder.rstrip('/')}.sig"
 
@@ -39,10 +39,10 @@ def sign_folder(folder: str, key: str, verdict: str = "") -> str:
 
     if not Path(folder).is_dir():
         raise SystemExit(f"{folder}: no such folder; expected one with models")
-    bundle = Path(bundle_of(folder))
+    bundle = Path(bundle_path(folder))
     draft = bundle.with_name(f"{bundle.name}~")
     with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
-        right = vouched_for(folder, verdict, "it is not signed") if verdict else {}
+        right = check_vouched(folder, verdict, "it is not signed") if verdict else {}
         password = os.environ.get("KEY_PASSWORD", "").encode() or None
         try:
             config = signing.Config().use_elliptic_key_signer(private_key=key, password=password)
@@ -69,7 +69,7 @@ def verify_folder(folder: str, key: str, bundle: str = "") -> str:
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
 
-    bundle = bundle or bundle_of(folder)
+    bundle = bundle or bundle_path(folder)
     for path, what in ((bundle, "the signature"), (key, "the public key"), (folder, "the folder")):
         if not Path(path).exists():
             raise SystemExit(f"{path}: no such file; expected {what}; make sign KEY=key.pem writes a signature")
@@ -84,7 +84,7 @@ def verify_folder(folder: str, key: str, bundle: str = "") -> str:
     except Exception as error:  # of a bundle that is none the library says so in many ways
         if not str(error).startswith("Signature mismatch"):  # which it says after the signature itself was right
             raise SystemExit(f"{folder}: {bundle} cannot be verified with KEY={key}: {error}") from None
-        wrong = list_differences(read_bundle(bundle)[1], files_in(folder)) or [str(error)]
+        wrong = list_differences(read_bundle(bundle)[1], list_files(folder)) or [str(error)]
         raise SystemExit(
             "\n".join([*(f"{folder}/{line}" for line in wrong), f"{folder} is not what was signed"])
         ) from None
@@ -109,7 +109,7 @@ def read_bundle(bundle: str) -> tuple[str, dict[str, str]]:
         raise SystemExit(f"{bundle}: no model-signing bundle; make sign KEY=key.pem writes one") from None
 
 
-def files_in(folder: str) -> dict[str, str]:
+def list_files(folder: str) -> dict[str, str]:
     """Return the sha256 of each file of a folder, by its path there."""
     paths = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
     return {name: hash_file(str(path)) for name, path in paths.items() if name not in IGNORED}
@@ -132,7 +132,7 @@ def main() -> None:
     given = parser.parse_args()
     for folder in given.folders:
         if given.verb == "sign":
-            print(f"{bundle_of(folder)}: {folder} signed, digest {sign_folder(folder, given.key, given.verdict)}")
+            print(f"{bundle_path(folder)}: {folder} signed, digest {sign_folder(folder, given.key, given.verdict)}")
         else:
             print(f"{folder} is what was signed, digest {verify_folder(folder, given.key, given.bundle)}")
 

@@ -7,7 +7,7 @@ from scripts.publish.publish import hash_content
 from scripts.steps.records import current_digest, read_text, written_digest
 
 
-def vouched_for(repository: str, verdict: str, then: str = "no image is made of it") -> dict[str, str]:
+def check_vouched(repository: str, verdict: str, then: str = "no image is made of it") -> dict[str, str]:
     """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
     if current_digest(verdict) != written_digest(verdict) or not (told := read_text(verdict)):
         raise SystemExit(f"{verdict}: not what its step wrote, so that {then}; make {verdict}")
@@ -15,7 +15,7 @@ def vouched_for(repository: str, verdict: str, then: str = "no image is made of 
         raise SystemExit(f"{', '.join(unserved)}: never served here (ACCEPT=unserved), so that {then}")
     right: dict[str, str] = json.loads(told)["files"]
     here: dict[str, str] = {}
-    for model in models_in(repository):
+    for model in list_models(repository):
         here |= hash_content(repository, model)
     if not here:
         raise SystemExit(f"{repository}: no models there; make repository")
@@ -26,6 +26,6 @@ def vouched_for(repository: str, verdict: str, then: str = "no image is made of 
     return here
 
 
-def models_in(repository: str) -> list[str]:
+def list_models(repository: str) -> list[str]:
     """Return the names of the published models."""
     return sorted(path.name for path in Path(repository).glob("*") if path.is_dir())

@@ -243,7 +243,7 @@ def check_versions(findings: Findings, folder: Path, config: Any) -> list[Path]:
             if path.name != str(int(number[0])):
                 wanted = "a whole number without a leading zero"
                 findings.add(path, "version folder", wanted, path.name, recommendation=True)
-    loaded = chosen_versions(sorted(there), config.version_policy)
+    loaded = choose_versions(sorted(there), config.version_policy)
     if not there:
         findings.add(folder, "version folder", "at least one, such as 1", "none")
     elif not loaded:
@@ -253,7 +253,7 @@ def check_versions(findings: Findings, folder: Path, config: Any) -> list[Path]:
     return [there[number] for number in loaded]
 
 
-def chosen_versions(there: list[int], policy: Any) -> list[int]:
+def choose_versions(there: list[int], policy: Any) -> list[int]:
     """The versions that a policy loads; without one the latest."""
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
@@ -266,7 +266,7 @@ def chosen_versions(there: list[int], policy: Any) -> list[int]:
 
 def check_backend(findings: Findings, file: Path, config: Any, versions: Sequence[Path]) -> str:
     """The backend, "" where it is none of the three."""
-    backend = tell_backend(config, versions)
+    backend = find_backend(config, versions)
     if not backend:
         expected = 'backend: "onnxruntime", backend: "python" or platform: "tensorrt_plan"'
         found = [f'{key}: "{value}"' for key in ("backend", "platform") if (value := getattr(config, key))]
@@ -274,7 +274,7 @@ def check_backend(findings: Findings, file: Path, config: Any, versions: Sequenc
     return backend
 
 
-def tell_backend(config: Any, versions: Sequence[Path]) -> str:
+def find_backend(config: Any, versions: Sequence[Path]) -> str:
     """The backend that a config names, "" where it is none of the three; unsaid, the model's file tells it."""
     known = {
         ("onnxruntime", ""): "onnxruntime",

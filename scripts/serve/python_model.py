@@ -99,7 +99,7 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
     for name, method in methods.items():
         if name not in ("execute", "initialize", "__init__") or not isinstance(method, Function):
             continue
-        if name != "__init__" and not takes_two(method):
+        if name != "__init__" and not takes_one_argument(method):
             faults.append((file, "Python backend", f"{name}(self, one argument)", ast.unparse(method.args)))
         if stop := find_stop(method.body):
             faults.append((file, "Python backend", f"{name} that can end", stop))
@@ -144,7 +144,7 @@ def find_stop(body: list[ast.stmt]) -> str:
     return ""
 
 
-def takes_two(method: Function) -> bool:
+def takes_one_argument(method: Function) -> bool:
     """Whether a method can be called with self and one argument."""
     if method.decorator_list:
         return True  # a decorator may change what it takes

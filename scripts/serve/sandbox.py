@@ -82,7 +82,7 @@ def confine_command(command: Sequence[str], folder: Path, see: Iterable[Path], p
     return [sys.executable, "-sESB", str(Path(__file__).resolve()), str(folder), *words, "--", *command]
 
 
-def python_of(venv: Path) -> list[Path]:
+def list_python_folders(venv: Path) -> list[Path]:
     """What an environment's Python is made of: the environment, and each place that its links lead to."""
     found = [venv.absolute(), venv.resolve()]
     link = venv.resolve() / "bin/python3"
@@ -129,12 +129,12 @@ def build_root(folder: Path, see: Iterable[Path]) -> None:
         mount_folder("proc", f"{root}/proc", "proc", NOSUID | NODEV)
     except OSError:  # a container that hides parts of its own; other processes are of another user namespace
         mount_folder("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
-    read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
+    make_read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
     os.chdir(root)
     if LIBC.syscall(PIVOT_ROOT, b".", b"."):
         raise OSError(ctypes.get_errno(), f"pivot_root: {os.strerror(ctypes.get_errno())}")
     call_libc("umount2", b".", DETACH)
-    read_only("/", recursive=False)
+    make_read_only("/", recursive=False)
     os.chdir(folder)
     for number in (writable, *opened.values()):  # a folder that is open could be left by its ..
         os.close(number)
@@ -155,10 +155,10 @@ def bind_mount(number: int, target: str, folder: bool, writable: bool = False) -
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
     mount_folder(f"/proc/self/fd/{number}", target, flags=BIND | RECURSIVE)
     if not writable:
-        read_only(target, recursive=True)
+        make_read_only(target, recursive=True)
 
 
-def read_only(path: str, recursive: bool) -> None:
+def make_read_only(path: str, recursive: bool) -> None:
     """Let nobody write there."""
     attributes = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
     if LIBC.syscall(MOUNT_SETATTR, -100, path.encode(), AT_RECURSIVE if recursive else 0, attributes, len(attributes)):
@@ -172,7 +172,7 @@ def give_up_rights() -> None:
     call_libc("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
-def pass_on(listening: socket.socket, port: int) -> None:
+def pass_on_connections(listening: socket.socket, port: int) -> None:
     """Pass each connection on to the port inside, for ever."""
     while True:
         outer, _ = listening.accept()
@@ -224,10 +224,10 @@ def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], port
     enter_namespaces()
     call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
     if not (keeper := os.fork()):
-        end_with(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
+        end_like(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
     pass_on_signals(keeper)
     for number, port in ports.items():
-        threading.Thread(target=pass_on, args=(socket.socket(fileno=number), port), daemon=True).start()
+        threading.Thread(target=pass_on_connections, args=(socket.socket(fileno=number), port), daemon=True).start()
     return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 
@@ -278,7 +278,7 @@ def pass_on_signals(child: int) -> None:
         signal.signal(number, stop)
 
 
-def end_with(status: int) -> NoReturn:
+def end_like(status: int) -> NoReturn:
     """End as the command did, so that whoever waits sees the same end."""
     if status < 0:
         with suppress(OSError):  # SIGKILL has nothing but its default
@@ -300,7 +300,7 @@ def main() -> None:
     except OSError as error:
         raise SystemExit(f"sandbox: {error.strerror}") from None
     sys.stdout.flush()
-    end_with(status)
+    end_like(status)
 
 
 if __name__ == "__main__":

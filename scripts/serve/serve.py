@@ -27,7 +27,7 @@ def serve_repository(
             repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock, foreign=foreign
         ) as server:
             models = ", ".join(sorted(model["name"] for model in server.ask("/v2/repository/index", "POST")))
-            with told_key(server):
+            with print_key(server):
                 print(
                     f"READY: {models}; HTTP http://{server.http} gRPC {server.grpc} "
                     f"metrics http://{server.metrics}/metrics; log {log}; Ctrl-C stops it",
@@ -40,7 +40,7 @@ def serve_repository(
 
 
 @contextmanager
-def told_key(server: Server) -> Iterator[None]:
+def print_key(server: Server) -> Iterator[None]:
     """Meanwhile programs of this user on this machine find the key, by the port, so that they may share memory."""
     path = SHM / f"chest-key-{server.grpc.rpartition(':')[2]}"
     path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from scripts.serve.triton_server import triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 
 Array = NDArray[Any]
 Ask = Callable[[str, dict[str, Array]], Array]
@@ -52,7 +52,7 @@ def serve_models(
 
         def ask(name: str, request: dict[str, Array]) -> Array:
             try:
-                inputs = [as_input(key, array) for key, array in request.items()]
+                inputs = [make_input(key, array) for key, array in request.items()]
                 answer = client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output")
             except InferenceServerException as error:
                 raise UnservedError(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error

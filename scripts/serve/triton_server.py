@@ -80,7 +80,7 @@ class Server:
         with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before the process is gone
             self.process.wait(2)
             otherwise = f"tritonserver {describe_end(self.process)}"
-        return f"{otherwise}\n{last_words(self.log)}"
+        return f"{otherwise}\n{read_last_words(self.log)}"
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def triton_server(
     repository = repository.resolve()
     log = log.resolve()
     log.parent.mkdir(parents=True, exist_ok=True)
-    shared = shared_memory(repository)
+    shared = shared_memory_size(repository)
     if ports:
         for port in ports:
             check_port(address, port)
@@ -123,17 +123,17 @@ def triton_server(
         if image:
             refuse_absent(image)
             environment = dict(os.environ)  # docker's own
-            command = in_docker(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
+            command = docker_command(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
             command += lock_options(key, lock)
             listeners = [open_port(address, port) for port in ports] if foreign else []
             for opened, inner in zip(listeners, IN_DOCKER, strict=False):
                 passing = (opened, name, inner)
                 threading.Thread(target=sandbox.pass_on_to_docker, args=passing, daemon=True).start()
         else:
-            enough_shared_memory(shared)
+            check_shared_memory(shared)
             environment = clean_environment(Path(scratch))
             venv = venv or Path(os.environ.get("TRITON_VENV", ".venv-triton"))
-            command = in_environment(venv, Path(scratch), environment)
+            command = environment_command(venv, Path(scratch), environment)
             command += [f"--model-repository={repository}", *STRICT, *lock_options(key, lock)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
             confined = foreign and can_confine()
@@ -141,7 +141,7 @@ def triton_server(
             if confined:
                 listeners = [open_port(address, port) for port in ports]
                 inside = {opened.fileno(): port for opened, port in zip(listeners, ports, strict=True)}
-                command = sandbox.confine_command(command, Path(scratch), in_sight(repository, venv), inside)
+                command = sandbox.confine_command(command, Path(scratch), list_visible(repository, venv), inside)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -152,7 +152,7 @@ def triton_server(
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=lambda: die_with(parent),
+                preexec_fn=lambda: die_with_parent(parent),
             )
         if not image:
             for opened in listeners:
@@ -191,7 +191,7 @@ def lock_options(key: str, lock: bool) -> list[str]:
     ]
 
 
-def in_environment(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
+def environment_command(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
     """The command of the package index's server, with what it needs made in `scratch`; adds to `environment`."""
     binaries = sorted(venv.resolve().glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
     if not binaries:
@@ -238,7 +238,7 @@ def refuse_absent(image: str) -> None:
         )
 
 
-def in_docker(
+def docker_command(
     image: str,
     name: str,
     repository: Path,
@@ -315,10 +315,10 @@ def can_confine() -> bool:
     return not reason
 
 
-def in_sight(repository: Path, venv: Path) -> list[Path]:
+def list_visible(repository: Path, venv: Path) -> list[Path]:
     """What a confined server may read: the repository, where its links lead to, and its Python."""
     linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
-    return [repository, *linked, *sandbox.python_of(venv)]
+    return [repository, *linked, *sandbox.list_python_folders(venv)]
 
 
 def open_port(address: str, port: int) -> socket.socket:
@@ -350,7 +350,7 @@ def free_ports(address: str, count: int) -> list[int]:
     raise SystemExit(f"{address}: no free port from {FREE_PORTS[0]} to {FREE_PORTS[-1]}; see what listens: ss -ltnp")
 
 
-def shared_memory(repository: Path) -> int:
+def shared_memory_size(repository: Path) -> int:
     """Bytes of /dev/shm that the Python backend needs when each model has got one sample.
 
     A model's region grows to its largest request and stays. An unknown dimension counts as 512: a CT series of 512
@@ -379,7 +379,7 @@ def pinned_pool_size(repository: Path) -> int:
     return max(256 << 20, 2 * largest)
 
 
-def enough_shared_memory(needed: int) -> None:
+def check_shared_memory(needed: int) -> None:
     """SystemExit where /dev/shm has less than `needed` bytes free."""
     free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
     if free < needed:
@@ -396,13 +396,15 @@ def wait_ready(server: Server, timeout: float) -> None:
     while time.monotonic() < end:
         if server.process.poll() is not None:
             raise SystemExit(
-                f"tritonserver {describe_end(server.process)} before it was ready:\n{last_words(server.log)}"
+                f"tritonserver {describe_end(server.process)} before it was ready:\n{read_last_words(server.log)}"
             )
         with suppress(OSError, http.client.HTTPException):
             server.ask("/v2/health/ready", timeout=5)
             return
         time.sleep(0.1)
-    raise SystemExit(f"tritonserver was not ready within {timeout:g} s, so it was stopped:\n{last_words(server.log)}")
+    raise SystemExit(
+        f"tritonserver was not ready within {timeout:g} s, so it was stopped:\n{read_last_words(server.log)}"
+    )
 
 
 def describe_end(process: subprocess.Popen[bytes]) -> str:
@@ -411,7 +413,7 @@ def describe_end(process: subprocess.Popen[bytes]) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def last_words(log: Path, count: int = 4) -> str:
+def read_last_words(log: Path, count: int = 4) -> str:
     """The last errors in a server's log, without their prefixes; where there are none, its last lines."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line and line[0] not in "+|"]
     errors = [
@@ -448,7 +450,7 @@ def adopt_orphans() -> Iterator[None]:
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def die_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """In the child, before the server starts: it is asked to stop when its starter is gone, kill -9 included."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 
 from scripts.convert.collapse import CAUSE, find_alike_rows
 from scripts.convert.sample import make_sample
-from scripts.convert.ties import without_flips
+from scripts.convert.ties import remove_flips
 from scripts.serve.check_repository import find_faults, read_config
 from scripts.serve.triton_server import Server, has_gpu, triton_server
 
@@ -98,7 +98,7 @@ def ask_model(
             request = make_sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
             small = sum(array.nbytes for array in request.values()) < LARGE
             # Popped: of a volume each copy is 221 MB, and gRPC makes its own.
-            inputs = [as_input(key, request.pop(key)) for key in list(request)]
+            inputs = [make_input(key, request.pop(key)) for key in list(request)]
             for _ in range(5 if small else 1):
                 start = time.perf_counter()
                 result = client.infer(name, inputs, model_version="1", client_timeout=timeout)
@@ -132,7 +132,7 @@ CHANNEL = [
 ]
 
 
-def as_input(name: str, array: NDArray[Any]) -> Any:
+def make_input(name: str, array: NDArray[Any]) -> Any:
     tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     tensor.set_data_from_numpy(array)
     return tensor
@@ -176,7 +176,7 @@ def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | No
     difference, allowed = served.astype(np.float64) - expected, answer["allowed"]
     flips = 0
     for row, changes in enumerate(answer.get("flips", [])):
-        difference[row], count = without_flips(difference[row], changes, allowed)
+        difference[row], count = remove_flips(difference[row], changes, allowed)
         flips += count
     # A NaN compares as no number does, so ask what is within, not what is beyond.
     within = np.abs(difference) <= allowed

@@ -96,7 +96,7 @@ class Repository:
             raise UnlikeError(f"{self.path / name}: {error}") from None
 
 
-def after_its_vit(name: str) -> tuple[bool, bool, str]:
+def sort_key(name: str) -> tuple[bool, bool, str]:
     """Sorts vit_onnx before the heads_onnx, and vit_trt before theirs: heads are asked with the embeddings before."""
     return name.endswith("_trt"), not name.startswith("vit_"), name
 
@@ -113,7 +113,7 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """What OUT holds."""
-        common = sorted(set(self.ours.models) & set(self.theirs.models), key=after_its_vit)
+        common = sorted(set(self.ours.models) & set(self.theirs.models), key=sort_key)
         files = {name: (self.ours.files(name), self.theirs.files(name)) for name in common}
         alike = {name: mine == other for name, (mine, other) in files.items()}
         heads = [name for name in common if self.family(name) == "head"]
@@ -121,7 +121,7 @@ class Comparison:
         asked = {name for name in common if not alike[name]}
         if asked.intersection(heads + vits):
             asked |= {*heads, *vits}  # what reaches a decision, ViT and heads tell together
-            self.folder = self.folder and folder_of_volumes(self.folder, self.ours)
+            self.folder = self.folder and make_volumes_folder(self.folder, self.ours)
             self.inputs = list_names(self.folder, self.vit)
         results: dict[str, Any] = {}
         for name in common:
@@ -177,7 +177,7 @@ class Comparison:
         if entry["family"] == "vit":
             self.embeddings = {"ours": mine, "theirs": other}
         result = (
-            bpr_result(mine, other)
+            make_bpr_result(mine, other)
             if entry["family"] == "bpr"
             else compare_answers(mine, other, entry["tolerance"]["served"])
         )
@@ -302,7 +302,7 @@ def compare_answers(mine: Array, other: Array, tolerance: float) -> dict[str, An
     }
 
 
-def bpr_result(mine: Array, other: Array) -> dict[str, Any]:
+def make_bpr_result(mine: Array, other: Array) -> dict[str, Any]:
     """Tags are the same or they are not."""
     both = [[tag.decode(errors="replace") for tag in side.ravel()] for side in (mine, other)]
     apart = sum(a != b for a, b in zip(*both, strict=True))
@@ -321,7 +321,7 @@ def kind_of_weights(repository: Path) -> str:
     return next((kind for kind in ("synthetic", "real") if kind in kinds), "unknown")
 
 
-def folder_of_volumes(folder: Path, ours: Repository) -> Path:
+def make_volumes_folder(folder: Path, ours: Repository) -> Path:
     """The folder itself if it holds volumes, else one with those of its studies."""
     if volume_files(folder):
         return folder

@@ -28,7 +28,7 @@ from scripts.convert.emulate_fp16 import emulated_file
 from scripts.convert.judge import Judge
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
-from scripts.convert.ties import without_flips
+from scripts.convert.ties import remove_flips
 from scripts.serve.check_repository import read_config, read_without_weights
 from scripts.serve.served import serve_models
 from scripts.serve.verdict import stage_files
@@ -84,24 +84,24 @@ def measure_fidelity(hops: dict[str, Files], contents: Sequence[str], task: Task
     """
     batch = task.entries["vit"]["batch"][-1]
     one, many, rounded = "ONNX, batch 1", f"ONNX, batch {batch}", "fp16 as a GPU rounds it"
-    first = by_onnx_runtime(task, one, hops["onnx"], 1, ("tokens", "codes"))
+    first = run_onnxruntime(task, one, hops["onnx"], 1, ("tokens", "codes"))
     found = [
         Hop(one, "PyTorch", first),
-        Hop(many, one, by_onnx_runtime(task, many, hops["onnx"], batch)),
-        *(by_deployed(task, python, hops["onnx"]) for python in task.deployed),
+        Hop(many, one, run_onnxruntime(task, many, hops["onnx"], batch)),
+        *(run_deployed(task, python, hops["onnx"]) for python in task.deployed),
     ]
     if "vit" in hops.get("fp16", {}):
         with emulated_file(hops["fp16"]["vit"]) as file:
-            found.append(Hop(rounded, "PyTorch", by_onnx_runtime(task, rounded, hops["onnx"] | {"vit": file}, 1)))
+            found.append(Hop(rounded, "PyTorch", run_onnxruntime(task, rounded, hops["onnx"] | {"vit": file}, 1)))
     else:
         found.append(Hop(rounded, "PyTorch", None, "not built: make onnx PRECISION=fp16"))
     seen = {hop.name: hop.answers.codes for hop in found if hop.answers}
     pairs = {hop.name: (seen.get(hop.against), hop.answers.codes) for hop in found if hop.answers}
-    exact, flips, ties, shared = by_pytorch(task, hops["pytorch"], pairs, first.tokens)
-    found += [by_plan(task, key, hops[key]) for key in hops if key.startswith("plan/")]
+    exact, flips, ties, shared = run_pytorch(task, hops["pytorch"], pairs, first.tokens)
+    found += [run_plan(task, key, hops[key]) for key in hops if key.startswith("plan/")]
     if not any(key.startswith("plan/") for key in hops):
         found.append(Hop("plan", "PyTorch", None, "not built: make trt, where there is a GPU"))
-    found.append(by_repository(task, contents))
+    found.append(run_repository(task, contents))
     answers = {"PyTorch": exact} | {hop.name: hop.answers for hop in found if hop.answers}
     scale = float(np.abs(exact.embedding).max())
     return {
@@ -168,7 +168,7 @@ def measure_hop(
         }
     else:
         rests = [
-            without_flips(row, changes, EXPLAINED * scale)
+            remove_flips(row, changes, EXPLAINED * scale)
             for row, changes in zip(after.embedding.astype(np.float64) - before.embedding, ties, strict=True)
         ]
         result["near_ties"] = {
@@ -223,7 +223,7 @@ def iterate_batches(title: str, size: int) -> Iterator[list[int]]:
         yield numbers
 
 
-def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tuple[str, ...] = ("codes",)) -> Answers:
+def run_onnxruntime(task: Task, title: str, files: Files, size: int, inner: tuple[str, ...] = ("codes",)) -> Answers:
     """ONNX Runtime on the CPU, the volumes in batches of `size`; of `inner`, the values that the ViT's graph names."""
     path = files["vit"]
     inside = {name for node in read_without_weights(path)[0].graph.node for name in node.output}
@@ -251,7 +251,7 @@ def by_onnx_runtime(task: Task, title: str, files: Files, size: int, inner: tupl
     return Answers(embeddings, codes, scores, whole.get("tokens"))
 
 
-def by_deployed(task: Task, python: Path, files: Files) -> Hop:
+def run_deployed(task: Task, python: Path, files: Files) -> Hop:
     """The ONNX Runtime of another environment, such as `make infer`'s, volume by volume."""
     where = python.absolute().parents[1].name
     judge = Judge(files["vit"], "vit", math.inf)  # asked, and never to judge
@@ -267,7 +267,7 @@ def by_deployed(task: Task, python: Path, files: Files) -> Hop:
     return Hop(f"{name} of {where}", "PyTorch", Answers(embeddings, codes.reshape(VOLUMES, -1), scores))
 
 
-def by_pytorch(
+def run_pytorch(
     task: Task, files: Files, pairs: dict[str, tuple[Array | None, Array | None]], theirs: Array | None = None
 ) -> tuple[Answers, dict[str, list[list[float]]], list[list[Array]], dict[str, Any]]:
     """The network as trained; for each pair of codes (None on the left: PyTorch's) the margins of those that differ.
@@ -292,7 +292,7 @@ def by_pytorch(
             all_tokens = compare_vit.measure_cosines(network, tokens, others)
             margins += count_values(all_tokens.margins.numpy())
             rounding = max(rounding, all_tokens.limit)
-            ties.append(compare_vit.near_ties(network, tokens, exact, all_tokens))
+            ties.append(compare_vit.find_near_ties(network, tokens, exact, all_tokens))
             for name in flips:
                 left, right = pairs[name]
                 before, after = (
@@ -311,7 +311,7 @@ def by_pytorch(
     return Answers(embeddings, np.concatenate(codes), scores), flips, ties, shared
 
 
-def by_plan(task: Task, key: str, files: Files) -> Hop:
+def run_plan(task: Task, key: str, files: Files) -> Hop:
     """The plans of one kind of GPU, served by the image's Triton; a head that has none is left out."""
     name = key.replace("/", " ")
     if not task.gpu or not task.image:
@@ -322,12 +322,12 @@ def by_plan(task: Task, key: str, files: Files) -> Hop:
     for model, plan in files.items():
         config = STAGING.with_name("fidelity-plans") / f"{model}.pbtxt"
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(plan_config(task.entries[model]))
+        config.write_text(make_plan_config(task.entries[model]))
         contents += [f"{model}_plan/config.pbtxt={config}", f"{model}_plan/1/model.plan={plan}"]
-    return by_repository(task, contents, name)
+    return run_repository(task, contents, name)
 
 
-def plan_config(entry: dict[str, Any]) -> str:
+def make_plan_config(entry: dict[str, Any]) -> str:
     """The config.pbtxt of a plan that is served for this measurement alone."""
     return (
         f'name: "{entry["name"]}_plan" platform: "tensorrt_plan" max_batch_size: {entry["batch"][-1]}\n'
@@ -337,7 +337,7 @@ def plan_config(entry: dict[str, Any]) -> str:
     )
 
 
-def by_repository(task: Task, contents: Sequence[str], name: str = "served") -> Hop:
+def run_repository(task: Task, contents: Sequence[str], name: str = "served") -> Hop:
     """The real Triton on what is published, asked as the client asks: volumes one by one, then each head."""
     stage_files(contents, STAGING)
     names = {path.name.rpartition("_")[0]: path.name for path in STAGING.iterdir()}

@@ -40,12 +40,12 @@ class Box(NamedTuple):
     height: float
 
 
-def shown_of(steps: dict[str, Step]) -> dict[str, Step]:
+def select_shown(steps: dict[str, Step]) -> dict[str, Step]:
     """Return the steps that are drawn."""
     return {name: step for name, step in steps.items() if not is_minor(name) or step.state in (STALE, MAY)}
 
 
-def edges_of(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[str]]:
+def list_edges(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[str]]:
     """Return what each drawn step directly hangs on: an input that another input hangs on needs no arrow."""
     sources = {
         name: {source for source in list_prerequisites(step, steps) if source in shown} for name, step in shown.items()
@@ -59,7 +59,7 @@ def edges_of(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[st
     }
 
 
-def columns_of(edges: dict[str, set[str]]) -> dict[str, int]:
+def assign_columns(edges: dict[str, set[str]]) -> dict[str, int]:
     """Return the column of each step: 0 for what hangs on nothing, else one more than the last of its inputs."""
     columns: dict[str, int] = {}
     for name, sources in edges.items():  # inputs come first
@@ -71,7 +71,7 @@ def lay_out_boxes(
     shown: dict[str, Step], edges: dict[str, set[str]], repository: str
 ) -> tuple[dict[str, Box], dict[str, Box]]:
     """Return the box of each step, and the frame of each group by its title. No two boxes overlap."""
-    columns = columns_of(edges)
+    columns = assign_columns(edges)
     cells: dict[tuple[str, int], list[str]] = {}
     for name in shown:
         cells.setdefault((group_of(name, shown, repository), columns[name]), []).append(name)
@@ -153,17 +153,17 @@ def group_of(name: str, shown: dict[str, Step], repository: str) -> str:
     return Path(readers[0]).name.partition(".")[0] if readers else ""
 
 
-def state_of(step: Step) -> str:
+def find_state(step: Step) -> str:
     """Return the state that gives a step its colour; of what is fresh, what the last make rebuilt has its own."""
     took = json.loads(read_text(record_path("took", step.target)) or "{}")
     return (
         REBUILT
-        if step.state == FRESH and "read" not in took and took.get("run", "") == last_run() != ""
+        if step.state == FRESH and "read" not in took and took.get("run", "") == read_last_run() != ""
         else step.state
     )
 
 
-def last_run() -> str:
+def read_last_run() -> str:
     """Return the token of the last make that ran a step, "" if none did."""
     texts = (path.read_text() for path in Path(".make/took").glob("*") if not path.name.endswith("~"))
     return max((str(json.loads(text).get("run", "")) for text in texts if text), default="")
@@ -188,7 +188,7 @@ def box_width(step: Step) -> float:
 
 def draw_box(step: Step, box: Box) -> str:
     """Return a box with its text; the tooltip says all of it."""
-    fill, line, dashes, _ = LOOK[state := state_of(step)]
+    fill, line, dashes, _ = LOOK[state := find_state(step)]
     tip = f"{step.target}: {state} {step.reason}".strip()
     text = "".join(
         f'<text x="{box.x + box.width / 2:.0f}" y="{box.y + PAD + LINE * (number + 0.8):.0f}"'
@@ -234,8 +234,8 @@ def draw_legend(top: float) -> str:
 
 def draw_pipeline(steps: dict[str, Step], repository: str) -> str:
     """Return the pipeline as an SVG file."""
-    shown = shown_of(steps)
-    edges = edges_of(shown, steps)
+    shown = select_shown(steps)
+    edges = list_edges(shown, steps)
     boxes, frames = lay_out_boxes(shown, edges, repository)
     everything = [*boxes.values(), *frames.values()]
     right = max([box.x + box.width for box in everything] + [900.0]) + MARGIN

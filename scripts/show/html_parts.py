@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from scripts.steps.records import current_digest, is_true, known_digest, made_from, read_text
+from scripts.steps.records import current_digest, is_true, known_digest, read_inputs, read_text
 
 STAMP = '<span class="stamp">SYNTHETIC</span>'
 HEXADECIMAL = frozenset("0123456789abcdef")
@@ -20,7 +20,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 def remark_staleness(path: str, command: str) -> str:
     """Return a remark if what `path` was made from is no longer so."""
-    fresh = all(known_digest(name) == was and is_true(name) for name, was in made_from(path).items())
+    fresh = all(known_digest(name) == was and is_true(name) for name, was in read_inputs(path).items())
     if fresh and current_digest(path):
         return ""
     return f" <b>Something it was made from has changed since: <code>{command}</code>.</b>"

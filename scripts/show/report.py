@@ -18,7 +18,7 @@ from scripts.serve.releases import list_notes
 from scripts.show import fidelity_table
 from scripts.show.graph import draw_pipeline
 from scripts.show.html_parts import heading, missing, read_json, remark_staleness, table
-from scripts.show.report_sections import on_a_gpu, show_benchmark, show_comparison, show_fidelity, taken_by_rtx
+from scripts.show.report_sections import show_benchmark, show_comparison, show_fidelity, show_gpu, show_rtx
 from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judge_steps
 from scripts.steps.printing import print_text
 from scripts.steps.records import known_digest, read_text, record_path
@@ -39,10 +39,10 @@ def make_report(repository: str, steps: dict[str, Step]) -> str:
         "Model card": describe_models(kind),
         "Models": show_models(repository, kind),
         "Pipeline": show_pipeline(repository, steps),
-        "Made of": made_of(repository, steps),
+        "Made of": show_sources(repository, steps),
         "Fidelity": show_fidelity(),
-        "TensorRT": taken_by_rtx(),
-        "On a GPU": on_a_gpu(),
+        "TensorRT": show_rtx(),
+        "On a GPU": show_gpu(),
         "Compared": show_comparison(repository),
         "Speed and size": show_benchmark(),
     }
@@ -101,7 +101,7 @@ def describe_models(kind: str) -> str:
     return heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in said) + made
 
 
-def verdict_on(repository: str) -> Any:
+def show_verdict(repository: str) -> Any:
     """The verdict, if it was passed on the very files that are published; else None."""
     verdict = read_json("build/checks/verdict.json")
     fits = verdict and all(known_digest(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
@@ -110,7 +110,7 @@ def verdict_on(repository: str) -> Any:
 
 def show_figures(repository: str, kind: str) -> str:
     """The handful of numbers that one looks for first."""
-    verdict, measured = verdict_on(repository), read_json("build/fidelity.json")
+    verdict, measured = show_verdict(repository), read_json("build/fidelity.json")
     files = [path for path in Path(repository).rglob("*") if path.is_file() and path.name != ".gitkeep"]
     shown = [
         (kind or "none", "weights"),
@@ -133,7 +133,7 @@ def show_figures(repository: str, kind: str) -> str:
 def show_models(repository: str, kind: str) -> str:
     """Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
     parts = [heading("Models", kind)]
-    if verdict := verdict_on(repository):
+    if verdict := show_verdict(repository):
         parts.append(
             f"<p>{escape(verdict['server'])} loaded each model strictly, and each was asked over gRPC what PyTorch had "
             f"answered before.{remark_staleness('build/checks/verdict.json', 'make repository')}</p>"
@@ -182,7 +182,7 @@ def show_pipeline(repository: str, steps: dict[str, Step]) -> str:
     return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
 
 
-def made_of(repository: str, steps: dict[str, Step]) -> str:
+def show_sources(repository: str, steps: dict[str, Step]) -> str:
     """Each published file with its origin, as `make provenance` tells it, and the versions that shaped it."""
     title = heading("Made of")
     try:
@@ -192,7 +192,7 @@ def made_of(repository: str, steps: dict[str, Step]) -> str:
     rows = [("published file", "size", "sha256", "made by", "of")]
     for file, entry in told["published"].items():
         made = told["made"].get(entry["copy_of"])
-        script = step_script(made["command"]) if made else "copied"
+        script = find_script(made["command"]) if made else "copied"
         inputs = [name for name in made["inputs"] if not name.endswith(".py")] if made else [entry["copy_of"]]
         marked = [name + (" (yours)" if told["origin"].get(name, {}).get("kind") == "local" else "") for name in inputs]
         rows.append((file, format_size(entry["copy_of"]), entry["sha256"][:12], script, ", ".join(marked)))
@@ -212,7 +212,7 @@ def made_of(repository: str, steps: dict[str, Step]) -> str:
     return "\n".join(parts)
 
 
-def step_script(command: str) -> str:
+def find_script(command: str) -> str:
     words = command.split()
     return words[words.index("-m") + 1].rpartition(".")[2] if "-m" in words else words[0]
 

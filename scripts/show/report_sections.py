@@ -43,7 +43,7 @@ def show_fidelity() -> str:
     return "\n".join([*parts, plot_differences(found, hops), plot_margins(found, hops), plot_distances(found, hops)])
 
 
-def taken_by_rtx() -> str:
+def show_rtx() -> str:
     """What NVIDIA's TensorRT for RTX made of each file meant for a plan, without a GPU."""
     records = sorted(Path("build/checks").glob("*.rtx.json"))
     if not records:
@@ -66,7 +66,7 @@ def taken_by_rtx() -> str:
     )
 
 
-def on_a_gpu() -> str:
+def show_gpu() -> str:
     """What `make verify-gpu` measured: each model alone, by batch and clients at once."""
     found = read_json("build/verify-gpu.json")
     if not found:

@@ -45,7 +45,7 @@ SOURCES, MODULES, MODELS = ".make/modules.read", ".make/modules.mk", "convertati
 RUNS, OLD = ".make/run", 86_400  # s
 
 
-def take_notes(files: set[str]) -> None:
+def note_digests(files: set[str]) -> None:
     """Bring .make/seen up to date with each of `files` and each file that it has a note of.
 
     Of a file that is not there the digest counts that its step last wrote, else that of what went away.
@@ -85,7 +85,7 @@ def read_modules() -> None:
         from scripts.steps import modules  # which reads Python, and is slow
 
         try:
-            write_text(MODULES, modules.modules_mk())
+            write_text(MODULES, modules.list_modules())
         except SyntaxError as error:
             raise SystemExit(f"{error.filename}:{error.lineno}: {error.msg}; nothing was made") from None
         write_text(SOURCES, signature)
@@ -190,7 +190,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
         finish_what_was_cut_short()
         forget_dead_environments()
         with lock_file("publish", fcntl.LOCK_SH):
-            take_notes({MODELS, "requirements.txt"})
+            note_digests({MODELS, "requirements.txt"})
             look_at_tree(knobs["REPOSITORY"])
         knob.follow_the_published(knobs, given, goals)
         if not os.path.exists(MODELS):

@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.steps.records import current_digest, known_digest, made_from, read_text, record_path, written_digest
+from scripts.steps.records import current_digest, known_digest, read_inputs, read_text, record_path, written_digest
 from scripts.steps.step import KEPT, explain_staleness
 from scripts.steps.submake import run_make
 
@@ -112,14 +112,14 @@ def judge_step(step: Step, steps: dict[str, Step]) -> None:
     if step.state:
         return
     if step.target == ARCHIVE:
-        step.state = FRESH if archive_is_here() else ABSENT
+        step.state = FRESH if is_archive_here() else ABSENT
     elif step.files:
         if reasons := [
             reason for file, source in step.files.items() if (reason := explain_difference(file, source, step, behind))
         ]:
             step.state, step.reason = STALE, ", ".join(dict.fromkeys(reasons))
     else:
-        was, present, mine = made_from(step.target), current_digest(step.target), written_digest(step.target)
+        was, present, mine = read_inputs(step.target), current_digest(step.target), written_digest(step.target)
         own = step.target.startswith(KEPT) and present not in ("", mine)
         words = [f"{name}={was.get(name, '') if name in behind else now}" for name, now in step.inputs.items()]
         recipe = " ".join([step.command, ":", *words])
@@ -129,7 +129,7 @@ def judge_step(step: Step, steps: dict[str, Step]) -> None:
         elif not present and not is_published(step.target, steps):
             step.state = ABSENT
         if own:
-            compared = ", once compared with the archive's" if step.state == STALE and archive_is_here() else ""
+            compared = ", once compared with the archive's" if step.state == STALE and is_archive_here() else ""
             step.state, step.reason = LOCAL, f"yours, used as it is{compared}"
     if not step.state:
         step.state = MAY if behind else FRESH
@@ -153,7 +153,7 @@ def is_published(name: str, steps: dict[str, Step]) -> bool:
     )
 
 
-def archive_is_here() -> bool:
+def is_archive_here() -> bool:
     """Tell whether weights.zip is there and what its lock says."""
     return current_digest(ARCHIVE) != "" and current_digest(ARCHIVE) == read_lock().get("sha256")
 

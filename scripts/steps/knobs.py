@@ -69,7 +69,7 @@ def check_knobs(knobs: dict[str, str], goals: set[str]) -> None:
     if "trt-fleet" in goals and knobs["DRY"]:
         raise SystemExit("DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this")
     check_together(knobs, goals)
-    knobs["REPOSITORY"] = one_spelling(knobs["REPOSITORY"])
+    knobs["REPOSITORY"] = spell_repository(knobs["REPOSITORY"])
 
 
 def check_together(knobs: dict[str, str], goals: set[str]) -> None:
@@ -89,7 +89,7 @@ def check_together(knobs: dict[str, str], goals: set[str]) -> None:
             f"PRECISION={knobs['PRECISION']} is for models built here, not for FROM=prebuilt; leave one of them out"
         )
     for folder in knobs["PLANS"].split():
-        if not any(name.endswith(".plan") for below in folders_in(folder) for name in os.listdir(below)):
+        if not any(name.endswith(".plan") for below in list_folders(folder) for name in os.listdir(below)):
             raise SystemExit(
                 f"PLANS={folder}: no plan there; expected a folder like build/plan of another machine, "
                 "with sm86/vit.plan or so in it"
@@ -98,7 +98,7 @@ def check_together(knobs: dict[str, str], goals: set[str]) -> None:
         raise SystemExit("PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both")
 
 
-def folders_in(path: str) -> list[str]:
+def list_folders(path: str) -> list[str]:
     """Return the folders in a folder, none where there is none."""
     below = [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else []
     return [name for name in below if os.path.isdir(name)]
@@ -114,7 +114,7 @@ def special_characters(value: str) -> str:
     return " ".join(sorted({letter for letter in value if letter in SPECIAL}, key=SPECIAL.index))
 
 
-def one_spelling(repository: str) -> str:
+def spell_repository(repository: str) -> str:
     """Return the folder as records know it: links resolved, relative below this checkout; SystemExit if none can be."""
     here, path = os.getcwd(), os.path.realpath(repository)
     for name in repository, path:

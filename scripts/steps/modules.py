@@ -12,7 +12,7 @@ from collections.abc import Iterator
 FAMILIES = ("vit", "head", "bpr")
 
 
-def modules_mk() -> str:
+def list_modules() -> str:
     """Return the text of .make/modules.mk: a line for each module, in the order of names."""
     files = {
         path
@@ -57,13 +57,13 @@ def read_imports(path: str, files: set[str]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from files_of(alias.name, files)
+                yield from find_files(alias.name, files)
         elif isinstance(node, ast.ImportFrom):
             above = path.split("/")[: -node.level] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield from files_of(module, files)
+            yield from find_files(module, files)
             for alias in node.names:
-                yield from files_of(f"{module}.{alias.name}", files)
+                yield from find_files(f"{module}.{alias.name}", files)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".with_name"):
             name = node.args[0]
             text = name.value if isinstance(name, ast.Constant) else ""
@@ -71,7 +71,7 @@ def read_imports(path: str, files: set[str]) -> Iterator[str]:
                 yield beside
 
 
-def files_of(name: str, files: set[str]) -> Iterator[str]:
+def find_files(name: str, files: set[str]) -> Iterator[str]:
     """Yield the files that importing `name` runs: the module, and packages above it that hold more than words."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):

@@ -41,7 +41,7 @@ def written_digest(path: str) -> str:
     return read_text(record_path("made", path)).split(" ")[0].rpartition("=")[2]
 
 
-def made_from(path: str) -> dict[str, str]:
+def read_inputs(path: str) -> dict[str, str]:
     """Return the digest of each input of the step that last made `path`."""
     words = read_text(record_path("made", path)).rpartition(" : ")[2].split()
     return {name: was for name, _, was in (word.rpartition("=") for word in words)}
@@ -51,7 +51,7 @@ def is_true(path: str) -> bool:
     """Tell whether each record is true from `path` down to the sources and the user's own, be they absent or not."""
     if current_digest(path) not in ("", written_digest(path)):
         return True  # no step wrote this; whether it is the right one, its consumer's record says
-    return all(known_digest(name) == was and is_true(name) for name, was in made_from(path).items())
+    return all(known_digest(name) == was and is_true(name) for name, was in read_inputs(path).items())
 
 
 def write_record(target: str, sha: str, recipe: str) -> None:
@@ -95,7 +95,7 @@ def look_at_tree(repository: str) -> str:
     known_as, _, was = read_text(record_path("tree", repository)).partition("\n")
     listing = "".join(f"{path}={current_digest(path)}\n" for path in files)
     if was != listing:
-        known_as = sha_of(listing) if listing else ""
+        known_as = hash_text(listing) if listing else ""
         write_text(record_path("tree", repository), f"{known_as}\n{listing}")
     return known_as
 
@@ -116,7 +116,7 @@ def hash_file(path: str) -> str:
     return hashed.hexdigest()
 
 
-def sha_of(text: str) -> str:
+def hash_text(text: str) -> str:
     """Return the SHA-256 of a text."""
     import hashlib
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 from scripts.steps.printing import print_text
-from scripts.steps.records import known_digest, made_from, read_status, read_text, record_path, written_digest
+from scripts.steps.records import known_digest, read_inputs, read_status, read_text, record_path, written_digest
 
 
 def summarise(roots: list[str]) -> list[str]:
@@ -27,7 +27,7 @@ def summarise(roots: list[str]) -> list[str]:
             rows.append(
                 (
                     path,
-                    os.path.basename(next(iter(made_from(path)))),
+                    os.path.basename(next(iter(read_inputs(path)))),
                     format_size(path),
                     known_digest(path)[:12],
                     f"{check['difference']:.1e}" if check else "in tolerance",
@@ -37,7 +37,7 @@ def summarise(roots: list[str]) -> list[str]:
             )
         if path.startswith("build/onnx/"):
             name = os.path.basename(path).removesuffix(".onnx")
-            checkpoint = made_of(path)
+            checkpoint = find_source(path)
             own = (
                 " (local)"
                 if checkpoint not in artifacts or known_digest(checkpoint) != written_digest(checkpoint)
@@ -76,13 +76,13 @@ def list_reached(roots: list[str]) -> set[str]:
         path = queue.pop()
         if path not in reached and os.path.exists(record_path("made", path)):
             reached.add(path)
-            queue += made_from(path)
+            queue += read_inputs(path)
     return reached
 
 
-def made_of(path: str) -> str:
+def find_source(path: str) -> str:
     """Return the checkpoint, or the other ONNX file, that an ONNX file was made from."""
-    inputs, tops = list(made_from(path)), ("training/", "build/synthetic/", "build/onnx/")
+    inputs, tops = list(read_inputs(path)), ("training/", "build/synthetic/", "build/onnx/")
     return next((name for name in inputs if name.startswith(tops)), inputs[0])
 
 

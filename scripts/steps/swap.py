@@ -16,7 +16,7 @@ from scripts.steps.printing import print_text
 from scripts.steps.records import current_digest, explain_ownership, note_digest, read_text, record_path, write_text
 
 
-def let_it_move(path: str, copies: str) -> None:
+def check_movable(path: str, copies: str) -> None:
     """Make sure, before anything is written down, that the folder `path` can be renamed; SystemExit if it cannot be.
 
     A folder of a lower layer of overlayfs (an image that holds a built checkout) cannot be renamed: EXDEV, although it
@@ -48,7 +48,7 @@ def let_it_move(path: str, copies: str) -> None:
 
 
 def finish_copies(repository: str) -> None:
-    """Put each folder that was copied as a whole (see `let_it_move`) in its place."""
+    """Put each folder that was copied as a whole (see `check_movable`) in its place."""
     for kind, folder in (("live", repository), ("previous", hidden_folder(repository, "previous"))):
         copies = hidden_folder(repository, f"copies/{kind}")
         for model in os.listdir(copies) if os.path.isdir(copies) else []:
@@ -71,7 +71,7 @@ def finish_swap(journal: str) -> None:
             new = f"{source}/{model}"
             if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
                 continue  # it has gone aside already
-            let_it_move(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
+            check_movable(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
             swap_folders(new, f"{repository}/{model}", inode)
             if model in job["harmed"]:  # nothing to roll back to
                 shutil.rmtree(hidden_folder(repository, f"harmed/{model}"), ignore_errors=True)

@@ -385,7 +385,7 @@ def test_what_a_flip_is_allowed_to_move_is_what_it_moves(tied: tuple[Case, int, 
     cosines = compare_vit.measure_cosines(both, tokens, [tokens])
     alone = compare_vit.Cosines(torch.full_like(cosines.margins, 1.0), cosines.error)
     alone.margins[one] = 0.0
-    ((first, *_), *_) = compare_vit.near_ties(both, tokens, ours, alone)
+    ((first, *_), *_) = compare_vit.find_near_ties(both, tokens, ours, alone)
 
     change = (both.project(flipped) - both.project(ours))[0].numpy()
     assert np.allclose(first, change, rtol=1e-3, atol=1e-5 * np.abs(change).max())

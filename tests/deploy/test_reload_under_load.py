@@ -17,7 +17,7 @@ from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import identify_folder
 from scripts.publish import publish
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 from scripts.steps import records
 from tests.triton_models import CLASSES, CONFIG, FEATURES, linear
 
@@ -62,7 +62,7 @@ class Clients:
             start, answers = time.monotonic(), []
             for name in NETWORKS:
                 try:
-                    result = client.infer(name, [as_input("input", ones)], model_version="1", client_timeout=60)
+                    result = client.infer(name, [make_input("input", ones)], model_version="1", client_timeout=60)
                     (number,) = {round(float(value), 4) for value in result.as_numpy("output").ravel()}
                     answers.append(number)
                 except Exception as error:
@@ -201,7 +201,7 @@ def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Pro
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         for number, size in enumerate(sizes, start=1):
             series = chance.integers(-1000, 1000, (1, *size), dtype=np.int16)
-            tensors = [as_input("input", series), as_input("metadata", spacing)]
+            tensors = [make_input("input", series), make_input("metadata", spacing)]
             client.infer("bpr_model", tensors, model_version="1", client_timeout=120)
             if number == LARGEST + FIRST:
                 before = memory(server)

@@ -31,7 +31,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tritonclient import grpc
 
 from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned_pool_size, triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 from tests.triton_models import bpr
 
@@ -543,7 +543,7 @@ def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: s
     with triton_server(tmp_path / "repository", tmp_path / "log", image=base, foreign=True) as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         request = {"input": np.zeros((1, 300, 300, 300), np.int16), "metadata": np.ones((1, 3), np.float32)}  # 54 MB
-        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        answer = client.infer("bpr_model", [make_input(name, array) for name, array in request.items()])
         client.close()
     assert answer.as_numpy("output")[0].decode() == "OSError;OSError;OSError;PermissionError;lo"
     assert docker("ps", "--all", "--quiet", f"--filter=ancestor={base}") == ""

@@ -671,7 +671,7 @@ def test_a_gpu_multiplies_as_the_published_config_says(
     monkeypatch.setattr(models.Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
 
     for name in models.ONNX.values():
-        models.open_session(tmp_path / name, models.use_tf32(tmp_path / name))
+        models.open_session(tmp_path / name, models.may_use_tf32(tmp_path / name))
 
     found = {name: opened[str(tmp_path / name)]["use_tf32"] for name in models.ONNX.values()}
     assert found == dict.fromkeys(models.ONNX.values(), "0") | {models.ONNX["vit"]: expected}

@@ -19,8 +19,8 @@ from onnx import numpy_helper
 from scripts.infer import models
 from scripts.infer.handover import KEY_HEADER
 from scripts.infer.messages import REPLACED
-from scripts.infer.models import Triton, UnreachableError, local_key
-from scripts.serve.serve import told_key
+from scripts.infer.models import Triton, UnreachableError, find_local_key
+from scripts.serve.serve import print_key
 from scripts.serve.triton_server import SHM, Server, free_ports, triton_server
 from tests.dicom_studies import lungs, series
 
@@ -161,8 +161,8 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
 
 def test_what_make_serve_runs_is_asked_with_its_key_by_its_user_on_its_machine(server: Server) -> None:
     port = server.grpc.rpartition(":")[2]
-    with told_key(server):
-        assert local_key(f"localhost:{port}") == local_key(f"127.0.0.1:{port}") == server.key
-        assert local_key(f"elsewhere:{port}") == ""
+    with print_key(server):
+        assert find_local_key(f"localhost:{port}") == find_local_key(f"127.0.0.1:{port}") == server.key
+        assert find_local_key(f"elsewhere:{port}") == ""
         assert (SHM / f"chest-key-{port}").stat().st_mode & 0o777 == 0o600
-    assert local_key(f"localhost:{port}") == ""
+    assert find_local_key(f"localhost:{port}") == ""

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.plans.card_memory import Plan, largest_batch, plan_of, usable_bytes
+from scripts.plans.card_memory import Plan, describe_plan, largest_batch, usable_bytes
 
 GIB = 1 << 30
 CARDS = ROOT / "scripts/plans/cards.yaml"
@@ -22,7 +22,7 @@ PROFILE = {"profile": {"input": [1, 240, 480, 480], "batch": [1, 2, 4]}}
 
 
 def vit(found: dict[str, int], promised: int = 4) -> Plan:
-    return plan_of(found | PROFILE, "build/checks/vit.rtx.json", "convertation/vit/config.pbtxt", promised)
+    return describe_plan(found | PROFILE, "build/checks/vit.rtx.json", "convertation/vit/config.pbtxt", promised)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:

@@ -210,7 +210,7 @@ def test_the_timing_cache_is_kept_for_the_next_plan(desk: Path) -> None:
     cache = Path("build/plan/timing/sm86-10.1.0.27.cache")
     assert cache.read_bytes().startswith(trtexec_stand_in.CACHE)
     built()
-    assert f"Loaded {len(trtexec_stand_in.CACHE) + 6} bytes of timing cache" in trtexec.log_of(PLAN).read_text()
+    assert f"Loaded {len(trtexec_stand_in.CACHE) + 6} bytes of timing cache" in trtexec.log_path(PLAN).read_text()
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "mismatch"])
@@ -482,7 +482,7 @@ def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
     def judge(ties: dict[int, Any]) -> dict[str, Any]:
         return compare_plan.compare_answers(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
 
-    result = judge(compare_plan.ties_of(check))
+    result = judge(compare_plan.find_ties(check))
 
     assert result["flips"] == 3 and result["difference"] < 1e-5 and result["cosine"] > 0.999999
     assert [answer["flips"] for answer in result["served"]] == [[[]], [[], turned.tolist()]]
@@ -515,33 +515,35 @@ def test_the_request_of_two_checkpoints_with_one_graph_is_the_same(desk: Path) -
     for checkpoint in ("a", "b"):
         onnx.helper.set_model_props(model, {"checkpoint_sha256": checkpoint})
         onnx.save(model, "model.onnx")
-        digests.add(plan_request.graph_sha256(Path("model.onnx")))
+        digests.add(plan_request.hash_graph(Path("model.onnx")))
     model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
     onnx.save(model, "model.onnx")
     assert len(digests) == 1
-    assert plan_request.graph_sha256(Path("model.onnx")) not in digests
+    assert plan_request.hash_graph(Path("model.onnx")) not in digests
 
 
 def test_the_config_names_a_plan_for_each_compute_capability() -> None:
     entry = {"name": "binary", "batch": [1, 4, 8]}
-    text = plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86", "sm120"])
+    text = plan_config.make_plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86", "sm120"])
     assert 'name: "binary_trt"\nplatform: "tensorrt_plan"\nmax_batch_size: 8\n' in text
     assert 'key: "12.0"\n  value: "sm120.plan"' in text
     assert 'default_model_filename: "sm86.plan"' in text
     assert "use_tf32" not in text and "cudnn" not in text  # what ONNX Runtime is told; a plan has its precision inside
     with pytest.raises(SystemExit, match="max_batch_size is 8; expected 1 to 4"):
-        plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"])
+        plan_config.make_plan_config(
+            ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"]
+        )
 
 
 def test_with_a_gpu_each_model_is_asked_once_before_it_is_ready() -> None:
     entry = {"name": "binary", "batch": [1, 4, 8]}
-    text = plan_config.plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86"])
+    text = plan_config.make_plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86"])
     ours = text_format.Parse(text, ModelConfig()).model_warmup
     for path in sorted(ROOT.glob("convertation/*/*.pbtxt")):
         before = text_format.Parse(path.read_text(), ModelConfig())
         assert not before.model_warmup  # what the verdict on a CPU serves
         if path.parent.name != "bpr":  # which asks itself
-            after = text_format.Parse(plan_config.warm_config(path), ModelConfig())
+            after = text_format.Parse(plan_config.make_warm_config(path), ModelConfig())
             (sample,) = after.model_warmup
             assert (sample.batch_size, sample.count) == (1, 0)
             assert {name: list(tensor.dims) for name, tensor in sample.inputs.items()} == {

@@ -98,7 +98,7 @@ def present(repository: str = REPOSITORY) -> dict[str, str]:
 def next_run() -> None:
     """What every make does first."""
     before_make.finish_what_was_cut_short()
-    before_make.take_notes(set())
+    before_make.note_digests(set())
 
 
 # --- A new set takes the place of the old one ---------------------------------

@@ -13,7 +13,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from scripts.serve.triton_server import KEY_HEADER, Server, triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 from tests.triton_models import BPR_CONFIG, FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def test_the_teams_client_works_unchanged_over_grpc(client: grpc.InferenceServer
     client.load_model("binary_onnx")
     assert {model.name for model in client.get_model_repository_index().models} == {"binary_onnx", "bpr_model"}
     batch = np.ones((2, FEATURES), np.float32)
-    result = client.infer("binary_onnx", [as_input("input", batch)], model_version="1")
+    result = client.infer("binary_onnx", [make_input("input", batch)], model_version="1")
     np.testing.assert_allclose(result.as_numpy("output"), batch @ WEIGHT, rtol=1e-5)
     client.unload_model("binary_onnx")
     client.load_model("binary_onnx")
@@ -156,7 +156,7 @@ def test_with_lock_grpc_neither_loads_nor_unloads(repository: Path, tmp_path: Pa
             with pytest.raises(InferenceServerException, match="This protocol is restricted"):
                 action()
         batch = np.ones((1, FEATURES), np.float32)  # what was loaded at the start answers
-        assert client.infer("binary_onnx", [as_input("input", batch)]).as_numpy("output").shape == (1, 3)
+        assert client.infer("binary_onnx", [make_input("input", batch)]).as_numpy("output").shape == (1, 3)
         client.load_model("binary_onnx", headers={f"triton-grpc-protocol-{KEY_HEADER}": server.key})
         client.close()
 
@@ -170,7 +170,7 @@ def test_code_of_a_model_sees_no_variable_of_the_user(tmp_path: Path, monkeypatc
     with triton_server(tmp_path / "repository", tmp_path / "log", venv=VENV) as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         request = {"input": np.zeros((1, 1, 1, 1), np.int16), "metadata": np.ones((1, 3), np.float32)}
-        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        answer = client.infer("bpr_model", [make_input(name, array) for name, array in request.items()])
         seen = answer.as_numpy("output")[0].decode()
         client.close()
     assert "'OMP_NUM_THREADS': '1'" in seen

@@ -18,7 +18,7 @@ from tritonclient import grpc
 
 from scripts.serve import sandbox
 from scripts.serve.triton_server import free_ports, triton_server
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 from tests.triton_models import bpr
 
 VENV = ROOT / ".venv-triton"
@@ -84,12 +84,12 @@ def test_an_archive_that_tries_gets_nothing(
     with triton_server(tmp_path / "repository", tmp_path / "logs/log", venv=VENV, foreign=True) as server:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         request = {"input": np.zeros((1, 1, 1, 1), np.int16), "metadata": np.ones((1, 3), np.float32)}
-        answer = client.infer("bpr_model", [as_input(name, array) for name, array in request.items()])
+        answer = client.infer("bpr_model", [make_input(name, array) for name, array in request.items()])
         got = json.loads(answer.as_numpy("output")[0].decode())
         client.close()
     assert capsys.readouterr().out == ""
     assert got.pop("others' processes") == "[]"
-    ours = [path.relative_to(home).parts[0] for path in sandbox.python_of(VENV) if path.is_relative_to(home)]
+    ours = [path.relative_to(home).parts[0] for path in sandbox.list_python_folders(VENV) if path.is_relative_to(home)]
     if not (there := got.pop("home")).startswith("refused: "):  # at most the way to its Python
         assert set(json.loads(there)) <= set(ours)
     assert {name for name, what in got.items() if not what.startswith("refused: ")} == set(), got
@@ -186,5 +186,5 @@ def test_a_home_is_never_seen_for_the_sake_of_a_python_in_it(tmp_path: Path, mon
     (tmp_path / "bin/python3").symlink_to(sys.executable)
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/python3").symlink_to(tmp_path / "bin/python3")
-    seen = sandbox.python_of(tmp_path / "venv")
+    seen = sandbox.list_python_folders(tmp_path / "venv")
     assert tmp_path not in seen and tmp_path / "venv" in seen

@@ -13,7 +13,7 @@ import pytest
 from tritonclient import grpc
 
 from scripts.serve.triton_server import free_ports
-from scripts.serve.verdict import CHANNEL, as_input
+from scripts.serve.verdict import CHANNEL, make_input
 from tests.triton_models import FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_it_serves_until_ctrl_c(serving: Serving) -> None:
     client = grpc.InferenceServerClient(f"127.0.0.1:{rpc}", channel_args=CHANNEL)
     for _ in range(2):  # as the client does: load, ask, unload
         client.load_model("binary_onnx")
-        result = client.infer("binary_onnx", [as_input("input", batch)], model_version="1")
+        result = client.infer("binary_onnx", [make_input("input", batch)], model_version="1")
         np.testing.assert_allclose(result.as_numpy("output"), batch @ WEIGHT, rtol=1e-5)
         client.unload_model("binary_onnx")
     client.close()

@@ -25,14 +25,14 @@ from scripts.serve import verdict as judge
 from scripts.serve.check_repository import BYTES
 from scripts.serve.triton_server import (
     Server,
+    docker_command,
     free_ports,
-    in_docker,
-    last_words,
     pinned_pool_size,
-    shared_memory,
+    read_last_words,
+    shared_memory_size,
     triton_server,
 )
-from scripts.serve.verdict import as_input, compare_answers, pass_verdict, stage_files
+from scripts.serve.verdict import compare_answers, make_input, pass_verdict, stage_files
 from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, linear, tag
 
 ROOT = Path(__file__).parents[2]
@@ -395,7 +395,7 @@ def test_joined_requests_each_get_their_own_rows(served: tuple[Server, Any]) -> 
     for index, batch in enumerate(batches):
         futures[index](
             "binary_onnx",
-            [as_input("input", batch)],
+            [make_input("input", batch)],
             callback=lambda result, error, index=index: answered.__setitem__(index, error or result.as_numpy("output")),
         )
     until(lambda: len(answered) == len(batches))
@@ -408,14 +408,14 @@ def test_joined_requests_each_get_their_own_rows(served: tuple[Server, Any]) -> 
 def test_without_a_batch_dimension_requests_of_any_size_are_answered(served: tuple[Server, Any]) -> None:
     _, client = served
     for count in (1, 20):
-        result = client.infer("plain_onnx", [as_input("input", rows(count))])
+        result = client.infer("plain_onnx", [make_input("input", rows(count))])
         np.testing.assert_allclose(result.as_numpy("output"), rows(count) @ WEIGHT, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(result.as_numpy("relu"), np.maximum(result.as_numpy("output"), 0))
 
 
 def test_only_the_outputs_asked_for_are_answered(served: tuple[Server, Any]) -> None:
     _, client = served
-    result = client.infer("plain_onnx", [as_input("input", rows(1))], outputs=[grpc.InferRequestedOutput("relu")])
+    result = client.infer("plain_onnx", [make_input("input", rows(1))], outputs=[grpc.InferRequestedOutput("relu")])
     assert result.as_numpy("output") is None
     assert result.as_numpy("relu").shape == (1, 3)
 
@@ -424,8 +424,8 @@ def test_requests_beyond_the_limits_are_errors_and_the_model_goes_on(served: tup
     _, client = served
     for wrong in (rows(9), rows(1)[:, :4], rows(1).astype(np.float64)):
         with pytest.raises(judge.InferenceServerException):
-            client.infer("binary_onnx", [as_input("input", wrong)])
-    assert client.infer("binary_onnx", [as_input("input", rows(8))]).as_numpy("output").shape == (8, 3)
+            client.infer("binary_onnx", [make_input("input", wrong)])
+    assert client.infer("binary_onnx", [make_input("input", rows(8))]).as_numpy("output").shape == (8, 3)
 
 
 def test_a_loaded_model_is_not_loaded_again(served: tuple[Server, Any]) -> None:
@@ -485,22 +485,22 @@ def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> Non
     assert pinned_pool_size(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
 
     for gpu, times in ((True, 1), (False, 0)):
-        command = in_docker("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
+        command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
         assert command.count(f"--pinned-memory-pool-byte-size={pinned_pool_size(tmp_path)}") == times
 
 
 def test_a_server_in_docker_maps_the_files_that_it_is_told_of(tmp_path: Path) -> None:
     file = Path("/dev/shm/sample")
-    command = in_docker("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
+    command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
     assert f"--mount=type=bind,source={file},target={file}" in command
 
 
 def test_shared_memory_is_for_one_sample_of_each_model(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     head(root)
-    assert shared_memory(root) == FEATURES * 4 + (64 << 20)
+    assert shared_memory_size(root) == FEATURES * 4 + (64 << 20)
     bpr(root)
-    assert shared_memory(root) == FEATURES * 4 + 512**3 * 2 + 3 * 4 + (64 << 20)
+    assert shared_memory_size(root) == FEATURES * 4 + 512**3 * 2 + 3 * 4 + (64 << 20)
     assert set(BYTES.values()) == {1, 2, 4, 8}
 
 
@@ -542,13 +542,13 @@ def test_the_log_is_told_in_a_few_lines(tmp_path: Path) -> None:
         "| head_onnx | 1 | UNAVAILABLE |\n"
         "error: creating server: Internal - failed to load all models\n"
     )
-    assert last_words(log).splitlines() == [
+    assert read_last_words(log).splitlines() == [
         "  \"failed to load 'head_onnx' version 1: Internal: no\"",
         "  error: creating server: Internal - failed to load all models",
         f"whole log: {log}",
     ]
     log.write_text("")
-    assert last_words(log) == f"  (nothing)\nwhole log: {log}"
+    assert read_last_words(log) == f"  (nothing)\nwhole log: {log}"
 
 
 def test_the_environment_has_the_pinned_versions() -> None:
@@ -576,7 +576,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     source = tmp_path / "vit.onnx"
     source.write_text("")
     stage_files([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
-    command = in_docker(
+    command = docker_command(
         "triton:24.06", "triton-x", tmp_path / "staging", "127.0.0.1", (20001, 20002), 1 << 20, gpu=False
     )
     start = command.index("triton:24.06")
@@ -589,7 +589,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     assert command[start + 1 : start + 3] == ["bash", "-c"]
     assert command[start + 4 :] == [f"{tmp_path}/staging", *module.STRICT, "--allow-metrics=false"]
     monkeypatch.setenv("PIP_CERT", str(source))
-    command = in_docker("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
+    command = docker_command("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
     assert {"--env=PIP_CERT=/tmp/ca.pem", f"--mount=type=bind,source={source},target=/tmp/ca.pem,readonly"} <= set(
         command
     )

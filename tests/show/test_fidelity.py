@@ -21,12 +21,12 @@ from scripts.show import fidelity, fidelity_table
 from scripts.show.fidelity import (
     Answers,
     Task,
-    by_onnx_runtime,
-    by_plan,
-    by_pytorch,
     draw_volumes,
+    make_plan_config,
     make_request,
-    plan_config,
+    run_onnxruntime,
+    run_plan,
+    run_pytorch,
 )
 from scripts.show.fidelity import measure_hop as between
 
@@ -167,11 +167,11 @@ def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, t
             values[:] = values[:, ::-1]
 
     other = altered(files(built)["vit"], tmp_path / "swapped.onnx", swap)
-    right = by_onnx_runtime(task(built), "right", files(built), 4)
-    wrong = by_onnx_runtime(task(built), "wrong", files(built, vit=other), 4)
+    right = run_onnxruntime(task(built), "right", files(built), 4)
+    wrong = run_onnxruntime(task(built), "wrong", files(built, vit=other), 4)
     assert right.codes is not None and wrong.codes is not None
 
-    exact, flips, ties, shared = by_pytorch(task(built), checkpoints(built), {"wrong": (None, wrong.codes)})
+    exact, flips, ties, shared = run_pytorch(task(built), checkpoints(built), {"wrong": (None, wrong.codes)})
     found = between(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
 
     codes = found["codes"]
@@ -211,7 +211,7 @@ def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Pat
             values[:] = np.finfo(np.float32).max
 
     other = altered(files(built)["vit"], tmp_path / "overflow.onnx", overflow)
-    hop = by_onnx_runtime(task(built), "overflow", files(built, vit=other), 4)
+    hop = run_onnxruntime(task(built), "overflow", files(built, vit=other), 4)
 
     assert re.fullmatch(
         r"\d+ of 192 values of the embeddings are NaN or infinite: it overflows",
@@ -230,12 +230,12 @@ def test_the_distance_of_two_directions_keeps_its_digits() -> None:
 def test_a_plan_without_a_gpu_or_an_image_is_absent_for_that_reason(built: Project) -> None:
     plans = {"vit": Path("build/plan/RTX/vit.plan")}
 
-    assert by_plan(Task(entries(built), []), "plan/RTX", plans).absent == "no GPU on this machine"
-    assert "IMAGE=" in by_plan(Task(entries(built), [], gpu=True), "plan/RTX", plans).absent
+    assert run_plan(Task(entries(built), []), "plan/RTX", plans).absent == "no GPU on this machine"
+    assert "IMAGE=" in run_plan(Task(entries(built), [], gpu=True), "plan/RTX", plans).absent
 
 
 def test_a_plan_is_served_with_the_shapes_of_models_yaml(built: Project) -> None:
-    config = text_format.Parse(plan_config(entries(built)["vit"]), schema.ModelConfig())
+    config = text_format.Parse(make_plan_config(entries(built)["vit"]), schema.ModelConfig())
 
     assert (config.name, config.platform, config.max_batch_size) == ("vit_plan", "tensorrt_plan", 4)
     assert list(config.input[0].dims) == [1, 20, 40, 40] and list(config.output[0].dims) == [24]

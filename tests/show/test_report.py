@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Project
 from pypdf import PdfReader
 
 from scripts.show.report import describe_models
-from scripts.show.report_sections import on_a_gpu
+from scripts.show.report_sections import show_gpu
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
@@ -220,7 +220,7 @@ def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
     Path("build").mkdir()
     Path("build/verify-gpu.json").write_text(json.dumps(told))
 
-    text = str(Text(on_a_gpu()))
+    text = str(Text(show_gpu()))
 
     assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model alone" in text
     assert "vit_trt is slower than its ONNX model: 31 ms, the ONNX model 29 ms." in text
