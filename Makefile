@@ -28,13 +28,15 @@ include $(call told,needs)
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 .venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
+# whose programs make all else, but plans
+$(filter-out .venv% $(plans),$(artifacts)): | .venv/installed
 
 # One model's part of models.yaml, and how far its answers may differ
 $(variants:%=build/models/%.json): build/models/%.json: convertation/models.yaml \
-  $(call code,scripts.convert.model_entry) | .venv/installed
+  $(call code,scripts.convert.model_entry)
 	$(call step,$(python) -m scripts.convert.model_entry $< $* model $(out))
 $(variants:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml \
-  $(call code,scripts.convert.model_entry) | .venv/installed
+  $(call code,scripts.convert.model_entry)
 	$(call step,$(python) -m scripts.convert.model_entry $< $* tolerance $(out))
 
 # Archives, downloaded when a step has to read them
@@ -44,25 +46,23 @@ $(archives:=.lock.json): %.lock.json: FORCE | % ;
 
 # Checkpoints: members of weights.zip where you have put none of your own; WEIGHTS=synthetic: seeded ones of full size
 $(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json \
-  $(call code,scripts.archives.unpack) | training/weights.zip .venv/installed
+  $(call code,scripts.archives.unpack) | training/weights.zip
 	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
-$(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize) | .venv/installed
+$(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize)
 	$(call step,$(python) -m scripts.convert.synthesize $(filter %.json,$^) $(out),torch numpy)
 
 # PyTorch -> ONNX; .make/models/ adds each model's checkpoint, which convertation/models.yaml names
-build/onnx/vit.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx) | .venv/installed
+build/onnx/vit.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
 	$(call step,$(python) -m convertation.vit.torch2onnx $(exporting),$(exporters))
-$(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code,convertation.head.torch2onnx) \
-  | .venv/installed
+$(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code,convertation.head.torch2onnx)
 	$(call step,$(python) -m convertation.head.torch2onnx $(exporting),$(exporters))
-build/onnx/bpr.onnx: build/models/bpr.json $(call code,convertation.bpr.torch2onnx) | .venv/installed
+build/onnx/bpr.onnx: build/models/bpr.json $(call code,convertation.bpr.torch2onnx)
 	$(call step,$(python) -m convertation.bpr.torch2onnx $(exporting),$(exporters))
 
 # The ViT for a GPU alone: in one piece, its products in TF32; and rounded to fp16 where the range of its values allows
-build/onnx/vit.tf32.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx) | .venv/installed
+build/onnx/vit.tf32.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
 	$(call step,$(python) -m convertation.vit.torch2onnx --for gpu $(exporting),$(exporters))
-build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call code,scripts.convert.round_fp16) \
-  | .venv/installed
+build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call code,scripts.convert.round_fp16)
 	$(call step,$(python) -m scripts.convert.round_fp16 $(wordlist 1,2,$^) $(out),$(rounders))
 
 # The Triton config of a new head
@@ -87,8 +87,7 @@ build/checks/vit.fp16.json: build/checks/vit.tf32.json build/models/vit.json bui
 
 # ONNX -> TensorRT plan.  What shapes it: its request, the GPU and TensorRT; not our scripts, nor the file's metadata.
 # .make/models/ adds to the files of each GPU what they share: the request, the ONNX file, the answers expected of it
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request) \
-  | .venv/installed
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request)
 	$(call step,$(python) -m scripts.plans.plan_request $(precision) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 $(built): build/plan/%.plan:
 	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $(request) \
@@ -99,27 +98,23 @@ $(taken): build/plan/%.plan: build/brought/%.json $(call code,scripts.plans.take
 $(if $(KEY),$(taken)): | signed-plans
 signed-plans: .venv-signing/installed
 	$(if $(EXPLAIN),,@$(signature) verify $(call quote,$(KEY)) $(filter-out build/plan,$(PLANS)))
-$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.expected) \
-  | .venv/installed
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.expected)
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
-$(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plans.compare_plan) | .venv/installed
+$(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plans.compare_plan)
 	$(call step,$(python) -m scripts.plans.compare_plan $< build/plan/$(*F).expected.npy build/models/$(*F).json \
 	  build/models/$(*F).tolerance.json build/checks/$(*F).json $(out) $(if $(filter vit vit.%,$(*F)),$(head_onnx)),\
 	  onnxruntime-gpu numpy)
 $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
-build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt build/models/vit.json \
-  $(call code,scripts.plans.plan_config) | .venv/installed
-	$(call step,$(plan_config),onnx tritonclient)
-$(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt build/models/%.json \
-  $(call code,scripts.plans.plan_config) | .venv/installed
-	$(call step,$(plan_config),onnx tritonclient)
+$(configs:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: build/models/%.json \
+  $(call code,scripts.plans.plan_config)
+	$(call step,$(python) -m scripts.plans.plan_config $(filter %.pbtxt,$^) $< $(out) $(folders),onnx tritonclient)
 # Beside plans an ONNX model runs on a GPU, where the first request takes long: it is asked once before it is READY
-$(filter %/vit_onnx.config.pbtxt,$(warm)): $(call config_of,vit) $(call code,scripts.plans.plan_config) \
-  | .venv/installed
-	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
-$(filter-out %/vit_onnx.config.pbtxt,$(warm)): build/plan/%_onnx.config.pbtxt: convertation/head/%.pbtxt \
-  $(call code,scripts.plans.plan_config) | .venv/installed
-	$(call step,$(python) -m scripts.plans.plan_config --warm $< $(out),onnx tritonclient)
+$(warm): $(call code,scripts.plans.plan_config)
+	$(call step,$(python) -m scripts.plans.plan_config --warm $(filter %.pbtxt,$^) $(out),onnx tritonclient)
+build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt
+build/plan/vit_onnx.config.pbtxt: $(call config_of,vit)
+$(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt
+$(heads:%=build/plan/%_onnx.config.pbtxt): build/plan/%_onnx.config.pbtxt: convertation/head/%.pbtxt
 $(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))

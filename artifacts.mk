@@ -30,23 +30,18 @@ planned  := $(foreach model,$(filter vit $(heads),$(models)),$(call variant,$(mo
 plannable = $(filter $(chosen) $(varied:%=%.$(PRECISION)),$(planned))
 $(if $(and $(models),$(filter trt trt-fleet,$(MAKECMDGOALS))),$(if $(strip $(plannable)),,\
   $(error MODEL=$(MODEL): no plan is made of it; expected vit, head or one of $(planned))))
-gpu      := $(CT_GPU)
-tensorrt := $(CT_TENSORRT)
-ifneq ($(filter verify-gpu,$(MAKECMDGOALS)),)
-override FORMAT := both
-endif
+override FORMAT := $(if $(filter verify-gpu,$(MAKECMDGOALS)),both,$(FORMAT))
 with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
 asking := $(filter trt verify-gpu $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS))
-asking := $(if $(gpu)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
-ifneq ($(asking),)
-answer := $(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); \
+asking := $(if $(CT_GPU)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
+answer := $(if $(asking),$(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); \
             $(if $(filter verify-gpu,$(asking)),$(system_python) -m scripts.plans.doctor --gpu >&2 &&) \
             $(system_python) -m scripts.plans.gpu $(if $(filter trt,$(asking)),,--triton $(TRITON_IMAGE)) \
-            --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>/dev/null))
-gpu      := $(patsubst gpu=%,%,$(filter gpu=%,$(answer)))
-tensorrt := $(patsubst tensorrt=%,%,$(filter tensorrt=%,$(answer)))
-$(if $(gpu)$(DRY),,$(error no plan was made; what is lacking stands above))
-endif
+            --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>/dev/null)))
+gpu      := $(or $(patsubst gpu=%,%,$(filter gpu=%,$(answer))),$(CT_GPU))
+tensorrt := $(or $(patsubst tensorrt=%,%,$(filter tensorrt=%,$(answer))),$(CT_TENSORRT))
+$(if $(gpu)$(DRY)$(CHECK),,$(if $(asking),$(error no plan was made; what is lacking stands above),$(if \
+  $(and $(models),$(filter trt,$(MAKECMDGOALS))),$(error make -n asks for no GPU; make trt DRY=1 prints the commands))))
 export CT_GPU := $(gpu)
 export CT_TENSORRT := $(tensorrt)
 
@@ -110,12 +105,11 @@ exporting = --opset $(OPSET) --weights $(kind) $(checkpoint) $< $(out)
 exporters = torch onnx onnxscript onnx-ir ml_dtypes numpy
 rounders  = onnxruntime-gpu onnx onnx-ir ml_dtypes numpy
 checkpoint = $(weights)/$($(model).checkpoint)
-deployed := requirements-triton.txt convertation/bpr/requirements.txt | .venv/installed .venv-triton/installed
-serving  := docker/backends/onnxruntime/model.py requirements-triton.txt | .venv/installed .venv-triton/installed
+deployed := requirements-triton.txt convertation/bpr/requirements.txt | .venv-triton/installed
+serving  := docker/backends/onnxruntime/model.py requirements-triton.txt | .venv-triton/installed
 precision = $(if $(filter %.tf32 %.fp16,$*),--precision=$(PRECISION))
 flags     = $(if $(TRTEXEC_FLAGS),--flags=$(call quote,$(TRTEXEC_FLAGS)))
 request   = build/plan/$(*F).request.json
-plan_config = $(python) -m scripts.plans.plan_config $(wordlist 1,2,$^) $(out) $(folders)
 published.as := $(filter %.tf32 %.fp16,$(published))
 judging   = --release $(NGC_RELEASE) --checks build/checks $(published.as:%=--variant %)
 signature = .venv-signing/bin/$(notdir $(python)) -m scripts.publish.signature

@@ -56,7 +56,7 @@ def compare_with_pytorch(
         for batch, values in zip(batches, ask_onnxruntime(judge, request, batches, inner), strict=True)
     ]
     answers += [ask_deployed(judge, request[:SAMPLES], python, inner) for python in deployed]
-    network = importlib.import_module(NETWORKS[entry["family"]]).load(checkpoint, entry)
+    network = importlib.import_module(NETWORKS[entry["family"]]).load_network(checkpoint, entry)
     report: dict[str, Any] = {}
     flips: list[list[Array]] = []
     with torch.inference_mode():

@@ -22,7 +22,7 @@ def synthesize_checkpoint(entry: dict[str, Any], out: Path) -> None:
         out.write_text(json.dumps(network.synthetic_settings(entry), indent=1, sort_keys=True) + "\n")
         return
     with out.open("wb") as file:  # an open file has no name, so none gets into the archive
-        torch.save(network.synthetic(entry), file)
+        torch.save(network.make_synthetic_state_dict(entry), file)
 
 
 def main() -> None:

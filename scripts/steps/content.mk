@@ -3,8 +3,8 @@
 #   .make/seen/X   the digest that counts for X (of what it was, once it is gone); if it is there, also size, mtime, …
 #   .make/made/X   "X=its digest command versions : INPUT=digest …": how X was made     (in these names X has % for /)
 #
-# scripts/steps/before_make.py brings .make/seen up to date before make decides.  Where the texts differ, scripts/steps/step.py
-# makes X: absent inputs, files of the user's own, locks, dry runs, the cache and the reasons are its business.
+# scripts/steps/before_make.py brings .make/seen up to date before make decides.  Where the texts differ,
+# scripts/steps/step.py makes X: absent inputs, the user's own files, locks, dry runs, the cache and reasons are its job
 
 $(if $(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)),$(error GNU Make $(MAKE_VERSION) is too old, 4.3 is \
   needed: apt install make on Debian 11 or Ubuntu 22.04 and newer, or brew install make and type gmake))
@@ -19,7 +19,7 @@ define newline
 
 endef
 $(foreach knob,$(knobs),$(if $(findstring $(newline),$($(knob))),$(error $(knob): expected one line, it has more)))
-dry     = $(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS))))
+dry     = $(strip $(foreach flag,n q t,$(findstring $(flag),$(filter-out --%,$(firstword $(MAKEFLAGS))))))
 nested := $(if $(MAKE_RESTARTS),$(MAKE_NESTED),$(MAKE_RUN))
 MAKEFLAGS += $(if $(nested),--silent)
 looked := $(shell $(system_python) scripts/steps/before_make.py '$(MAKE_RUN)' '$(nested)' '$(MAKECMDGOALS)' '$(given)' \
@@ -48,6 +48,8 @@ include $(call told,modules) $(call told,models)
 code = $(if $(call told,modules),$(or $($1),$(error $(subst .,/,$1).py is missing)))
 python := $(call told,python)
 living = $(and $(wildcard $(python)),$(wildcard .venv/installed))
+$(if $(and $(dry),$(call told,models)),$(if $(living)$(wildcard $(call told,models)),,$(error \
+  make -n installs nothing, and only .venv can read convertation/models.yaml; first make .venv/installed)))
 .make/models/%.mk .make/models/%.needs.mk: | $(if $(living),,.venv/installed)
 	@mkdir -p $(@D) && $(python) -m scripts.convert.model_entry facts convertation/models.yaml .make/models/$*.mk
 
@@ -67,22 +69,26 @@ export TENSORRT_IMAGE := $(REGISTRY)nvcr.io/nvidia/tensorrt:$(NGC_RELEASE)-py3
 export TRITON_IMAGE   := $(REGISTRY)nvcr.io/nvidia/tritonserver:$(NGC_RELEASE)-py3
 export ACCEPT CACHE CACHE_MODE NGC_RELEASE PYTHON
 
+# Not in a dry run, as a step's recipe is, which tells its reason
+live = $(if $(dry),,+)@
+
 # Recipes: an archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
 by_hand = $(if $(filter %/weights.zip,$@),$(WEIGHTS_ZIP),$(REPOSITORY_ZIP))
 linked  = $(or $(if $(by_hand),,yes),$(filter $(realpath $@),$(realpath $(by_hand))))
 right   = $(and $(word 2,$(call seen,$@)),$(findstring $(call known,$@),$(file <$@.lock.json)),$(linked))
-fetch   = $(if $(EXPLAIN)$(right),,$(if $(or $(filter $@.lock.json,$(MAKECMDGOALS)),$(wanted),$(by_hand)),+@$(python) \
-            -m scripts.archives.fetch $(if $(by_hand),--from $(call quote,$(by_hand))) $(@F) $@))
+asked   = $(or $(filter $@.lock.json,$(MAKECMDGOALS)),$(wanted),$(by_hand))
+fetch   = $(if $(EXPLAIN)$(right),,$(if $(asked),$(live)$(python) -m scripts.archives.fetch \
+            $(if $(by_hand),--from $(call quote,$(by_hand))) $(@F) $@))
 
 # Publishing is decided as a step is: the folder's digest, and what each file in it is to be a copy of
 copies    = $(foreach pair,$(contents),$(pair)=$(call known,$(lastword $(subst =, ,$(pair)))))
 tree      = $(firstword $(file <.make/tree/$(subst /,%,$(REPOSITORY))))
 to_be     = $(strip $(REPOSITORY)=$(tree) publish $(kind) : $(copies))
 publisher = $(system_python) -m scripts.publish.publish $(REPOSITORY)
-publish   = $(if $(EXPLAIN),$(info $(to_be)),$(if $(filter prebuilt,$(FROM)),+@$(publisher) --prebuilt $(prebuilt) \
-              build/prebuilt,$(if $(call same,$(to_be),$(call made,$(REPOSITORY))), \
-              $(call tell,build/checks/verdict.json),\
-              +@$(publisher) --weights $(kind) --verdict build/checks/verdict.json $(contents))))
+publish   = $(if $(EXPLAIN),$(info $(to_be)),$(if $(filter prebuilt,$(FROM)), \
+              $(live)$(publisher) --prebuilt $(prebuilt) build/prebuilt,$(if \
+              $(call same,$(to_be),$(call made,$(REPOSITORY))),$(call tell,build/checks/verdict.json), \
+              $(live)$(publisher) --weights $(kind) --verdict build/checks/verdict.json $(contents))))
 up_to_date = $(if $(filter repository,$@),$(REPOSITORY) is up to date: $(words $(contents)) files$(comma) nothing \
                rebuilt,$(filter %.onnx %.plan,$1): up to date)
 tell      = @$(if $(file <.make/run/$(MAKE_RUN)),$(system_python) -m scripts.steps.summary $1,echo '$(up_to_date)')

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Project, announced, kill
+from conftest import REPOSITORY, Project, announced, copy_of_the_project, kill
 
 BINARY = {"build/onnx/binary.onnx", "build/checks/binary.json", "build/checks/verdict.json"}
 
@@ -346,6 +346,25 @@ def test_a_dry_run_makes_nothing(stand_ins: Project) -> None:
     said = stand_ins.make("-n", "repository")
     assert announced(said) == set() and stand_ins.published() == before
     assert "  build/onnx/binary.onnx: mlp.py changed\n" in said
+
+
+def test_a_dry_run_publishes_and_downloads_nothing(stand_ins: Project) -> None:
+    stand_ins.append("convertation/head/binary.pbtxt", "# a remark\n")
+    before = stand_ins.published()
+    said = stand_ins.make("-n", "repository")
+    assert "-m scripts.publish.publish model_repository_running --weights synthetic" in said
+    assert announced(said) == set() and stand_ins.published() == before
+
+    said = stand_ins.make("-n", "weights", WEIGHTS="yandex")
+    assert "-m scripts.archives.fetch  weights.zip training/weights.zip" in said
+
+
+def test_a_dry_run_without_an_environment_installs_nothing(tmp_path: Path) -> None:
+    fresh = copy_of_the_project(tmp_path)
+    (fresh.path / ".venv").unlink()
+    assert "make -n installs nothing" in (said := fresh.fail("-n", "repository"))
+    assert "first make .venv/installed" in said
+    assert not (fresh.path / ".venv").exists()
 
 
 def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None:
