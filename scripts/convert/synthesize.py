@@ -19,7 +19,7 @@ def synthesize_checkpoint(entry: dict[str, Any], out: Path) -> None:
     """
     network = importlib.import_module(NETWORKS[entry["family"]])
     if out.name == SETTINGS:
-        out.write_text(json.dumps(network.synthetic_settings(entry), indent=1, sort_keys=True) + "\n")
+        out.write_text(json.dumps(network.make_synthetic_settings(entry), indent=1, sort_keys=True) + "\n")
         return
     with out.open("wb") as file:  # an open file has no name, so none gets into the archive
         torch.save(network.make_synthetic_state_dict(entry), file)
