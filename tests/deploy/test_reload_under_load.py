@@ -132,11 +132,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with triton_server(Path(REPOSITORY), tmp_path / "log", venv=ROOT / ".venv-triton") as started:
         labels = {"chest.repository": identify_folder(REPOSITORY)}
         labels["chest.requirements"] = hashlib.sha256(list_requirements(REPOSITORY)).hexdigest()
-        monkeypatch.setattr(program, "container", lambda: "container")
-        monkeypatch.setattr(program, "inspect", lambda *_: {"Config": {"Labels": labels}})
-        monkeypatch.setattr(program, "http", lambda _: started.http, raising=False)
-        monkeypatch.setattr(program, "index", lambda _: started.ask("/v2/repository/index", "POST"))
-        monkeypatch.setattr(program, "ask", lambda _, path, body: started.ask(path, "POST"))
+        monkeypatch.setattr(program, "find_container", lambda: "container")
+        monkeypatch.setattr(program, "inspect_object", lambda *_: {"Config": {"Labels": labels}})
+        monkeypatch.setattr(program, "read_index", lambda _: started.ask("/v2/repository/index", "POST"))
+        monkeypatch.setattr(program, "ask_container", lambda _, path, body: started.ask(path, "POST"))
         yield started
 
 

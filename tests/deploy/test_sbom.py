@@ -33,7 +33,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "build/models").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"build/models/{name}.json").write_text(json.dumps({"family": family}))
     monkeypatch.setattr(sbom, "ARCHIVES", Path(__file__).parents[2] / "training/archives.json")
-    monkeypatch.setattr(sbom, "inspect", lambda kind, name: {"Id": "sha256:" + "9" * 64, "RepoDigests": []})
+    monkeypatch.setattr(sbom, "inspect_object", lambda kind, name: {"Id": "sha256:" + "9" * 64, "RepoDigests": []})
 
 
 def bill(kind: str) -> str:

@@ -109,7 +109,7 @@ def refused(fault: str = "", **target: str) -> str:
 def test_a_plan_has_a_record_of_what_it_was_made_of_by_and_on(desk: Path) -> None:
     built()
     record = json.loads(Path("build/plan/sm86/binary.json").read_text())
-    assert record["plan_sha256"] == plan.sha256("out.plan")
+    assert record["plan_sha256"] == plan.hash_file("out.plan")
     assert record["request"] == json.loads(Path("request.json").read_text())
     assert record["request"]["profile"] == {"input": [8], "batch": [1, 4, 8]}
     assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Stand-in RTX 3090", "8.6")
@@ -576,7 +576,7 @@ def test_a_plan_of_another_machine_is_taken_if_its_records_fit(
     brought = tmp_path / "binary.plan"
     brought.write_bytes(b"plan")
     told = {
-        "plan_sha256": plan.sha256(str(brought)),
+        "plan_sha256": plan.hash_file(str(brought)),
         "tensorrt": "10.1.0.27",
         "compute_capability": "8.9",
         "request": REQUEST,

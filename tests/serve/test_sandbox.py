@@ -173,7 +173,7 @@ def test_where_there_is_no_sandbox_it_is_said(
 ) -> None:
     from scripts.serve import triton_server as module
 
-    monkeypatch.setattr(module.sandbox, "refused", lambda: "unshare: Operation not permitted")
+    monkeypatch.setattr(module.sandbox, "explain_refusal", lambda: "unshare: Operation not permitted")
     assert not module.can_confine()
     assert capsys.readouterr().out == (
         "code of others runs with your rights, for this machine gives no sandbox (unshare: Operation not permitted)\n"
