@@ -1,11 +1,12 @@
 """Copies of the project in temporary folders, where the real Makefile runs: tiny networks, or stand-in steps."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -144,28 +145,44 @@ def tiny_dims(config: str) -> str:
     return re.sub(r"dims: *\[ *512 *\]", "dims: [ 24 ]", config)
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], object]) -> Project:
+    """A project that `make` completes, once for all of pytest's workers; the first one makes it, the others wait."""
+    top = factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "project").exists():
+            shutil.rmtree(folder / "draft", ignore_errors=True)
+            project = copy_of_the_project(folder / "draft")
+            make(project)
+            project.path.rename(folder / "project")
+    return Project(folder / "project")
+
+
+def copy_of(project: Project, path: Path) -> Project:
+    """A copy of a project; every inode, mtime and ctime in it is new."""
+    shutil.copytree(project.path, path, symlinks=True, copy_function=shutil.copy)
+    return Project(path)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The tiny project, built once and served by the real Triton; tests copy it."""
-    project = copy_of_the_project(tmp_path_factory.mktemp("built") / "project")
-    project.make("repository")
-    return project
+    return make_once(tmp_path_factory, "built", lambda project: project.make("repository"))
 
 
 @pytest.fixture
 def project(built: Project, tmp_path: Path) -> Iterator[Project]:
-    """A copy of the built tiny project; every inode, mtime and ctime in it is new."""
-    copy = Project(tmp_path / "project")
-    shutil.copytree(built.path, copy.path, symlinks=True, copy_function=shutil.copy)
-    yield copy
+    """A copy of the built tiny project."""
+    yield (copy := copy_of(built, tmp_path / "project"))
     shutil.rmtree(copy.path)
 
 
 @pytest.fixture(scope="session")
 def measured(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy of the built tiny project with build/fidelity.json; tests only read it."""
-    copy = Project(tmp_path_factory.mktemp("measured") / "project")
-    shutil.copytree(built.path, copy.path, symlinks=True, copy_function=shutil.copy)
+    copy = copy_of(built, tmp_path_factory.mktemp("measured") / "project")
     copy.make("fidelity")
     return copy
 
@@ -188,7 +205,10 @@ if [[ $2 == scripts.convert.compare?(_fp16) ]]; then echo '{{"difference": 0.0}}
 @pytest.fixture(scope="session")
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
-    project = copy_of_the_project(tmp_path_factory.mktemp("stand-ins") / "project")
+    return make_once(tmp_path_factory, "stand-ins", build_by_stand_ins)
+
+
+def build_by_stand_ins(project: Project) -> None:
     (project.path / ".venv-signing").unlink(missing_ok=True)
     for venv in (".venv", ".venv-triton", ".venv-inference"):
         (project.path / venv).unlink()
@@ -198,15 +218,12 @@ def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
         stand_in.write_text(PYTHON_STAND_IN)
         stand_in.chmod(0o755)
     project.make("repository")
-    return project
 
 
 @pytest.fixture
 def stand_ins(built_by_stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
-    """A copy of what the stand-ins built; every inode, mtime and ctime in it is new."""
-    copy = Project(tmp_path / "stand-ins")
-    shutil.copytree(built_by_stand_ins.path, copy.path, copy_function=shutil.copy)
-    yield copy
+    """A copy of what the stand-ins built."""
+    yield (copy := copy_of(built_by_stand_ins, tmp_path / "stand-ins"))
     shutil.rmtree(copy.path)
 
 
@@ -241,6 +258,19 @@ def kill(run: "subprocess.Popen[str]") -> None:
     """kill -9 the whole process group."""
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
+
+
+# The longest first, so that no worker is left with one of them at the end
+LONGEST = "steps/test_rebuild.py", "archives/test_download.py", "deploy/test_stack.py", "steps/test_cache.py", "plans"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file's tests run on one worker, in their order; so do those of tests/plans, whose containers share names."""
+    groups = {item: str(item.path.relative_to(ROOT / "tests")) for item in items}
+    groups = {item: "plans" if file.startswith("plans/") else file for item, file in groups.items()}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,6 +1,5 @@
 #!/bin/bash
 # Format, lint, types and every test; `tests/run.sh -k rebuild` hands options to pytest, ONLY=infer runs tests/infer alone.
-# All of them run as two halves at once: much of it waits, for servers and for other programs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Python reads these before tests/starter.py can mend them; a closed standard input would be the first file it opens
@@ -16,16 +15,5 @@ git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 if [[ -n ${ONLY-} || $# -gt 0 ]]; then
   exec python -m pytest -ra ${ONLY:+"tests/$ONLY"} "$@"
 fi
-
-first=(tests/{house,plans,publish,show,steps}) second=()
-for room in tests/*/; do
-  [[ " ${first[*]} " == *" ${room%/} "* || $room == */reference/ || $room == */__pycache__/ ]] || second+=("${room%/}")
-done
-log=$(mktemp) status=0
-trap 'rm -f "$log"' EXIT
-python -m pytest -ra "${first[@]}" > "$log" 2>&1 &
-echo "${first[*]}: run meanwhile, and are shown at the end"
-python -m pytest -ra "${second[@]}" || status=$?
-wait $! || status=$?
-cat "$log"
-exit "$status"
+# More workers than cores: much of it waits, for servers and for other programs
+exec python -m pytest -ra --numprocesses $(($(nproc) + 1)) --maxprocesses 6 --dist loadgroup
