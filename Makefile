@@ -8,14 +8,14 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 $(if $(wildcard artifacts.mk),,$(error make works in the project's folder; $(strip make -C \
   $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))) $(MAKECMDGOALS))))
 
-# Every knob and its default; $(call step,COMMAND,PACKAGES), which runs COMMAND unless the record of its result is true;
-# the lists that rules are about
+# knobs.mk: every knob.  content.mk: $(call step,COMMAND,PACKAGES) runs COMMAND unless its result's record is still true.
+# artifacts.mk: the lists of files that the rules below are about
 include knobs.mk scripts/steps/content.mk artifacts.mk
 include $(call told,needs)
 
 # --- The pipeline, in order: each artifact, what it is made from, the script that makes it ---
 
-# Environments: ours, Triton's own, one that runs published networks without PyTorch, TensorRT for RTX, signatures
+# Python environments: the project's own, Triton's, and for inference without PyTorch, TensorRT for RTX, signatures
 .venv/installed: requirements.txt requirements.lock scripts/steps/venv.sh
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements.txt $(out))
 .venv-triton/installed: requirements-triton.txt requirements-triton.lock convertation/bpr/requirements.txt \
@@ -28,7 +28,7 @@ include $(call told,needs)
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv requirements-s3.txt $(out))
 .venv/installed-for-tests: tests/requirements.txt tests/requirements.lock scripts/steps/venv.sh | .venv/installed
 	$(call step,scripts/steps/venv.sh $(PYTHON) .venv tests/requirements.txt $(out))
-# whose programs make all else, but plans
+# A program of .venv makes every other artifact but a plan
 $(filter-out .venv% $(plans),$(artifacts)): | .venv/installed
 
 # One model's part of models.yaml, and how far its answers may differ
@@ -44,14 +44,14 @@ $(archives): FORCE | .venv/installed
 	$(fetch)
 $(archives:=.lock.json): %.lock.json: FORCE | % ;
 
-# Checkpoints: members of weights.zip where you have put none of your own; WEIGHTS=synthetic: seeded ones of full size
+# Checkpoints: your own files, else members of weights.zip; WEIGHTS=synthetic: seeded ones of the real size
 $(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json \
   $(call code,scripts.archives.unpack) | training/weights.zip
 	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
 $(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize)
 	$(call step,$(python) -m scripts.convert.synthesize $(filter %.json,$^) $(out),torch numpy)
 
-# PyTorch -> ONNX; .make/models/ adds each model's checkpoint, which convertation/models.yaml names
+# PyTorch -> ONNX; .make/models/ adds to each rule the model's checkpoint, which convertation/models.yaml names
 build/onnx/vit.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
 	$(call step,$(python) -m convertation.vit.torch2onnx $(exporting),$(exporters))
 $(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code,convertation.head.torch2onnx)
@@ -59,7 +59,7 @@ $(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code
 build/onnx/bpr.onnx: build/models/bpr.json $(call code,convertation.bpr.torch2onnx)
 	$(call step,$(python) -m convertation.bpr.torch2onnx $(exporting),$(exporters))
 
-# The ViT for a GPU alone: in one piece, its products in TF32; and rounded to fp16 where the range of its values allows
+# The ViT for a GPU: not cut into pieces, for products in TF32; and rounded to fp16 where the range of values allows it
 build/onnx/vit.tf32.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
 	$(call step,$(python) -m convertation.vit.torch2onnx --for gpu $(exporting),$(exporters))
 build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call code,scripts.convert.round_fp16)
@@ -70,7 +70,7 @@ convertation/head/%.pbtxt:
 	$(error $@ is missing, the Triton config of $*; cp convertation/head/binary.pbtxt $@, and write its name, \
 	  $*_onnx, and its output into it)
 
-# ONNX against PyTorch, on the same volumes, by our ONNX Runtime and by the one that serves the verdict
+# Compare ONNX with PyTorch on the same volumes, in our ONNX Runtime and in the one that Triton runs
 $(checks) $(checks_tf32): build/checks/%.json: build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
   $(call code,scripts.convert.compare) $(deployed)
 	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(checkpoint) $(wordlist 1,3,$^) \
@@ -85,8 +85,8 @@ build/checks/vit.fp16.json: build/checks/vit.tf32.json build/models/vit.json bui
 	  $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
 	  torch $(rounders))
 
-# ONNX -> TensorRT plan.  What shapes it: its request, the GPU and TensorRT; not our scripts, nor the file's metadata.
-# .make/models/ adds to the files of each GPU what they share: the request, the ONNX file, the answers expected of it
+# ONNX -> TensorRT plan.  A plan depends on its request, the GPU and TensorRT, not on our scripts or the file's metadata.
+# .make/models/ adds what the plans for all GPUs share: the request, the ONNX file and the expected answers
 $(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request)
 	$(call step,$(python) -m scripts.plans.plan_request $(precision) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 $(built): build/plan/%.plan:
@@ -108,7 +108,7 @@ $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared
 $(configs:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: build/models/%.json \
   $(call code,scripts.plans.plan_config)
 	$(call step,$(python) -m scripts.plans.plan_config $(filter %.pbtxt,$^) $< $(out) $(folders),onnx tritonclient)
-# Beside plans an ONNX model runs on a GPU, where the first request takes long: it is asked once before it is READY
+# Beside plans the ONNX models run on a GPU, where the first request is slow: Triton asks them once before READY
 $(warm): $(call code,scripts.plans.plan_config)
 	$(call step,$(python) -m scripts.plans.plan_config --warm $(filter %.pbtxt,$^) $(out),onnx tritonclient)
 build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt
@@ -119,7 +119,7 @@ $(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.ya
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 
-# All of them together: checked offline, served once by a real Triton, published in one exchange
+# The whole set: check it offline, serve it once with a real Triton, publish it in one exchange
 build/checks/verdict.json: $(sources) $(published:%=build/checks/%.json) $(compared) $(models:%=build/models/%.json) \
   $(call code,scripts.serve.verdict) $(serving)
 	$(call step,$(python) -m scripts.serve.verdict $(judging) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
@@ -140,42 +140,42 @@ build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(he
 
 # --- Build --------------------------------------------------------------------
 
-repository: $(finished)  ## Build whatever is stale, check it, serve it once, publish it
+repository: $(finished)  ## Build what is stale, check it, serve it once with Triton, publish it
 	$(publish)
-onnx: $(needs.onnx)  ## The ONNX files alone, compared with PyTorch; one family: make onnx MODEL=head
+onnx: $(needs.onnx)  ## Make only the ONNX files and compare them with PyTorch; one family: MODEL=head
 	$(call tell,$(needs.onnx))
-trt: $(needs.trt)  ## TensorRT plans by trtexec in Docker, compared; without a GPU: CHECK=1, or DRY=1
+trt: $(needs.trt)  ## Build TensorRT plans in Docker and compare them; no GPU: CHECK=1 or DRY=1
 	$(trt)
-trt-fleet: .venv/installed  ## Plans for many kinds of GPU, a Slurm job each: make trt-fleet GPUS="a100 l4"
+trt-fleet: .venv/installed  ## Build plans for several GPUs, a Slurm job each: make trt-fleet GPUS="a100 l4"
 	@$(fleet)
-weights: $(needs.weights)  ## All of weights.zip in training/weights/; your own files stay
+weights: $(needs.weights)  ## Unpack all of weights.zip into training/weights/; your own files stay
 	@$(python) -m scripts.archives.unpack --all training/weights.zip training/weights --tree 'CT-RATE/*'
-update: .venv/installed  ## Ask Yandex.Disk for newer archives than the locked ones; ACCEPT=1 locks them
+update: .venv/installed  ## Ask Yandex.Disk for newer archives than the locked ones; ACCEPT=1 accepts them
 	@$(python) -m scripts.archives.update $(if $(filter 1,$(ACCEPT)),--accept) $(locked) || [[ $$? == 1 ]]
 rollback:  ## Put the previously published models back
 	@$(system_python) -m scripts.publish.publish $(REPOSITORY) --rollback
 
 # --- Look ---------------------------------------------------------------------
 
-status:  ## What would run, and why; CHECK=1: fail if any would; FILE=…: all it is made of
+status:  ## Print what would run and why; CHECK=1: fail if anything would; FILE=…: its chain
 	@$(system_python) -m scripts.show.status $(if $(CHECK),--check) $(REPOSITORY) $(if $(FILE),$(call quote,$(FILE)))
-graph:  ## Draw the pipeline and its state: build/graph.svg
+graph:  ## Draw the pipeline with the state of each step: build/graph.svg
 	@$(system_python) -m scripts.show.graph $(REPOSITORY) build/graph.svg
-report:  ## All of this on one page to look at, print and keep: build/report.html
+report:  ## Write all results on one page: build/report.html
 	@$(system_python) -m scripts.show.report $(REPOSITORY) build/report.html
-provenance:  ## What each published file was made from, as JSON; CHECK=file.json: compare
+provenance:  ## Print what each published file was made from; CHECK=file.json: compare
 	@$(system_python) -m scripts.publish.provenance $(REPOSITORY) $(if $(CHECK),--check $(call quote,$(CHECK)))
-fidelity: build/fidelity.json  ## How far each hop moves the answers, PyTorch to served, on eight volumes
+fidelity: build/fidelity.json  ## Measure how much each conversion changes the answers, on eight seeded volumes
 	@$(system_python) -m scripts.show.fidelity_table $<
-compare: $(needs.compare)  ## The published repository against another: make compare WITH=/path [INPUT=folder]
+compare: $(needs.compare)  ## Compare the repository with another: make compare WITH=/path [INPUT=folder]
 	@$(own_triton) $(python) -m scripts.show.compare_repositories $(if $(INPUT),--input $(call quote,$(INPUT))) \
 	  $(addprefix --image ,$(IMAGE)) $(REPOSITORY) $(call quote,$(WITH)) build/compare.json
-verify: $(needs.verify)  ## Check and serve the published repository again; its signature: KEY=key.pub
+verify: $(needs.verify)  ## Check and serve what is published again; KEY=key.pub: check its signature
 	@$(if $(KEY),$(signature) verify $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY)),$(python) -m scripts.serve.verdict \
 	  $(judging) $(or $(on_a_gpu),$(addprefix --image ,$(IMAGE))) --repository $(REPOSITORY) build/verify.json)
-verify-gpu: $(needs.verify-gpu)  ## With a GPU: plans and ONNX models in the real Triton image, speed and memory
+verify-gpu: $(needs.verify-gpu)  ## On a GPU: run plans and ONNX models in Triton's image; measure speed, memory
 	@$(python) -m scripts.plans.verify_gpu $(published.as:%=--variant %) $(on_a_gpu) $(contents) build/verify-gpu.json
-doctor:  ## What this machine has, lacks, and what to do about it
+doctor:  ## Print what this machine has, what it lacks, and what to do about it
 	@$(system_python) -m scripts.plans.doctor $(PORTS)
 
 # --- Serve --------------------------------------------------------------------
@@ -184,49 +184,49 @@ serve: $(needs.serve)  ## Run Triton on the published repository until Ctrl-C
 	@$(own_triton) $(python) -m scripts.serve.serve $(REPOSITORY) \
 	  --address $(ADDRESS) --http $(word 1,$(PORTS)) --grpc $(word 2,$(PORTS)) --metrics $(word 3,$(PORTS)) \
 	  $(if $(LOCK),--lock) $(if $(filter prebuilt,$(published_kind)),--foreign)
-up:  ## Triton in Docker Compose; ready images: FROM=prebuilt or IMAGE=…; DEVICE=cpu
+up:  ## Start Triton in Docker Compose; no GPU: DEVICE=cpu; a ready image: IMAGE=…
 	@$(system_python) -m scripts.deploy.stack up --address $(ADDRESS) --ports '$(PORTS)' --device $(DEVICE) \
 	  $(if $(LOCK),--lock) \
 	  $(if $(ready_image),--image $(ready_image),--repository $(REPOSITORY) --base $(TRITON_IMAGE))
-reload:  ## Let the running Triton take what was published since
+reload:  ## Let the running Triton load what was published since it started
 	@$(system_python) -m scripts.deploy.reload $(REPOSITORY)
-logs:  ## Its log, until Ctrl-C
+logs:  ## Show the log of what make up started, until Ctrl-C
 	@$(system_python) -m scripts.deploy.stack logs
-down:  ## Stop it
+down:  ## Stop what make up started
 	@$(system_python) -m scripts.deploy.stack down
 
 # --- Infer --------------------------------------------------------------------
 
-infer: $(needs.infer)  ## What the networks find in each CT study: make infer INPUT=folder OUTPUT=folder
+infer: $(needs.infer)  ## Write what the networks find in studies: make infer INPUT=folder OUTPUT=folder
 	@.venv-inference/bin/python3 -m scripts.infer --models $(REPOSITORY) $(if $(TRITON),--triton $(call quote,$(TRITON))) \
 	  $(if $(AGAIN),--again) -- $(call quote,$(INPUT)) $(call quote,$(OUTPUT))
 
 # --- Share --------------------------------------------------------------------
 
-image: $(needs.image)  ## The published repository as an image: make image IMAGE=name:1 [TARGET=inference]
+image: $(needs.image)  ## Build an image of what is published: make image IMAGE=name:1 [TARGET=inference]
 	@$(system_python) -m $(image.$(TARGET)) $(REPOSITORY) --tag $(call quote,$(IMAGE)) $(judged_as)
 	@$(python) -m scripts.deploy.sbom $(REPOSITORY) --tag $(call quote,$(IMAGE)) $(judged_as) $(sbom.$(TARGET))
-sign: $(needs.sign)  ## Sign the published repository, or the folders in PLANS: make sign KEY=key.pem
+sign: $(needs.sign)  ## Sign the published repository, or the plans in PLANS: make sign KEY=key.pem
 	@$(signature) sign $(call quote,$(KEY)) $(or $(PLANS),$(REPOSITORY) $(judged_as))
-push:  ## Push that image, after consent to its weights' licences
+push:  ## Push that image; it asks you to accept the licences of the weights
 	@$(system_python) -m scripts.deploy.push $(call quote,$(IMAGE))
 
 # --- Carry on -----------------------------------------------------------------
 
-test: $(needs.test)  ## Format, lint, types and every test; one room: ONLY=infer
+test: $(needs.test)  ## Check format, lint and types, then run every test; tests of one room: ONLY=infer
 	@tests/run.sh
-bench: $(needs.bench)  ## Measure what the README promises
+bench: $(needs.bench)  ## Measure the speed and memory that the README promises
 	@$(python) -m scripts.bench $(if $(COMPARE),--compare $(call quote,$(COMPARE))) build/bench.json
-bench-gpu: .venv/installed  ## With a GPU, no Docker: speed, memory and answers of fp32, tf32 and fp16
+bench-gpu: .venv/installed  ## On a GPU, no Docker: measure speed, memory and answers of fp32, tf32 and fp16
 	@$(python) -m scripts.bench.gpu build/bench-gpu.json
-clean:  ## Free what can be made again; records, checkpoints and the repository stay
+clean:  ## Delete what can be made again; records, checkpoints and the repository stay
 	rm -rf build .make/out
-distclean: clean  ## Also the environments and records; your files and the repository stay
+distclean: clean  ## Delete the environments and records, too; your files and the repository stay
 	rm -rf $(environments) .venv-prebuilt .venv-compare $(patsubst %,.make/%,seen made took tree run models lock cache-*)
-help:  ## Show this list; the knobs: KNOBS=1
+help:  ## Print this list; the knobs: KNOBS=1
 	@scripts/show/help.sh $(if $(KNOBS),knobs.mk $(values),Makefile)
 
-# Decided by content, never by time
+# `step` decides what is stale: by content, never by time
 $(artifacts): FORCE
 .PRECIOUS: $(artifacts)
 .PHONY: bench bench-gpu clean compare distclean doctor down fidelity graph help image infer logs onnx provenance \

@@ -1,4 +1,4 @@
-# What there is: the models, the files of each, what is published; the Makefile's rules are about these lists
+# The lists that the Makefile's rules are about: models, the files of each, what is published
 
 models   := $(foreach model,$(sort $(all_models)),$(if $($(model).optional),$(filter $(model),$(WITH)),$(model)))
 optional := $(strip $(foreach model,$(all_models),$(if $($(model).optional),$(model))))
@@ -9,7 +9,7 @@ weights  := $(if $(filter synthetic,$(WEIGHTS)),build/synthetic,training/weights
 kind     := $(if $(filter synthetic,$(WEIGHTS)),synthetic,real)
 bpreg    := $(sort $(wildcard convertation/bpr/bpreg/*.py))
 
-# vit, vit.tf32 or vit.fp16, as PRECISION says
+# vit, vit.tf32 or vit.fp16, according to PRECISION
 varied   := $(foreach model,$(models),$(if $($(model).variants),$(model)))
 variant   = $1$(if $(filter $1,$(varied)),$(filter-out .fp32,.$(PRECISION)))
 variants := $(models) $(varied:%=%.tf32) $(varied:%=%.fp16)
@@ -25,7 +25,7 @@ checks_fp16 := $(varied:%=build/checks/%.fp16.json)
 archives    := training/weights.zip training/model_repository_running.zip
 prebuilt    := training/model_repository_running.zip
 
-# Plans: of each model for each GPU, which a folder is named after (build/plan/sm86).  Docker tells which GPU is here
+# Plans: one for each model and GPU; the folder names the GPU (build/plan/sm86).  A container tells which GPU is here
 planned  := $(foreach model,$(filter vit $(heads),$(models)),$(call variant,$(model)))
 plannable = $(filter $(chosen) $(varied:%=%.$(PRECISION)),$(planned))
 $(if $(and $(models),$(filter trt trt-fleet,$(MAKECMDGOALS))),$(if $(strip $(plannable)),,\
@@ -45,7 +45,7 @@ $(if $(gpu)$(DRY)$(CHECK),,$(if $(asking),$(error no plan was made; what is lack
 export CT_GPU := $(gpu)
 export CT_TENSORRT := $(tensorrt)
 
-# Plans of other machines: taken=sm89/vit, or there=sm89/vit where a fleet built it into build/plan
+# Plans from other machines: taken=sm89/vit, or there=sm89/vit if a fleet built it in build/plan
 brought  := $(if $(and $(PLANS),$(gpu)),$(shell $(system_python) -m scripts.plans.find_plans $(PLANS) || echo failed))
 $(if $(filter failed,$(brought)),$(error PLANS=$(PLANS): nothing was taken))
 fitting   = $(foreach plan,$(patsubst $1=%,%,$(filter $1=%,$(brought))), \
@@ -89,7 +89,7 @@ artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/insta
   $(rtx) $(configs:%=build/plan/%.config.pbtxt) $(warm) build/checks/verdict.json build/fidelity.json \
   $(prebuilt).verdict.json
 
-# What cannot be meant, told before an hour of work
+# Refuse wrong values before the long work starts
 $(if $(models),$(if $(filter compare,$(MAKECMDGOALS)),,\
   $(if $(filter-out $(optional),$(WITH)),$(error WITH=$(WITH): expected one of $(optional)))))
 $(if $(models),$(if $(chosen),,$(error MODEL=$(MODEL): expected vit, head, bpr or one of $(strip $(models)))))

@@ -1,44 +1,44 @@
-# Every knob, by theme: its meaning and its default.  make repository WEIGHTS=synthetic, or export CT_WEIGHTS=synthetic:
-# in the environment CT_ keeps them apart from others' variables.  What each may be: scripts/steps/knobs.py
+# Every knob by theme: what it means, and its default.  On the command line: make repository WEIGHTS=synthetic; in the
+# environment with the prefix CT_: export CT_WEIGHTS=synthetic.  scripts/steps/knobs.py checks the values
 
 # --- Models -------------------------------------------------------------------
 
-# weights (built here) or prebuilt (model_repository_running.zip, checked and served here)
+# weights: build from checkpoints; prebuilt: check and publish model_repository_running.zip
 FROM = $(or $(CT_FROM),weights)
-# Checkpoints: yandex (weights.zip, and your own in training/weights/) or synthetic (made here)
+# yandex: weights.zip, and your own files in training/weights/; synthetic: seeded, made here
 WEIGHTS = $(or $(CT_WEIGHTS),yandex)
-# weights.zip fetched by hand, used instead of downloading it
+# A weights.zip that you downloaded yourself
 WEIGHTS_ZIP = $(CT_WEIGHTS_ZIP)
-# model_repository_running.zip fetched by hand, likewise
+# A model_repository_running.zip that you downloaded yourself
 REPOSITORY_ZIP = $(CT_REPOSITORY_ZIP)
 # Variant of the CT-ViT: LiPro, Base or VocabFine
 VIT = $(or $(CT_VIT),LiPro)
-# Optional models to add, such as lipro; for `make compare`, the folder of the other repository
+# Optional models to add, such as lipro; for `make compare` the folder of the other repository
 WITH = $(CT_WITH)
-# What `make onnx` and `make trt` make: vit, head, bpr or a model's name (nothing: all)
+# What `make onnx` and `make trt` make: vit, head, bpr or a model's name; empty: all
 MODEL = $(CT_MODEL)
-# Of the ViT on a GPU: fp32, tf32 (products of 10 bits) or fp16 (half the size)
+# Precision of the ViT on a GPU: fp32, tf32 (10-bit products) or fp16 (half the size)
 PRECISION = $(or $(CT_PRECISION),fp32)
-# ONNX operator set; what a release of Triton reads: scripts/serve/releases.yaml
+# ONNX operator set; scripts/serve/releases.yaml lists what each Triton reads
 OPSET = $(or $(CT_OPSET),20)
-# onnx, plan (TensorRT plans instead; the existing client misses the ONNX models) or both
+# onnx, plan (plans instead of ONNX: the existing client will not find its models) or both
 FORMAT = $(or $(CT_FORMAT),onnx)
-# Where the finished models are published
+# Folder where the finished models are published
 REPOSITORY = $(or $(CT_REPOSITORY),model_repository_running)
-# Consent: 1 (new archives), unserved or slower (publish all the same), licences (push)
+# Your consent: 1 (newer archives), unserved or slower (publish anyway), licences (push)
 ACCEPT = $(CT_ACCEPT)
 
 # --- TensorRT -----------------------------------------------------------------
 
-# NVIDIA's release of the images of TensorRT and Triton
+# NVIDIA's release of the TensorRT and Triton images
 NGC_RELEASE = $(or $(CT_NGC_RELEASE),24.06)
 # Prefix of a mirror of nvcr.io, such as registry.example.org/
 REGISTRY = $(CT_REGISTRY)
-# Folders with plans built elsewhere, like build/plan here
+# Folders with plans built on other machines, laid out as build/plan is here
 PLANS = $(CT_PLANS)
-# Options for trtexec, such as --builderOptimizationLevel=4
+# Options to add for trtexec, such as --builderOptimizationLevel=4
 TRTEXEC_FLAGS = $(CT_TRTEXEC_FLAGS)
-# 1: `make trt` prints its commands, to paste, and runs none
+# 1: `make trt` prints its commands and does not run them
 DRY = $(CT_DRY)
 # 1: `make trt` asks NVIDIA's parser, no GPU; `make status` fails if stale; a file: provenance
 CHECK = $(CT_CHECK)
@@ -47,45 +47,45 @@ GPUS = $(CT_GPUS)
 
 # --- Serve and share ----------------------------------------------------------
 
-# Where serve and up listen; 0.0.0.0 lets other machines ask, none (up) only the network chest
+# Where serve and up listen; 0.0.0.0: on all networks; none (up): only Docker's network chest
 ADDRESS = $(or $(CT_ADDRESS),127.0.0.1)
-# Their ports for HTTP, gRPC and metrics
+# Ports of serve and up for HTTP, gRPC and metrics
 PORTS = $(or $(CT_PORTS),8000 8001 8002)
-# 1: serve and up load the models at the start, and others only with the key, over gRPC, too
+# 1: serve and up load all models at the start; to load others then needs the key, over gRPC too
 LOCK = $(CT_LOCK)
-# What `make up` gives Triton: gpu, or cpu where there is none
+# Device that `make up` gives to Triton: gpu or cpu
 DEVICE = $(or $(CT_DEVICE),gpu)
-# The image that image makes, push pushes, up runs and verify asks (nothing: each its own)
+# Image that `make image` builds, push pushes, up runs and verify asks; empty: the usual one
 IMAGE = $(CT_IMAGE)
-# Which image `make image` makes: triton or inference
+# Image that `make image` builds: triton or inference
 TARGET = $(or $(CT_TARGET),triton)
-# Base of the inference image: the GPU's libraries; python:3.11-slim is smaller, for CPUs
+# Base of the inference image, with the GPU's libraries; python:3.11-slim: smaller, for CPUs
 BASE = $(or $(CT_BASE),nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04)
-# Private key for `make sign`; the public one for verify, FROM=prebuilt and PLANS
+# Private key for `make sign`; public key for verify, FROM=prebuilt and PLANS
 KEY = $(CT_KEY)
 
 # --- Infer --------------------------------------------------------------------
 
-# What `make infer` reads: a folder with a folder, archive or NIfTI file for each study
+# Folder that `make infer` reads: a folder, an archive or a NIfTI file for each study
 INPUT = $(CT_INPUT)
-# The folder that it writes its tables to
+# Folder where `make infer` writes its tables
 OUTPUT = $(CT_OUTPUT)
-# A running Triton that it asks, host:port of gRPC (nothing: ONNX Runtime here)
+# host:port of a running Triton's gRPC for `make infer`; empty: ONNX Runtime on this machine
 TRITON = $(CT_TRITON)
-# 1: it reads also the studies that are in OUTPUT already
+# 1: `make infer` also reads the studies that OUTPUT already has
 AGAIN = $(CT_AGAIN)
 
 # --- This machine -------------------------------------------------------------
 
-# Folder or s3://bucket/prefix that machines share: results of steps are taken from there
+# Folder or s3://bucket/prefix that machines share; results of steps are taken from it
 CACHE = $(CT_CACHE)
-# write, or read: nothing is put there
+# write, or read: take results and store none
 CACHE_MODE = $(or $(CT_CACHE_MODE),write)
-# An artifact of which `make status` tells all that it is made from
+# Artifact whose whole chain `make status` prints
 FILE = $(CT_FILE)
-# An earlier build/bench.json: `make bench` then says what moved
+# An earlier build/bench.json; `make bench` prints what changed since
 COMPARE = $(CT_COMPARE)
-# 1: `make help` lists these knobs
+# 1: `make help` lists the knobs
 KNOBS = $(CT_KNOBS)
-# Python that .venv is made with, 3.11 or 3.12; of another one uv brings 3.12
+# Python for .venv, 3.11 or 3.12; if it is another version, uv installs 3.12
 PYTHON = $(or $(CT_PYTHON),python3)

@@ -1,7 +1,7 @@
-# Rebuild on content, never on time: `step` decides, by comparing two texts; included by the Makefile before its rules
+# Rebuild by content, never by time: `step` compares two texts.  The Makefile includes this file before its rules
 #
-#   .make/seen/X   the digest that counts for X (of what it was, once it is gone); if it is there, also size, mtime, …
-#   .make/made/X   "X=its digest command versions : INPUT=digest …": how X was made     (in these names X has % for /)
+#   .make/seen/X   the digest of X, or its last one if X is absent now; if X is present also its size, mtime, …
+#   .make/made/X   "X=its digest command versions : INPUT=digest …": how X was made    (in these names % stands for /)
 #
 # scripts/steps/before_make.py brings .make/seen up to date before make decides.  Where the texts differ,
 # scripts/steps/step.py makes X: absent inputs, the user's own files, locks, dry runs, the cache and reasons are its job
@@ -43,7 +43,7 @@ step   = $(if $(EXPLAIN),$(info $(now) | $|)$(if $(wanted),$(info wanted $@)),$(
 run    = +@$(system_python) -m scripts.steps.step $(if $(wanted),--wanted) $@ $(call quote,$1) \
            $(call quote,$(call pins,$2)) $(filter-out FORCE,$^) -- $|
 
-# The files that a script is made of, found by its imports (scripts/steps/modules.py): $(call code,scripts.show.graph)
+# $(call code,scripts.show.graph): a script and all files that it imports, found by scripts/steps/modules.py
 include $(call told,modules) $(call told,models)
 code = $(if $(call told,modules),$(or $($1),$(error $(subst .,/,$1).py is missing)))
 python := $(call told,python)
@@ -57,7 +57,7 @@ override REPOSITORY := $(call told,REPOSITORY)
 override WEIGHTS    := $(call told,WEIGHTS)
 override PRECISION  := $(call told,PRECISION)
 
-# What steps read of make
+# What steps get from make
 export PYTHONDONTWRITEBYTECODE := 1
 export MAKE_RUN       := $(call told,run)
 export MAKE_NESTED    := $(nested)
@@ -69,10 +69,10 @@ export TENSORRT_IMAGE := $(REGISTRY)nvcr.io/nvidia/tensorrt:$(NGC_RELEASE)-py3
 export TRITON_IMAGE   := $(REGISTRY)nvcr.io/nvidia/tritonserver:$(NGC_RELEASE)-py3
 export ACCEPT CACHE CACHE_MODE NGC_RELEASE PYTHON
 
-# Not in a dry run, as a step's recipe is, which tells its reason
+# A step runs in a dry run, too, to print its reason; these recipes do not
 live = $(if $(dry),,+)@
 
-# Recipes: an archive is fetched when it is a goal, as it becomes where a step lacks it, or when one is given by hand
+# An archive is fetched when it is a goal (a step that needs it makes it one), or when the user names a file of their own
 by_hand = $(if $(filter %/weights.zip,$@),$(WEIGHTS_ZIP),$(REPOSITORY_ZIP))
 linked  = $(or $(if $(by_hand),,yes),$(filter $(realpath $@),$(realpath $(by_hand))))
 right   = $(and $(word 2,$(call seen,$@)),$(findstring $(call known,$@),$(file <$@.lock.json)),$(linked))
@@ -80,7 +80,7 @@ asked   = $(or $(filter $@.lock.json,$(MAKECMDGOALS)),$(wanted),$(by_hand))
 fetch   = $(if $(EXPLAIN)$(right),,$(if $(asked),$(live)$(python) -m scripts.archives.fetch \
             $(if $(by_hand),--from $(call quote,$(by_hand))) $(@F) $@))
 
-# Publishing is decided as a step is: the folder's digest, and what each file in it is to be a copy of
+# Publishing is decided as a step is: by the folder's digest and the source of each file in it
 copies    = $(foreach pair,$(contents),$(pair)=$(call known,$(lastword $(subst =, ,$(pair)))))
 tree      = $(firstword $(file <.make/tree/$(subst /,%,$(REPOSITORY))))
 to_be     = $(strip $(REPOSITORY)=$(tree) publish $(kind) : $(copies))
@@ -93,7 +93,7 @@ up_to_date = $(if $(filter repository,$@),$(REPOSITORY) is up to date: $(words $
                rebuilt,$(filter %.onnx %.plan,$1): up to date)
 tell      = @$(if $(file <.make/run/$(MAKE_RUN)),$(system_python) -m scripts.steps.summary $1,echo '$(up_to_date)')
 
-# With a shared cache, first all that it knows of the goals, so that a step whose result is known lacks no input
+# With a shared cache: before the steps, take all results that it has, so that a known result needs no inputs
 taken_for = $(filter $(artifacts) repository,$(MAKECMDGOALS) $(foreach goal,$(MAKECMDGOALS),$(needs.$(goal))))
 taking    = $(and $(CACHE),$(models),$(taken_for),$(if $(EXPLAIN)$(nested)$(dry),,yes))
 take      = export CACHE=$(call quote,$(CACHE)) CACHE_MODE=$(CACHE_MODE) MAKE_COMMAND=$(MAKE) VENV_PYTHON=$(python) \
