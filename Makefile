@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 $(if $(wildcard artifacts.mk),,$(error make works in the project's folder; $(strip make -C \
   $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))) $(MAKECMDGOALS))))
 
-# knobs.mk: every knob.  content.mk: $(call step,COMMAND,PACKAGES) runs COMMAND unless its result's record is still true.
+# knobs.mk: every knob.  content.mk: $(call step,COMMAND,PACKAGES) runs COMMAND unless its result's record is true.
 # artifacts.mk: the lists of files that the rules below are about
 include knobs.mk scripts/steps/content.mk artifacts.mk
 include $(call told,needs)
@@ -85,7 +85,7 @@ build/checks/vit.fp16.json: build/checks/vit.tf32.json build/models/vit.json bui
 	  $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
 	  torch $(rounders))
 
-# ONNX -> TensorRT plan.  A plan depends on its request, the GPU and TensorRT, not on our scripts or the file's metadata.
+# ONNX -> TensorRT plan.  A plan depends on its request, GPU and TensorRT, not on our scripts or the file's metadata.
 # .make/models/ adds what the plans for all GPUs share: the request, the ONNX file and the expected answers
 $(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request)
 	$(call step,$(python) -m scripts.plans.plan_request $(precision) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)

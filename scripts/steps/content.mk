@@ -72,7 +72,7 @@ export ACCEPT CACHE CACHE_MODE NGC_RELEASE PYTHON
 # A step runs in a dry run, too, to print its reason; these recipes do not
 live = $(if $(dry),,+)@
 
-# An archive is fetched when it is a goal (a step that needs it makes it one), or when the user names a file of their own
+# An archive is fetched when it is a goal (a step that needs it makes it one), or when the user names a file
 by_hand = $(if $(filter %/weights.zip,$@),$(WEIGHTS_ZIP),$(REPOSITORY_ZIP))
 linked  = $(or $(if $(by_hand),,yes),$(filter $(realpath $@),$(realpath $(by_hand))))
 right   = $(and $(word 2,$(call seen,$@)),$(findstring $(call known,$@),$(file <$@.lock.json)),$(linked))
