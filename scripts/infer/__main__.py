@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripts.infer.messages import PASSING, REPLACED, translate
+from scripts.infer.messages import REPLACED, TEMPORARY, translate
 from scripts.infer.source import find_studies, fingerprint_study
 from scripts.infer.tables import Output, show_path
 
@@ -158,7 +158,7 @@ def infer_studies(top: Path, out: Path, repository: Path, triton: str | None, ag
             old = output.find(key["path_to_study"], key["fingerprint"])
             same = all(old.get(name) == value for name, value in key.items())
             # Triton does not tell which models it serves, so that its results are never known to be up to date
-            if same and not again and not triton and old.get("failure") not in PASSING:
+            if same and not again and not triton and old.get("failure") not in TEMPORARY:
                 statuses.append(old["processing_status"])
             else:
                 todo.append((path, key))

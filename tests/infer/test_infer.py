@@ -28,7 +28,8 @@ from scripts.infer import __main__ as program
 from scripts.infer import models, tables, worker
 from scripts.infer.__main__ import Worker
 from scripts.infer.findings import BY_DANGER, FINDINGS, Result, make_result, normalise_embedding
-from scripts.infer.messages import WORDS, StudyError, translate
+from scripts.infer.messages import StudyError, translate
+from scripts.infer.sentences import SENTENCES
 from scripts.infer.tables import COLUMNS, Output, show_path
 from scripts.infer.volume import Volume
 from scripts.infer.worker import open_local_models
@@ -111,15 +112,15 @@ def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
     assert found["chest"]["series_uid"] == uid("study", "thin")
     assert found["unnamed.tar.gz"]["study_uid"] == uid("unnamed")  # by the body-part network
     assert found["chest"]["choice"] == (
-        "chosen of 2 volumes of CT: what a chest measures is covered (100 mm), "
-        "then the closest slices (2.5 mm), the thinnest, soft-tissue window and kernel"
+        "chosen from 2 CT volumes by coverage (100 mm), slice distance (2.5 mm), "
+        "thickness, soft-tissue window and kernel, in this order"
     )
-    assert found["missing"]["choice"] == "the only volume of CT: 90 mm in slices 5.0 mm apart"
-    assert found["head"]["error"] == "there is CT, but no series shows the chest"
-    assert found["mr"]["error"] == "neither CT nor chest: nothing in it can be read as a chest CT"
-    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or cut short; pack or copy it again"
+    assert found["missing"]["choice"] == "the only CT volume: 90 mm, slices 5.0 mm apart"
+    assert found["head"]["error"] == "there are CT series, but none shows the chest"
+    assert found["mr"]["error"] == "no CT series and no chest series found"
+    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or incomplete; pack or copy it again"
     assert found["missing"]["warnings"] == [
-        "about 10 % of the slices are missing", "2 gaps between slices were filled from their neighbours",
+        "about 10 % of the slices are missing", "2 missing slices were filled in from their neighbours",
     ]  # fmt: skip
     for name, row in found.items():
         assert list(row["findings"]) == ([] if name in BROKEN else list(FINDINGS))
@@ -226,7 +227,7 @@ def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
     run = infer(built.path, "--triton", served.grpc, *words)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "out/output.json").read_text())["weights"] == "unknown"
-    assert "could not be found out" in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert "it is unknown whether" in (tmp_path / "out/warnings_and_errors.txt").read_text()
     assert states(served) == {"UNAVAILABLE"}  # loaded for it, and unloaded
 
     run = infer(built.path, "--triton", "127.0.0.1:1", *words)
@@ -266,7 +267,10 @@ def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, 
     )  # fmt: skip
     assert run.returncode == 4, run.stderr  # none
     assert "осталось 0 с" in run.stderr
-    assert "строка 2: ошибка: нет ни КТ, ни грудной клетки" in (tmp_path / "warnings_and_errors.txt").read_text()
+    assert (
+        "строка 2: ошибка: не найдено ни серий КТ, ни серий грудной клетки"
+        in (tmp_path / "warnings_and_errors.txt").read_text()
+    )
 
     python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
     assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
@@ -396,16 +400,16 @@ def prepare(path, models, flat):
         os.kill(os.getpid(), signal.SIGSEGV)
     return worker.Prepared(path.name, None, None, 0.0)
 
-def finished(prepared, models):
+def finish(prepared, models):
     if prepared.reading == "b" and not Path(sys.argv[1]).exists():
         Path(sys.argv[1]).touch()
         threading.Event().wait()
     return {"study": prepared.reading}
 
-worker.prepare, worker.finished = prepare, finished
+worker.prepare_study, worker.finish_study = prepare, finish
 answer = lambda content: print(json.dumps(content), flush=True)
 answer({"weights": "real", "models": "m"})
-worker.ahead(sys.stdin, None, answer)
+worker.read_ahead(sys.stdin, None, answer)
 """
 
 
@@ -427,7 +431,7 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
         reading[path.name].set()
         return worker.Prepared(path.name, None, None, 0.0)
 
-    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+    def finish(prepared: worker.Prepared, models: object) -> dict[str, Any]:
         name = prepared.reading
         if name != "c":
             assert reading["b" if name == "a" else "c"].wait(60)
@@ -435,7 +439,7 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
         return {"study": name}
 
     monkeypatch.setattr(worker, "prepare_study", prepare)
-    monkeypatch.setattr(worker, "finish_study", finished)
+    monkeypatch.setattr(worker, "finish_study", finish)
     answers: list[dict[str, Any]] = []
     worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in "abc"), None, answers.append)
 
@@ -451,7 +455,7 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
         trouble = MemoryError() if path.name == "large" and not done.is_set() else None
         return worker.Prepared(path.name, None, trouble, 0.0)
 
-    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+    def finish(prepared: worker.Prepared, models: object) -> dict[str, Any]:
         if prepared.reading == "first":
             while "large" not in tried:
                 time.sleep(0.01)
@@ -459,7 +463,7 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
         return {"study": prepared.reading, "trouble": repr(prepared.trouble)}
 
     monkeypatch.setattr(worker, "prepare_study", prepare)
-    monkeypatch.setattr(worker, "finish_study", finished)
+    monkeypatch.setattr(worker, "finish_study", finish)
     answers: list[dict[str, Any]] = []
     worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in ("first", "large")), None, answers.append)
 
@@ -469,7 +473,7 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
 
 def test_models_replaced_between_two_studies_end_the_run() -> None:
     code = WORKER_STAND_IN.replace('"models": "m"', '"models": os.getpid()')
-    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):  # noqa: SIM117
+    with pytest.raises(SystemExit, match="the models were replaced during the run; run it again"):  # noqa: SIM117
         with Worker([sys.executable, "-c", code]) as worker:
             list(worker.rows([(Path("crash"), False)]))
 
@@ -483,7 +487,7 @@ def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeyp
         (repository / models.ONNX["binary"]).write_bytes(b"new")
 
     monkeypatch.setattr(models, "Local", publish)
-    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):
+    with pytest.raises(SystemExit, match="the models were replaced during the run; run it again"):
         open_local_models(tmp_path)
 
 
@@ -708,7 +712,7 @@ def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_p
     for words, error in (
         ((tmp_path / "gone", tmp_path / "out"), "INPUT: no such file or directory"),
         ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies there"),
-        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: holds output.xlsx of another program"),
+        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: another program wrote its output.xlsx"),
         ((tmp_path / "in", tmp_path / "theirs/output.xlsx"), "OUTPUT: file exists"),
     ):
         run = infer(built.path, *words)
@@ -725,14 +729,14 @@ def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path:
     with pytest.raises(SystemExit, match="another run writes there"):
         Output(tmp_path)
     os.close(first.lock)
-    with pytest.raises(SystemExit, match="its results are of real weights, these are synthetic"):
+    with pytest.raises(SystemExit, match="its results come from real weights, not synthetic"):
         Output(tmp_path).begin("synthetic")
 
 
 def test_an_output_with_rows_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "output.json").write_text('{"weights": "real", "studies": [{"path_to_study": "a"}]}')
 
-    with pytest.raises(SystemExit, match=r"its output\.json is not ours"):
+    with pytest.raises(SystemExit, match=r"make infer did not write its output\.json"):
         Output(tmp_path)
 
 
@@ -770,12 +774,12 @@ def test_names_in_an_old_encoding_stay_apart() -> None:
 def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
     import string
 
-    for key, (english, russian) in WORDS.items():
+    for key, (english, russian) in SENTENCES.items():
         names = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, russian)]
         assert names[0] == names[1], key
         assert any("а" <= letter <= "я" for letter in russian)
     code = "".join(path.read_text() for path in (ROOT / "scripts/infer").glob("*.py"))
-    assert [key for key in WORDS if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
+    assert [key for key in SENTENCES if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
     for environment, expected in (
         ({"LC_ALL": "C", "LANG": "ru_RU.UTF-8"}, "error"), ({"LC_ALL": "", "LANG": "ru_RU.UTF-8"}, "ошибка"),
     ):  # fmt: skip

@@ -160,7 +160,7 @@ def test_an_archive_within_one_is_left_out_where_it_cannot_be_read(tmp_path: Pat
     study = zipped(tmp_path / "s.zip", {**contents, "report.zip": b"PK\x03\x04 no zip", "more.7z": b"7z"})
     reading = Reading()
     np.testing.assert_array_equal(read_study(study, Models(), reading).hu, HU.transpose(0, 2, 1))
-    assert reading.warnings and reading.warnings[0] == "2 archives in it could not be read and were left out"
+    assert reading.warnings and reading.warnings[0] == "2 archives in the study could not be read and were left out"
     assert failure(lambda: volume_of(zipped(tmp_path / "t.zip", {"study.7z": b"7z"}))) == "unknown_archive"
 
 
@@ -211,7 +211,7 @@ def test_a_zip_of_another_method_is_refused_by_its_name(tmp_path: Path, files: l
     for at in (8, central + 10):
         data[at : at + 2] = struct.pack("<H", 98)
     archive.write_bytes(data)
-    with pytest.raises(StudyError, match=r"packed by a method that is not read here \(PPMd\)"):
+    with pytest.raises(StudyError, match=r"this compression of the archive cannot be read here \(PPMd\)"):
         volume_of(archive)
 
 
@@ -282,8 +282,8 @@ def test_totalsegmentator_s_folder_gives_its_ct_and_no_mask(tmp_path: Path) -> N
         saved(tmp_path / f"s/segmentations/{name}.nii.gz", np.repeat(BODY > 0, 2, 0).astype(np.uint8))
     reading = Reading()
     np.testing.assert_array_equal(read_study(tmp_path / "s", Models(), reading).hu, BODY.transpose(0, 2, 1))
-    assert reading.warnings and "it holds 3 NIfTI volumes, one was taken" in reading.warnings
-    assert reading.choice.startswith("chosen of 3 NIfTI volumes: no mask")
+    assert reading.warnings and "the study holds 3 NIfTI volumes; one was read" in reading.warnings
+    assert reading.choice.startswith("chosen from 3 NIfTI volumes by depth in folders")
 
 
 @pytest.mark.parametrize("archive", ["zip", "tar.gz", "tar"])
@@ -337,4 +337,4 @@ def test_units_that_cannot_be_meant_are_told(tmp_path: Path) -> None:
     reading = Reading()
     volume = read_study(saved(tmp_path / "s.nii", BODY, xyz="meter"), Models(), reading)
     assert volume.spacing == (3, 1.5, 1.5)
-    assert reading.warnings and "marked with units that make it impossible" in reading.warnings[-1]
+    assert reading.warnings and "the units given in the NIfTI file make its voxels impossible" in reading.warnings[-1]

@@ -482,7 +482,7 @@ def test_missing_slices_are_told_and_filled_from_their_neighbours(tmp_path: Path
 
     _, volume, said = chosen(tmp_path)
 
-    assert said == ["about 25 % of the slices are missing", "3 gaps between slices were filled from their neighbours"]
+    assert said == ["about 25 % of the slices are missing", "3 missing slices were filled in from their neighbours"]
     assert volume.hu.shape == (12, 40, 48) and volume.spacing[0] == pytest.approx(5)
     np.testing.assert_array_equal(volume.hu[3], np.rint(HU[2] / 2 + HU[4] / 2).T)
     np.testing.assert_array_equal(volume.hu[9], HU[9].T)
@@ -496,10 +496,10 @@ def test_duplicates_and_missing_rescale_tags_are_told(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(volume.hu, (HU + 1024).transpose(0, 2, 1))
     assert said == [
-        "RescaleSlope is missing or 0, 1 was taken",
-        "RescaleIntercept is missing, 0 was taken",
-        "images are marked to be shown inverted; Hounsfield units were taken as stored",
-        "1 duplicates of slices were left out",
+        "RescaleSlope is missing or 0; 1 was used",
+        "RescaleIntercept is missing; 0 was used",
+        "the images are marked for inverted display; their Hounsfield units were used as stored",
+        "1 duplicate slices were left out",
     ]
 
 
@@ -589,7 +589,7 @@ def test_one_image_of_another_geometry_costs_no_study(tmp_path: Path, tags: dict
     _, volume, said = chosen(tmp_path)
 
     assert volume.hu.shape == (12, 40, 48)
-    assert said[0].startswith("1 images of the series were left out: of another size") and len(said) == 3
+    assert said[0].startswith("1 images of the series were left out: their size") and len(said) == 3
 
 
 def test_pixel_spacings_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
@@ -784,7 +784,7 @@ def test_a_slope_of_nothing_counts_as_missing(tmp_path: Path) -> None:
     _, volume, said = chosen(tmp_path)
 
     np.testing.assert_array_equal(volume.hu, HU.transpose(0, 2, 1))
-    assert said == ["RescaleSlope is missing or 0, 1 was taken"]
+    assert said == ["RescaleSlope is missing or 0; 1 was used"]
 
 
 def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> None:
@@ -805,11 +805,10 @@ def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> 
 
     assert reading.series_uid == uid("study", "whole") and reading.result
     assert reading.warnings == [
-        "a series of the chest that comes first was passed over: "
-        "12 images are damaged or cut short; send the series again",
+        "a chest series that fits better was passed over: 12 images are damaged or incomplete; send the series again",
         "the series covers only 60 mm, less than a chest",
     ]
-    assert reading.choice.startswith("chosen of 2 volumes of CT: what a chest measures is covered (60 mm)")
+    assert reading.choice.startswith("chosen from 2 CT volumes by coverage (60 mm)")
 
 
 def test_colour_captures_are_no_slices(tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
 
     read_study(saved(tmp_path / "v.nii.gz", array), Models(), reading)
 
-    assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
+    assert reading.warnings and reading.warnings[-1] == "3 voxels are not numbers and count as air"
 
 
 @pytest.mark.parametrize("name", ["s.nii.gz", "s.tar.gz", "s.tar", "s.zip"])
@@ -426,7 +426,7 @@ def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
     metal = hu.copy()
     metal[:, :8, :8] = 3500
     check_values(metal)
-    assert len(find_doubts(metal)) == 1 and "beyond 3071 HU" in find_doubts(metal)[0]
+    assert len(find_doubts(metal)) == 1 and "above 3071 HU" in find_doubts(metal)[0]
     bone = hu.copy()
     bone[:, 24:, :24] = 1500
     assert len(find_doubts(bone)) == 1 and "were clipped" in find_doubts(bone)[0]

@@ -67,7 +67,7 @@ def expected(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFac
         run = start(built, server, studies, top / "out")
         said = run.communicate()[1]
     assert run.returncode == 0, said
-    assert f"{server.grpc}: volumes are handed over through shared memory" in said
+    assert f"{server.grpc}: volumes are sent through shared memory" in said
     rows = json.loads((top / "out/output.json").read_text())["studies"]
     assert all(set(row["seconds"]) == {"reading", "preprocessing", "networks"} for row in rows)
     return found(top / "out")
