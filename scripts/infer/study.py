@@ -38,7 +38,7 @@ class Reading:
 
 def examine_study(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
     """Fills in `reading`, the warnings and UIDs also where StudyError is raised."""
-    reading.result = models.read(make_tensor(path, models, reading, flat=flat))
+    reading.result = models.infer(make_tensor(path, models, reading, flat=flat))
 
 
 def make_tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> NDArray[np.float32]:
@@ -97,7 +97,7 @@ def read_dicom(source: Source, found: list[Series], models: Models, reading: Rea
         of_series[id(series)] = said_of
         return volume
 
-    series, volume = choose_series(found, read, models.body_part)
+    series, volume = choose_series(found, read, models.find_body_part)
     reading.study_uid, reading.series_uid = series.study, series.uid
     said += [translate("passed_over", why=why) for why in passed_over]
     said += [*list_remarks(series), *of_series[id(series)]]

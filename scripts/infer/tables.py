@@ -135,7 +135,7 @@ class Output:
                 self.replace(name, content)
         except OSError as error:
             raise SystemExit(
-                f"OUTPUT: {(error.strerror or 'write error').lower()}; its files were left as they are"
+                f"OUTPUT: {(error.strerror or 'write error').lower()}; the rows before this study are kept"
             ) from None
 
     def replace(self, name: str, content: bytes) -> None:

@@ -37,7 +37,7 @@ class Volume:
     hu: NDArray[Any]
     spacing: tuple[float, float, float]
 
-    def for_body_part(self) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    def convert_for_body_part(self) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
         """What bpr_model takes: int16 (z, y, x) = superior, posterior, left; spacing (x, y, z) mm."""
         turned = self.hu.transpose(0, 2, 1)
         if turned.dtype != np.int16:

@@ -38,7 +38,7 @@ def run_worker(repository: Path, triton: str | None) -> None:
         answers.write(json.dumps(content) + "\n")
 
     try:
-        from scripts.infer.models import Triton  # seconds, and not without a word
+        from scripts.infer.triton import Triton  # seconds, and not without a word
 
         key = os.environ.get("CHEST_KEY", "")
         models, name = (
@@ -58,7 +58,7 @@ def read_ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str
 
     Two studies are in memory at most: the next one is not opened before the networks have taken the last one's tensor.
     """
-    from scripts.infer.models import UnreachableError
+    from scripts.infer.triton import UnreachableError
 
     read: Queue[Prepared | None] = Queue()
     room = Semaphore(1)
@@ -133,12 +133,12 @@ def prepare_study(path: Path, models: Any, *, flat: bool) -> Prepared:
 
 def finish_study(prepared: Prepared, models: Any) -> dict[str, Any]:
     """All of a study's row but its path, with what the networks say of its tensor. UnreachableError: Triton is gone."""
-    from scripts.infer.models import UnreachableError
+    from scripts.infer.triton import UnreachableError
 
     start, reading, trouble, failure, error = time.monotonic(), prepared.reading, prepared.trouble, "", ""
     if not trouble:
         try:
-            reading.result = models.read(prepared.tensor)
+            reading.result = models.infer(prepared.tensor)
         except UnreachableError:
             raise
         except Exception as found:

@@ -31,6 +31,7 @@ from scripts.infer.findings import BY_DANGER, FINDINGS, Result, make_result, nor
 from scripts.infer.messages import StudyError, translate
 from scripts.infer.sentences import SENTENCES
 from scripts.infer.tables import COLUMNS, Output, show_path
+from scripts.infer.triton import SERVED, Triton
 from scripts.infer.volume import Volume
 from scripts.infer.worker import open_local_models
 from scripts.serve.triton_server import triton_server
@@ -221,7 +222,7 @@ def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
     shutil.copytree(studies / "chest", tmp_path / "in/chest")
     words = ["--models", tmp_path / "nowhere", tmp_path / "in", tmp_path / "out"]
 
-    for name in models.SERVED.values():
+    for name in SERVED.values():
         served.ask(f"/v2/repository/models/{name}/unload", "POST")
     assert states(served) == {"UNAVAILABLE"}
     run = infer(built.path, "--triton", served.grpc, *words)
@@ -553,9 +554,9 @@ class ClientStandIn:
         pass
 
 
-def triton_of(client: ClientStandIn) -> models.Triton:
-    triton = models.Triton.__new__(models.Triton)
-    triton.client = triton.way = client
+def triton_of(client: ClientStandIn) -> Triton:
+    triton = Triton.__new__(Triton)
+    triton.client = triton.sender = client
     triton.loaded, triton.error, triton.headers, triton.returns = [], TritonStandInError, {}, 0
     return triton
 
@@ -564,8 +565,8 @@ def test_a_model_that_someone_else_has_loaded_stays_loaded() -> None:
     client = ClientStandIn(ready="bpr_model")
     triton = triton_of(client)
 
-    triton.load("bpr_model")
-    triton.load("vit_onnx")
+    triton.load_model("bpr_model")
+    triton.load_model("vit_onnx")
     triton.close()
 
     assert client.calls == ["load vit_onnx", "unload vit_onnx"]
@@ -578,10 +579,10 @@ def test_a_failing_server_is_not_taken_for_a_study_without_chest() -> None:
         "bpr_model: no slice is left: each is 0 after preprocessing",
         "bpr_model: 4 voxels of 0.5 mm resample to 1 of 3.5 mm, expected 2 or more",
     ):
-        assert triton_of(ClientStandIn(message)).body_part(volume) == "NONE"
+        assert triton_of(ClientStandIn(message)).find_body_part(volume) == "NONE"
     for message in ("bpr_model: CUDA out of memory", "Deadline Exceeded"):
         with pytest.raises(StudyError) as error:
-            triton_of(ClientStandIn(message)).body_part(volume)
+            triton_of(ClientStandIn(message)).find_body_part(volume)
         assert error.value.key == "network"
 
 
@@ -596,7 +597,7 @@ def test_weights_are_real_only_if_every_network_says_so() -> None:
     for kinds, expected in (
         (["real", "real"], "real"), (["real", ""], "unknown"), (["", "synthetic"], "synthetic"), ([""], "unknown"),
     ):  # fmt: skip
-        assert models.kind_of_weights(map(SessionStandIn, kinds)) == expected
+        assert models.find_weights_kind(map(SessionStandIn, kinds)) == expected
 
 
 # --- Real files that packages ship

@@ -791,7 +791,7 @@ def test_a_damaged_series_of_the_chest_gives_way_to_the_next(tmp_path: Path) -> 
     class ModelsStandIn(Models):
         shape = 4, 8, 8
 
-        def read(self, tensor: Any) -> Result:
+        def infer(self, tensor: Any) -> Result:
             return Result(0.5, {})
 
     for path in series(tmp_path, HU, name="damaged", SliceThickness=1):

@@ -99,7 +99,7 @@ def test_axes_point_to_superior_left_and_posterior_however_the_scanner_stored_th
 def test_the_body_part_network_gets_z_y_x_and_the_spacing_as_x_y_z() -> None:
     hu = np.arange(24, dtype=np.int16).reshape(2, 3, 4)  # superior, left, posterior
 
-    turned, spacing = Volume(hu + np.float32(0.4), (5.0, 0.7, 0.8)).for_body_part()
+    turned, spacing = Volume(hu + np.float32(0.4), (5.0, 0.7, 0.8)).convert_for_body_part()
 
     assert turned.dtype == np.int16 and np.array_equal(turned, hu.transpose(0, 2, 1))
     np.testing.assert_allclose(spacing, [0.7, 0.8, 5.0], rtol=1e-6)
