@@ -233,7 +233,7 @@ def test_two_gibibytes_are_refused_before_they_are_copied(
     most = np.broadcast_to(np.float32(0), LARGEST // 4 + 1)  # 2 GiB that take no memory
     with (
         closing(choose_handover(client, server.grpc, server.key if keyed else "")) as way,
-        pytest.raises(TooLargeError, match="2047 MiB, Triton takes 2047 at once"),
+        pytest.raises(TooLargeError, match="2047 MiB; Triton takes at most 2047 at once"),
     ):
         way.infer("digest", {"input": most, "more": np.zeros(1, np.int16)}, 60)
 

@@ -712,7 +712,7 @@ def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_p
 
     for words, error in (
         ((tmp_path / "gone", tmp_path / "out"), "INPUT: no such file or directory"),
-        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies there"),
+        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies in it"),
         ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: another program wrote its output.xlsx"),
         ((tmp_path / "in", tmp_path / "theirs/output.xlsx"), "OUTPUT: file exists"),
     ):

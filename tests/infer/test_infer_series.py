@@ -22,7 +22,7 @@ from scripts.infer.headers import Series, Slice, read_headers
 from scripts.infer.messages import StudyError, translate
 from scripts.infer.models import Models
 from scripts.infer.pixels import Image, read_volume
-from scripts.infer.series import choose_series, list_remarks
+from scripts.infer.series import choose_series, list_warnings
 from scripts.infer.source import open_study
 from scripts.infer.study import Reading, examine_study
 from scripts.infer.volume import Volume
@@ -52,7 +52,7 @@ def chosen(study: Path, body_part: Callable[[Volume], str] = never) -> tuple[Ser
             return volume
 
         one, volume = choose_series(read_headers(source)[0], read, body_part)
-    return one, volume, list_remarks(one) + said[one.uid]
+    return one, volume, list_warnings(one) + said[one.uid]
 
 
 def name_of(study: Path, names: str, body_part: Callable[[Volume], str] = never) -> str:
