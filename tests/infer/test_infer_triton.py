@@ -1,4 +1,4 @@
-"""make infer against a real Triton that has a hard life: restarts, other clients, models unloaded meanwhile."""
+"""make infer with a real Triton that restarts, has other clients and loses its models."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def start(project: Project, server: Server, top: Path, out: Path) -> "subprocess
 
 
 def found(out: Path) -> dict[str, Any]:
-    """Of each study what does not hang on the time."""
+    """The parts of each row that do not depend on the time."""
     rows = json.loads((out / "output.json").read_text())["studies"]
     keys = "processing_status", "probability_of_pathology", "findings", "warnings"
     return {row["path_to_study"]: {key: row[key] for key in keys} for row in rows}
@@ -94,7 +94,7 @@ def test_a_server_restarted_in_the_middle_loses_no_study(
     assert found(tmp_path / "out") == expected
 
 
-def test_two_clients_at_once_get_the_same_rows_though_each_unloads_what_it_loaded(
+def test_two_clients_that_unload_their_models_get_the_same_rows(
     built: Project, studies: Path, server: Server, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     for name in SERVED.values():
@@ -159,7 +159,7 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
             assert triton.client.get_system_shared_memory_status(headers={KEY_HEADER: server.key}).regions == {}
 
 
-def test_what_make_serve_runs_is_asked_with_its_key_by_its_user_on_its_machine(server: Server) -> None:
+def test_the_key_of_make_serve_is_found_by_its_user_on_its_machine(server: Server) -> None:
     port = server.grpc.rpartition(":")[2]
     with print_key(server):
         assert find_local_key(f"localhost:{port}") == find_local_key(f"127.0.0.1:{port}") == server.key
