@@ -81,7 +81,7 @@ FAILURES = {
     ),
     "damaged": (
         "{count} images are damaged or incomplete; send the series again",
-        "повреждены или неполны снимки: {count}; отправьте серию ещё раз",
+        "снимков повреждено или записано не полностью: {count}; отправьте серию ещё раз",
     ),
     "compression": (
         "this compression of the images cannot be read here ({syntax}); send them uncompressed",
@@ -93,7 +93,7 @@ FAILURES = {
     ),
     "bad_archive": (
         "the archive is damaged or incomplete; pack or copy it again",
-        "архив повреждён или неполон; упакуйте или скопируйте его ещё раз",
+        "архив повреждён или скопирован не полностью; упакуйте или скопируйте его ещё раз",
     ),
     "locked_archive": ("the archive has a password; pack it without one", "архив с паролем; упакуйте его без пароля"),
     "unknown_archive": (
@@ -105,7 +105,7 @@ FAILURES = {
         "это одна часть многотомного архива; соедините части и упакуйте в один zip или tar.gz",
     ),
     "too_deep": (
-        "archives lie in archives more than {count} deep; unpack the outer ones",
+        "archives are nested more than {count} deep; unpack the outer ones",
         "уровней вложенности архивов больше {count}; распакуйте внешние архивы",
     ),
     "zip_method": (
@@ -118,12 +118,12 @@ FAILURES = {
     ),
     "unknown_file": ("the file is not DICOM, NIfTI or an archive", "файл — не DICOM, не NIfTI и не архив"),
     "archive_bomb": (
-        "the files are too many or too large for a study ({what}); it was not read",
-        "файлов слишком много или они слишком велики для исследования ({what}); оно не прочитано",
+        "the study has too many or too large files ({what}); it was not read",
+        "в исследовании слишком много файлов или они слишком большие ({what}); оно не прочитано",
     ),
     "bad_nifti": (
         "the file is not NIfTI, or it is damaged or incomplete; copy it again",
-        "это не файл NIfTI, либо он повреждён или неполон; скопируйте его ещё раз",
+        "это не файл NIfTI, либо он повреждён или скопирован не полностью; скопируйте его ещё раз",
     ),
     "no_pair": (
         "a NIfTI image in two files, .hdr and .img, lacks one of them; send both",
@@ -156,31 +156,31 @@ FAILURES = {
 WARNINGS = {
     "skipped_files": (
         "{count} files cannot be read as DICOM and were skipped",
-        "пропущены файлы, которые не читаются как DICOM: {count}",
+        "пропущено файлов, которые не читаются как DICOM: {count}",
     ),
     "missing": ("about {share} % of the slices are missing", "не хватает около {share} % срезов"),
     "filled": (
         "{count} missing slices were filled in from their neighbours",
-        "недостающие срезы восстановлены по соседним: {count}",
+        "недостающих срезов восстановлено по соседним: {count}",
     ),
-    "duplicates": ("{count} duplicate slices were left out", "отброшены повторы срезов: {count}"),
+    "duplicates": ("{count} duplicate slices were left out", "отброшено повторных срезов: {count}"),
     "damaged_images": (
         "{count} images are damaged; they were replaced by copies, filled in from neighbours or cut off at the ends",
-        "повреждены снимки: {count}; они заменены копиями, восстановлены по соседним или отрезаны по краям",
+        "повреждённых снимков: {count}; они заменены копиями, восстановлены по соседним или отброшены по краям",
     ),
     "far": (
-        "{count} slices were left out: they lie far from the others, beside them or between their places",
-        "отброшены срезы: {count}; они лежат далеко от остальных, в стороне от них или между их местами",
+        "{count} slices were left out: they lie far from the others, beside them or between them",
+        "отброшено срезов: {count}; они лежат далеко от остальных, в стороне от них или между ними",
     ),
     "other_geometry": (
         "{count} images of the series were left out: their size or orientation differs, or they have no position",
-        "отброшены снимки серии: {count}; у них другой размер, другая ориентация или не указано положение",
+        "отброшено снимков серии: {count}; у них другой размер, другая ориентация или не указано положение",
     ),
     "acquisitions": (
         "the series holds {count} acquisitions or reconstructions (they differ in {tags}); "
         "one of {slices} images was chosen by coverage, slice distance, window and kernel",
         "в серии несколько сканирований или реконструкций: {count} (различаются по {tags}); "
-        "выбрана одна, снимков в ней {slices}, — по охвату, шагу срезов, окну и ядру",
+        "выбрана одна (снимков: {slices}) по охвату, шагу срезов, окну и ядру",
     ),
     "partly": (
         "the series covers only {covered} mm, less than a chest",
@@ -190,20 +190,20 @@ WARNINGS = {
         "{share} % of the voxels are above 1000 HU and were clipped to it",
         "{share} % вокселей выше 1000 HU, они обрезаны до этого значения",
     ),
-    "no_slope": ("RescaleSlope is missing or 0; 1 was used", "RescaleSlope нет, или он равен 0; взято 1"),
-    "no_intercept": ("RescaleIntercept is missing; 0 was used", "RescaleIntercept нет; взят 0"),
+    "no_slope": ("RescaleSlope is missing or 0; 1 was used", "RescaleSlope отсутствует или равен 0; принят за 1"),
+    "no_intercept": ("RescaleIntercept is missing; 0 was used", "RescaleIntercept отсутствует; принят за 0"),
     "monochrome1": (
         "the images are marked for inverted display; their Hounsfield units were used as stored",
         "снимки помечены для показа в негативе; единицы Хаунсфилда взяты как записаны",
     ),
     "turned": (
         "the volume is turned by {angle}° to the patient's axes and is read as if it were straight",
-        "объём повёрнут на {angle}° к осям пациента, а читается как прямой",
+        "объём повёрнут на {angle}° относительно осей пациента, но читается как прямой",
     ),
     "tilt": ("the gantry was tilted by {angle}°", "гентри наклонён на {angle}°"),
     "no_air": (
-        "no voxel is below -500 HU, as air and lung are: the values may not be Hounsfield units",
-        "нет вокселей ниже -500 HU, то есть воздуха и лёгких: возможно, это не единицы Хаунсфилда",
+        "no sampled voxel is below -500 HU (air, lung): the values may not be Hounsfield units",
+        "среди проверенных вокселей нет ни одного ниже -500 HU (воздух, лёгкие): возможно, это не единицы Хаунсфилда",
     ),
     "too_dense": (
         "{share} % of the voxels are above {most} HU: the values may not be Hounsfield units",
@@ -226,8 +226,8 @@ WARNINGS = {
         "не проверено, что в этом файле NIfTI грудная клетка",
     ),
     "units": (
-        "the units given in the NIfTI file make its voxels impossible; mm were used",
-        "с единицами, указанными в файле NIfTI, размер вокселя невозможен; взяты мм",
+        "the units in the NIfTI file give an impossible voxel size; mm were used",
+        "единицы в файле NIfTI дают невозможный размер вокселя; взяты мм",
     ),
     "several_volumes": (
         "the study holds {count} NIfTI volumes; one was read",
@@ -235,11 +235,11 @@ WARNINGS = {
     ),
     "unread": (
         "{count} archives in the study could not be read and were left out",
-        "не прочитаны архивы внутри исследования: {count}",
+        "не прочитано архивов внутри исследования: {count}",
     ),
     "copies": (
         "INPUT holds {count} more copies of this volume; this row stands for all",
-        "в INPUT есть и другие копии этого объёма: {count}; эта строка — для всех",
+        "в INPUT есть и другие копии этого объёма: {count}; эта строка относится ко всем",
     ),
     "not_numbers": (
         "{count} voxels are not numbers and count as air",

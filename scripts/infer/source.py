@@ -25,12 +25,9 @@ ARCHIVES = ".zip", *TARS, *PACKED
 PAIR = ".hdr", ".hdr.gz"  # the header of NIfTI and Analyze in two files; the voxels are in .img or .img.gz
 NIFTI = ".nii", ".nii.gz", *PAIR
 HALVES = ".img", ".img.gz"
-OTHER_ARCHIVES = (
-    ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso",
-)  # fmt: skip
-SPLIT = re.compile(
-    r"\.((zip|7z|rar|tar|tgz|gz|iso)\.0*1|z01|r00|part0*1\.rar)$"
-)  # the first part; a name of DICOM may end in .001, too
+OTHER_ARCHIVES = ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso"
+# The first part of a split archive; the name of a DICOM file may end in .001, too
+SPLIT = re.compile(r"\.((zip|7z|rar|tar|tgz|gz|iso)\.0*1|z01|r00|part0*1\.rar)$")
 OTHER_VOLUMES = ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc"
 STUDIES = *ARCHIVES, *NIFTI, *OTHER_ARCHIVES, *OTHER_VOLUMES
 WITHIN = "\0/"  # between the name of an archive inside a study and the name of a file in it
@@ -131,9 +128,8 @@ class Folder:
             for name in sorted(names):
                 file = Path(folder, name)
                 state = file.stat() if file.exists() else file.lstat()
-                if stat.S_ISREG(state.st_mode) and not (
-                    self.flat and is_study(file)
-                ):  # not a pipe: reading it would never end
+                # Only regular files: reading a pipe would never end
+                if stat.S_ISREG(state.st_mode) and not (self.flat and is_study(file)):
                     yield str(file), state.st_size
 
     def open(self, name: str) -> BinaryIO:

@@ -335,4 +335,4 @@ def test_impossible_units_are_a_warning(tmp_path: Path) -> None:
     reading = Reading()
     volume = read_study(saved(tmp_path / "s.nii", BODY, xyz="meter"), Models(), reading)
     assert volume.spacing == (3, 1.5, 1.5)
-    assert reading.warnings and "the units given in the NIfTI file make its voxels impossible" in reading.warnings[-1]
+    assert reading.warnings and "the units in the NIfTI file give an impossible voxel size" in reading.warnings[-1]
