@@ -11,10 +11,8 @@ from scripts.infer.volume import Volume
 
 SOFT_TISSUE = (30, 50), (300, 500)  # WindowCenter, WindowWidth
 SOFTEST = 49  # largest number of a soft kernel, such as B30f or Br44
-CHEST, ENOUGH = (
-    250.0,
-    0.8,
-)  # mm, the height of a chest; share of it, or of the longest series, that counts as a whole chest
+# mm, the height of a chest; share of it, or of the longest series, that counts as a whole chest
+CHEST, ENOUGH = 250.0, 0.8
 
 
 def find_candidates(all_series: list[Series]) -> list[Series]:

@@ -90,8 +90,8 @@ class Axis:
     share: Plane
 
 
-def resample_axis(size: int, spacing: float, target: float, length: int) -> Axis:
-    """Resize `size` voxels of `spacing` mm to `target` mm, then crop or pad around the centre to `length`.
+def make_axis(size: int, spacing: float, target: float, length: int) -> Axis:
+    """The Axis that resizes `size` voxels of `spacing` mm to `target` mm, cropped or padded evenly to `length`.
 
     StudyError: less than one voxel is left.
     """
@@ -117,7 +117,7 @@ def preprocess_volume(
     StudyError: an impossible size or spacing, or less than one voxel after resampling.
     """
     check_size(volume.hu.shape, volume.spacing)
-    axes = [resample_axis(*arguments) for arguments in zip(volume.hu.shape, volume.spacing, target, shape, strict=True)]
+    axes = [make_axis(*arguments) for arguments in zip(volume.hu.shape, volume.spacing, target, shape, strict=True)]
     result = np.full(shape, -1, np.float32)
     window = result[tuple(slice(axis.start, axis.start + len(axis.below)) for axis in axes)]
     # Outermost axis in memory first, so that planes are contiguous

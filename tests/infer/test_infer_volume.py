@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from scripts.infer.messages import StudyError
-from scripts.infer.volume import TARGET, Volume, orient_axes, preprocess_volume, resample_axis
+from scripts.infer.volume import TARGET, Volume, make_axis, orient_axes, preprocess_volume
 from tests.dicom_studies import volume_of
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -72,7 +72,7 @@ def test_the_tensor_does_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_the_new_size_is_computed_in_the_original_order_of_operations() -> None:
-    assert len(resample_axis(500, 0.6, 1.5, 240).below) == 199  # 500 * 0.6 / 1.5 would be 200
+    assert len(make_axis(500, 0.6, 1.5, 240).below) == 199  # 500 * 0.6 / 1.5 would be 200
 
 
 @pytest.mark.parametrize("seed", range(20))
