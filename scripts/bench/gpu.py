@@ -330,8 +330,8 @@ def bench_infer(files: dict[str, Path], entries: dict[str, Any], volume: Array, 
             model: open_session(repository / place, may_use_tf32(repository / place)) for model, place in ONNX.items()
         }
         opened = time.perf_counter() - start
-        answer = local.read(volume)
-        again = measure_median_ms(partial(local.read, volume), 0, 3 if runs_on_cuda(local) else 1)
+        answer = local.infer(volume)
+        again = measure_median_ms(partial(local.infer, volume), 0, 3 if runs_on_cuda(local) else 1)
         found[precision] = {
             "providers": sorted({opened.get_providers()[0] for opened in local.sessions.values()}),
             "open_s": round(opened, 2),

@@ -1,3 +1,4 @@
-"""From CT studies to tables of findings: `make infer` and the inference image. Uses no other room, as the image holds
-this folder alone; writes the OUTPUT folder.
+"""From CT studies to tables of findings: `make infer` and the inference image.
+
+This room uses no other room, because the image holds this folder alone. It writes only the OUTPUT folder.
 """

@@ -1,10 +1,10 @@
-"""From CT studies to findings: every study in a folder becomes a row of a table.
+"""From CT studies to findings: each study in a folder becomes a row of a table.
 
     python -m scripts.infer [--models REPOSITORY] [--triton host:port] [--again] INPUT OUTPUT
 
-INPUT: a folder of studies, each a folder or archive of DICOM or NIfTI, or one NIfTI file; or one such file or archive.
+INPUT: a folder of studies, each a folder or archive of DICOM or NIfTI, or a NIfTI file; or one archive or file.
 OUTPUT: see tables.py.
-Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 nothing could be begun or it could not go on.
+Exit status: 0 every study succeeded, 3 some did, 4 none did; 1 or 2 the run could not start or go on.
 """
 
 import argparse
@@ -21,37 +21,37 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripts.infer.messages import PASSING, REPLACED, translate
+from scripts.infer.messages import REPLACED, TEMPORARY, translate
 from scripts.infer.source import find_studies, fingerprint_study
 from scripts.infer.tables import Output, show_path
 
 ALL, SOME, NONE = 0, 3, 4
-PATIENCE = 30  # s for a worker that was told to end
+PATIENCE = 30  # s for a worker to end
 LIMIT = 1800  # s for a study; a large one on two CPUs takes one or two minutes
 
 
 class Worker:
-    """scripts.infer.worker, and after its death another one."""
+    """The process scripts.infer.worker; if it dies, another one."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = command
         self.about = self.start()
 
     def start(self) -> dict[str, Any]:
-        """What it says of its models; SystemExit where it has none."""
+        """Start the process and return what it says about its models. SystemExit: it cannot open them."""
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.heard = b""
-        about = self.hear()
+        about = self.read_answer()
         if about is None:
-            raise SystemExit(f"the models could not be opened: the process {self.end()}; is there memory enough?")
+            raise SystemExit(f"the models could not be opened: the process {self.end()}; is there enough memory?")
         return about
 
-    def hear(self, limit: float | None = None) -> dict[str, Any] | None:
-        """Its next answer, None if it died instead or after `limit` seconds; SystemExit where it cannot go on."""
+    def read_answer(self, limit: float | None = None) -> dict[str, Any] | None:
+        """The next answer; None if the process died or took more than `limit` s. SystemExit: it cannot go on."""
         assert self.process.stdout
         file = self.process.stdout.fileno()
         end = None if limit is None else time.monotonic() + limit
-        while b"\n" not in self.heard:  # two answers may come at once, so that what is left of a read is kept
+        while b"\n" not in self.heard:  # one read may bring two answers, so the rest is kept
             if not select.select([file], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
                 self.process.kill()
                 return None
@@ -59,15 +59,15 @@ class Worker:
                 return None
             self.heard += part
         line, _, self.heard = self.heard.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        if "fatal" in said:
-            raise SystemExit(said["fatal"])
-        return said
+        answer: dict[str, Any] = json.loads(line)
+        if "fatal" in answer:
+            raise SystemExit(answer["fatal"])
+        return answer
 
     def rows(self, studies: Sequence[tuple[Path, bool]]) -> Iterator[dict[str, Any]]:
-        """The row of each study, by path and whether it is flat, in turn; without its path.
+        """Yield the row of each study (path, whether it is flat) in turn, without its path.
 
-        The worker reads one ahead of the networks. Where it dies of two studies, each of them is read again alone.
+        The worker reads one study ahead of the networks. If it dies with two studies, each of them is read again alone.
         """
         sent = alone = 0
         for number in range(len(studies)):
@@ -75,13 +75,13 @@ class Worker:
             while sent < len(studies) and sent <= number + (number >= alone):
                 self.send(*studies[sent])
                 sent += 1
-            row = self.hear(LIMIT)
+            row = self.read_answer(LIMIT)
             if row is None and sent > number + 1:
                 alone, sent, start = sent, number + 1, time.monotonic()
-                self.begin_again()
+                self.restart()
                 self.send(*studies[number])
-                row = self.hear(LIMIT)
-            yield row or self.broken(time.monotonic() - start)
+                row = self.read_answer(LIMIT)
+            yield row or self.make_failure(time.monotonic() - start)
 
     def send(self, path: Path, flat: bool) -> None:
         assert self.process.stdin
@@ -89,9 +89,9 @@ class Worker:
             self.process.stdin.write(json.dumps({"path": str(path), "flat": flat}) + "\n")
             self.process.stdin.flush()
 
-    def broken(self, seconds: float) -> dict[str, Any]:
-        """The row of a study that the worker died of; another worker is started."""
-        self.begin_again()
+    def make_failure(self, seconds: float) -> dict[str, Any]:
+        """Start another worker; the row of the study that ended the last one after `seconds`."""
+        self.restart()
         failure = "slow" if seconds > LIMIT else "crashed"
         return {
             "study_uid": "", "series_uid": "", "probability_of_pathology": None, "pathology": None,
@@ -100,8 +100,8 @@ class Worker:
             "error": translate(failure, minutes=LIMIT // 60),
         }  # fmt: skip
 
-    def begin_again(self) -> None:
-        """Another worker for one that died, with the same models."""
+    def restart(self) -> None:
+        """Start another process. SystemExit: its models are not those of the last one."""
         self.end()
         about = self.start()
         if any(about[key] != self.about[key] for key in ("weights", "models")):
@@ -109,7 +109,7 @@ class Worker:
         self.about = about
 
     def end(self) -> str:
-        """Ends it, in the middle of a study if need be; how it ended, in words."""
+        """Tell the process to end and wait up to PATIENCE; say how it ended."""
         with suppress(BrokenPipeError):
             self.process.communicate("", timeout=PATIENCE)
         return f"ended with status {self.process.returncode}"
@@ -128,13 +128,13 @@ class Worker:
 
 
 def infer_studies(top: Path, out: Path, repository: Path, triton: str | None, again: bool) -> int:
-    """The exit status."""
+    """Write the row of each study in `top` to `out`; the exit status."""
     try:
         paths = [top] if top.is_file() else find_studies(top, out)
     except OSError as error:
         raise SystemExit(f"INPUT: {(error.strerror or 'unreadable').lower()}; expected a folder of studies") from None
     if not paths:
-        raise SystemExit("INPUT: no studies there; expected folders, archives or NIfTI files, one per study")
+        raise SystemExit("INPUT: no studies in it; expected folders, archives or NIfTI files, one per study")
     if top.is_file():
         top = top.parent
     output = Output(out)
@@ -157,8 +157,8 @@ def infer_studies(top: Path, out: Path, repository: Path, triton: str | None, ag
             }
             old = output.find(key["path_to_study"], key["fingerprint"])
             same = all(old.get(name) == value for name, value in key.items())
-            # Triton does not tell which models it serves, so that its results are never known to be up to date
-            if same and not again and not triton and old.get("failure") not in PASSING:
+            # Triton does not tell which models it serves, so its earlier results may be out of date
+            if same and not again and not triton and old.get("failure") not in TEMPORARY:
                 statuses.append(old["processing_status"])
             else:
                 todo.append((path, key))
@@ -185,7 +185,7 @@ def infer_studies(top: Path, out: Path, repository: Path, triton: str | None, ag
 
 @contextmanager
 def unwind_on_signals() -> Iterator[None]:
-    """SIGTERM, which `docker stop` sends, unwinds the stack as Ctrl-C does."""
+    """Let SIGTERM, which `docker stop` sends, unwind the stack as Ctrl-C does."""
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -198,12 +198,12 @@ def unwind_on_signals() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Say of each CT study what the networks find in it.")
-    parser.add_argument("input", type=Path, help="folder of studies, or one that is a file")
+    parser = argparse.ArgumentParser(description="Find what the networks see in each CT study.")
+    parser.add_argument("input", type=Path, help="folder of studies, or one study in a file")
     parser.add_argument("output", type=Path, help="folder for output.xlsx, .csv, .json and warnings_and_errors.txt")
     parser.add_argument("--models", type=Path, default=Path("model_repository_running"), help="model repository")
     parser.add_argument("--triton", help="gRPC address host:port of a running Triton that serves the models")
-    parser.add_argument("--again", action="store_true", help="also the studies that are in the output already")
+    parser.add_argument("--again", action="store_true", help="read also the studies that are in the output already")
     given = parser.parse_args(argv)
     with unwind_on_signals():
         raise SystemExit(infer_studies(given.input, given.output, given.models, given.triton or None, given.again))

@@ -1,4 +1,4 @@
-"""The stored values of one image, by decoders that let other threads run meanwhile; by pydicom's where those fail."""
+"""The stored values of one image, decoded by libraries that let other threads run, else by pydicom."""
 
 import struct
 import threading
@@ -29,15 +29,15 @@ from pydicom.uid import (
 
 from scripts.infer.messages import StudyError
 
-END = b"\xff\xd9"  # of a JPEG, JPEG-LS or JPEG 2000 image; without it, it was cut, which not every decoder tells
-# SOF0 to SOF15 but for DHT, JPG and DAC, and SOF55: ISO/IEC 10918-1, B.1.1.3; ISO/IEC 14495-1, C.1.1
+END = b"\xff\xd9"  # ends a JPEG, JPEG-LS or JPEG 2000 image; some decoders do not report that it is missing
+# SOF0 to SOF15 without DHT, JPG and DAC, and SOF55: ISO/IEC 10918-1, B.1.1.3; ISO/IEC 14495-1, C.1.1
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 FILL = 0xFF  # may precede a marker
 RLE_HEADER = 64  # bytes
-# Where JPEG 2000 begins, in the boxes of a file or without; the size of its image, its precision and sign: ISO/IEC
-# 15444-1, A.4.1 and A.5.1
+# The start of a JPEG 2000 codestream, and in it the offsets of the image's size and of its precision and sign:
+# ISO/IEC 15444-1, A.4.1 and A.5.1
 CODESTREAM, EXTENT, PRECISION = b"\xff\x4f\xff\x51", 8, 42
-one_at_a_time = threading.Lock()  # pydicom and GDCM promise nothing to threads
+one_at_a_time = threading.Lock()  # pydicom and GDCM do not promise to be thread-safe
 
 
 class DamagedError(Exception):
@@ -45,13 +45,13 @@ class DamagedError(Exception):
 
 
 class UnfitError(Exception):
-    """A whole image that is not what its header says, for which pydicom has rules."""
+    """The image is complete but contradicts its DICOM header; pydicom has rules for that."""
 
 
 def decode_frame(header: Any, syntax: UID, index: int) -> NDArray[Any]:
-    """(rows, columns) of frame `index`, of the dtype that the header says; bits beyond BitsStored as they are.
+    """Frame `index`, (rows, columns), in the header's dtype; bits above BitsStored stay as stored.
 
-    DamagedError: it cannot be decoded. StudyError: nothing here decodes this compression.
+    DamagedError: it cannot be decoded. StudyError: no decoder here knows this compression.
     """
     decode = DECODERS.get(syntax)
     if decode:
@@ -61,7 +61,7 @@ def decode_frame(header: Any, syntax: UID, index: int) -> NDArray[Any]:
             pass
         except MemoryError:
             raise
-        except Exception:  # each library has errors of its own; no other try, as damage makes GDCM end the process
+        except Exception:  # libraries have errors of their own; GDCM is not tried, as damage makes it end the process
             raise DamagedError from None
     try:
         decoder = get_decoder(syntax)
@@ -83,6 +83,7 @@ def decode_frame(header: Any, syntax: UID, index: int) -> NDArray[Any]:
 
 
 def read_frame(header: Any, index: int) -> tuple[bytes, Any]:
+    """The compressed bytes of frame `index`, and the header."""
     offsets = None
     if "ExtendedOffsetTable" in header:
         offsets = header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths
@@ -91,7 +92,7 @@ def read_frame(header: Any, index: int) -> tuple[bytes, Any]:
 
 
 def convert_to_header(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Decoded values as the header's dtype, widened where need be. DamagedError: they are of another shape."""
+    """Decoded values in the header's dtype, widened if needed. DamagedError: their shape or width is another."""
     size = header.BitsAllocated // 8
     if pixels.dtype.itemsize > size or pixels.shape != (header.Rows, header.Columns):
         raise DamagedError
@@ -101,11 +102,12 @@ def convert_to_header(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
 
 
 def is_whole(frame: bytes) -> bool:
+    """Whether END ends the frame; padding may follow."""
     return frame[-16:].rstrip(b"\0\xff").endswith(END)
 
 
 def read_frame_size(frame: bytes) -> tuple[int, int, int]:
-    """Precision, rows and columns in the header of a JPEG or JPEG-LS frame."""
+    """Precision, rows and columns from the header of a JPEG or JPEG-LS frame."""
     at = 2
     while (kind := frame[at + 1]) not in START_OF_FRAME:
         at += 1 if kind == FILL else 2 + int.from_bytes(frame[at + 2 : at + 4])
@@ -113,13 +115,13 @@ def read_frame_size(frame: bytes) -> tuple[int, int, int]:
 
 
 def check_size(size: tuple[int, ...], header: Any) -> None:
-    """DamagedError where a frame is of another size, told before memory is taken for it."""
+    """DamagedError if a frame's size is not the header's; checked before memory is allocated for it."""
     if size != (header.Rows, header.Columns):
         raise DamagedError
 
 
 def decode_jpeg(frame: bytes, header: Any) -> NDArray[Any]:
-    """What was cut, libjpeg fills up without a word."""
+    """Decode JPEG. UnfitError: the frame is cut; libjpeg would fill the rest silently."""
     check_size(read_frame_size(frame)[1:], header)
     if not is_whole(frame):
         raise UnfitError
@@ -127,7 +129,7 @@ def decode_jpeg(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 def decode_jpegls(frame: bytes, header: Any) -> NDArray[Any]:
-    """What was cut can take CharLS minutes."""
+    """Decode JPEG-LS. DamagedError: the frame is cut; CharLS could take minutes. UnfitError: another precision."""
     precision, *size = read_frame_size(frame)
     check_size(tuple(size), header)
     if not is_whole(frame):
@@ -139,6 +141,7 @@ def decode_jpegls(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 def decode_jpeg2000(frame: bytes, header: Any, decode: Callable[[bytes], Any] | None = None) -> NDArray[Any]:
+    """Decode JPEG 2000. DamagedError: the frame is cut. UnfitError: another precision or sign."""
     start = frame.find(CODESTREAM)
     right, bottom, left, top = struct.unpack_from(">4I", frame, start + EXTENT)
     check_size((bottom - top, right - left), header)
@@ -155,7 +158,7 @@ def decode_htj2k(frame: bytes, header: Any) -> NDArray[Any]:
 
 
 def decode_rle(frame: bytes, header: Any) -> NDArray[Any]:
-    """A header that points elsewhere ends imagecodecs' process; DICOM PS3.5 G.5."""
+    """Decode RLE, DICOM PS3.5 G.5. DamagedError: wrong offsets, which would crash imagecodecs."""
     segments, *offsets = struct.unpack_from("<16I", frame)
     ends = [*offsets[:segments], len(frame)]
     if segments != header.BitsAllocated // 8 or ends[0] != RLE_HEADER or any(a >= b for a, b in pairwise(ends)):

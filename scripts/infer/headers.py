@@ -1,4 +1,4 @@
-"""The series of a study as their DICOM headers tell; no pixel is read."""
+"""The series of a study, from DICOM headers alone; no pixel is read."""
 
 import io
 import logging
@@ -16,13 +16,13 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from scripts.infer.messages import StudyError
 from scripts.infer.source import Source, is_nifti, limit_files
 
-# What pydicom would say, it says with values of the file
+# pydicom's messages would repeat values of the file
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module="pydicom")
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom inflates such a file without a limit, header and all
-HEAD = 1 << 16  # bytes in which the header of a single image ends
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom inflates such a file without a limit, header included
+HEAD = 1 << 16  # bytes read first; the header of a single image is shorter
 TAGS = [
     "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined", "SliceThickness",
     "WindowCenter", "WindowWidth", "ImageType", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
@@ -31,20 +31,18 @@ TAGS = [
     "ConvolutionKernel", "KVP", "TemporalPositionIdentifier", "AcquisitionNumber", "AcquisitionDate",
     "AcquisitionTime", "AcquisitionDateTime", "LossyImageCompression",
 ]  # fmt: skip
-# Words of ImageType, DICOM PS3.3 C.8.2.1.1.1 and vendors', of images that are no slices of a scan
+# Words in ImageType of images that are not slices of a scan: DICOM PS3.3 C.8.2.1.1.1, and vendors' own
 NO_SLICES = (
     "LOCALIZER", "MIP", "MINIP", "MIN IP", "MNIP", "PROJECTION IMAGE", "AVERAGE", "SCREEN SAVE", "SCREENSHOT",
     "CAPTURE", "SUBTRACT", "SUBTRACTION", "DOSE_INFO", "VOLUME_RENDER", "VRT",
 )  # fmt: skip
-
-
-IMAGES = ".dcm", ".dicom", ".ima"  # suffixes; others have none, or the end of a UID
+IMAGES = ".dcm", ".dicom", ".ima"  # usual suffixes; other files have none, or the end of a UID
 TEXTS = "README", "LICENSE", "VERSION", "COPYING", "INDEX", "CONTENTS"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One image: frame `frame` of a file; what its header lacks is None."""
+    """One image: frame `frame` of a file; None where its header has no value."""
 
     file: str
     frame: int
@@ -53,16 +51,16 @@ class Slice:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     pixel: tuple[float, ...] | None  # mm between rows, between columns
-    slope: float | None  # 0, which leaves nothing of an image, counts as lacking; NaN cannot be read
+    slope: float | None  # None also if it is 0, which would erase the image; NaN: it cannot be read
     intercept: float | None
     kinds: tuple[str, ...] = ()  # ImageType, ConvolutionKernel, KVP, TemporalPositionIdentifier
     acquisition: float | None = None  # AcquisitionNumber
-    time: str = ""  # of acquisition
+    time: str = ""  # of the acquisition
 
 
 @dataclass
 class Series:
-    """A series as its headers tell; `thickness` and `window` are of the first image that has them."""
+    """A series from its headers; `thickness` and `window` come from the first image that has them."""
 
     uid: str
     study: str
@@ -74,16 +72,16 @@ class Series:
     inverted: bool = False
     slices: list[Slice] = field(default_factory=list)
     left_out: int = 0  # localisers, derived images and captures
-    remarks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str]:
-        """Anonymisers give series of different studies the same UID."""
+        """UIDs of study and series: anonymisers give series of different studies the same UID."""
         return self.study, self.uid
 
 
 def read_headers(source: Source) -> tuple[list[Series], int]:
-    """The series of a study, in the order in which their first files are met, and how many files are no DICOM."""
+    """The series of a study, in the order of their first files, and the number of files skipped as unreadable."""
     found: dict[tuple[str, str], Series] = {}
     skipped = deflated = 0
     for name, size in limit_files(source):
@@ -119,14 +117,17 @@ def read_headers(source: Source) -> tuple[list[Series], int]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is likely meant as DICOM: viewers, texts and pictures lie beside many a study."""
+    """Whether a file of this name is likely DICOM: many studies come with viewers, texts and pictures."""
     path = PurePath(name)
     kind = path.suffix.lower()
     return kind in IMAGES or kind[1:].isdigit() or (not kind and path.name.upper() not in TEXTS)
 
 
 def parse_header(data: bytes, *, whole: bool) -> Any:
-    """The header in the first bytes of a DICOM file, None if it is none or does not end in them."""
+    """The header in `data`, the first bytes of a file; None if it is not DICOM or its header is longer.
+
+    `whole`: `data` is the whole file, so the header may reach its end.
+    """
     if data[128:132] != b"DICM":
         return None
     stream = io.BytesIO(data)
@@ -142,7 +143,7 @@ def read_text(header: Any, name: str) -> str:
 
 
 def read_numbers(header: Any, name: str) -> tuple[float, ...] | None:
-    """The values of a numeric tag, decimal commas as points; None where it is absent, empty or no number."""
+    """The values of a numeric tag, with decimal commas read as points; None if absent, empty or not finite numbers."""
     try:
         value = header.get(name)
         values = [value] if isinstance(value, str | int | float) else list(value or [])
@@ -161,7 +162,7 @@ def read_number(header: Any, name: str) -> float | None:
 
 
 def read_as_written(header: Any, name: str) -> str:
-    """The value of a tag as it stands in the file."""
+    """The text of a tag as written in the file."""
     value = header.get_item(name).value
     if isinstance(value, bytes):
         return value.decode("ascii", "replace").strip(" \0")
@@ -169,12 +170,12 @@ def read_as_written(header: Any, name: str) -> str:
 
 
 def is_unreadable(header: Any, name: str) -> bool:
-    """Whether a numeric tag has a value that is no number."""
+    """Whether a numeric tag has a value that is not a number."""
     return name in header and not read_numbers(header, name) and bool(read_as_written(header, name))
 
 
 def is_derived(header: Any) -> bool:
-    """Whether an image is no slice of a scan; lossy compression alone also makes ImageType begin with DERIVED."""
+    """Whether an image is not a slice of a scan. After lossy compression DERIVED alone does not count."""
     words = [word.strip().upper() for word in read_text(header, "ImageType").strip("[]").replace("'", "").split(",")]
     lossy = read_text(header, "LossyImageCompression") == "01"
     parts = {*words, *(part for word in words for part in re.split(r"[ _]", word))}
@@ -183,7 +184,7 @@ def is_derived(header: Any) -> bool:
 
 
 def add_images(series: Series, file: str, header: Any) -> None:
-    """Adds the images of a file, except localisers and derived ones, and what the series still lacks."""
+    """Add a file's images to its series, except localisers and derived ones, and fill in what the series lacks."""
     series.modality = series.modality or read_text(header, "Modality").upper()
     series.body_part = series.body_part or read_text(header, "BodyPartExamined").upper()
     if is_derived(header) or int(header.get("SamplesPerPixel") or 1) != 1:
@@ -204,36 +205,38 @@ def add_images(series: Series, file: str, header: Any) -> None:
     for frame in range(min(frames, len(per_frame)) if per_frame else 1):
         groups = [*(per_frame[frame : frame + 1]), *shared[:1]]
 
-        def places(sequence: str, groups: list[Any] = groups) -> list[Any]:
+        def list_items(sequence: str, groups: list[Any] = groups) -> list[Any]:
             return [*(group[sequence].value[0] for group in groups if sequence in group), header]
 
-        def look(sequence: str, name: str) -> tuple[float, ...] | None:
-            return next(filter(None, (read_numbers(item, name) for item in places(sequence))), None)
+        def find_numbers(sequence: str, name: str) -> tuple[float, ...] | None:
+            return next(filter(None, (read_numbers(item, name) for item in list_items(sequence))), None)
 
-        def read(sequence: str, *names: str) -> str:
-            return next(filter(None, (read_text(item, name) for item in places(sequence) for name in names)), "")
+        def find_text(sequence: str, *names: str) -> str:
+            return next(filter(None, (read_text(item, name) for item in list_items(sequence) for name in names)), "")
 
-        def factor(name: str) -> float | None:
-            """NaN where it is there and cannot be read."""
-            value = look("PixelValueTransformationSequence", name)
-            broken = any(is_unreadable(item, name) for item in places("PixelValueTransformationSequence"))
+        def find_factor(name: str) -> float | None:
+            """NaN if it is there and cannot be read."""
+            value = find_numbers("PixelValueTransformationSequence", name)
+            broken = any(is_unreadable(item, name) for item in list_items("PixelValueTransformationSequence"))
             return value[0] if value else math.nan if broken else None
 
-        if series.thickness is None and (thickness := look("PixelMeasuresSequence", "SliceThickness")):
+        if series.thickness is None and (thickness := find_numbers("PixelMeasuresSequence", "SliceThickness")):
             series.thickness = thickness[0] or None
-        kernel = read("CTReconstructionSequence", "ConvolutionKernel")
+        kernel = find_text("CTReconstructionSequence", "ConvolutionKernel")
         series.kernel = series.kernel or kernel
-        acquisition = look("FrameContentSequence", "FrameAcquisitionNumber") or look("", "AcquisitionNumber")
-        time = read("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime")
+        acquisition = find_numbers("FrameContentSequence", "FrameAcquisitionNumber") or find_numbers(
+            "", "AcquisitionNumber"
+        )
+        time = find_text("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime")
         series.slices.append(
             Slice(
                 file, frame, frame + 1 if per_frame else None if instance is None else int(instance), shape,
-                look("PlanePositionSequence", "ImagePositionPatient") if frames == 1 or per_frame else None,
-                look("PlaneOrientationSequence", "ImageOrientationPatient"),
-                look("PixelMeasuresSequence", "PixelSpacing"),
-                factor("RescaleSlope") or None, factor("RescaleIntercept"),
-                (read_text(header, "ImageType"), kernel, read("CTXRayDetailsSequence", "KVP"),
-                 read("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier")),
+                find_numbers("PlanePositionSequence", "ImagePositionPatient") if frames == 1 or per_frame else None,
+                find_numbers("PlaneOrientationSequence", "ImageOrientationPatient"),
+                find_numbers("PixelMeasuresSequence", "PixelSpacing"),
+                find_factor("RescaleSlope") or None, find_factor("RescaleIntercept"),
+                (read_text(header, "ImageType"), kernel, find_text("CTXRayDetailsSequence", "KVP"),
+                 find_text("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier")),
                 acquisition[0] if acquisition else None,
                 time or read_text(header, "AcquisitionDate") + read_text(header, "AcquisitionTime"),
             )

@@ -1,4 +1,4 @@
-"""The NIfTI files of a study: which one is read, and its voxels."""
+"""The NIfTI files of a study: choose one and read its voxels."""
 
 import gzip
 import math
@@ -17,18 +17,19 @@ from scripts.infer.stack import STEEP, TILT
 from scripts.infer.values import check_values
 from scripts.infer.volume import SPACING, TURNED, Volume, check_size, measure_turn, orient_axes
 
-# sform and qform of a tilted series differ: only sform can hold the shear, up to tan 15° and 1 / cos 15° of a step
+# How far sform and qform may differ, as shares of a step. Only sform can hold the shear of a tilted series: up to
+# tan 15° across and 1 / cos 15° along the step
 FORMS_TURNED, FORMS_LONGER = 0.3, 0.05
-MM = {"meter": 1000.0, "micron": 0.001}  # NIfTI's other units of space
+MM = {"meter": 1000.0, "micron": 0.001}  # NIfTI's other units of length
 HEADERS = {348: (nibabel.Nifti1Image, nibabel.Nifti1Pair), 540: (nibabel.Nifti2Image, nibabel.Nifti2Pair)}
-SINGLE, TWO = (b"n+1", b"n+2"), (b"ni1", b"ni2")  # magic words of one file and of two
+SINGLE, TWO = (b"n+1", b"n+2"), (b"ni1", b"ni2")  # magic words of one file and of a pair
 
 
 class Image:
-    """A NIfTI file, of which its header has been read."""
+    """A NIfTI file whose header has been read."""
 
     def __init__(self, source: Source, name: str) -> None:
-        """StudyError: it is none, or its header is damaged."""
+        """StudyError: the file is not NIfTI, or its header is damaged."""
         names = [name]
         if name.lower().endswith(PAIR):
             names += [other for other in source.names if is_half(other, name)][:1]
@@ -52,8 +53,8 @@ class Image:
             self.steps = self.steps * (1.0 if self.is_marked_wrong else scale)
         self.lengths = np.linalg.norm(self.steps, axis=0)
 
-    def volume(self, said: list[str]) -> Volume:
-        """Its voxels as they are; `said` gets the warnings. StudyError: it is no volume, or damaged."""
+    def read_volume(self, warnings: list[str]) -> Volume:
+        """The volume of the file; warnings are added to `warnings`. StudyError: it is not a volume, or damaged."""
         if len(self.shape) != 3:
             raise StudyError("dimensions", count=len(self.shape))
         stored = self.header.get_data_dtype()
@@ -62,28 +63,28 @@ class Image:
         check_size(self.shape, self.lengths.tolist())
         check_forms(self.header)
         if self.is_marked_wrong:
-            said.append(translate("units"))
+            warnings.append(translate("units"))
         cosines = np.abs(self.steps.T @ self.steps / np.outer(self.lengths, self.lengths)) - np.eye(3)
         angle = math.degrees(math.asin(min(1.0, float(cosines.max()))))
         if angle > STEEP:
             raise StudyError("sheared", angle=f"{angle:.0f}")
         if angle > TILT:
-            said.append(translate("shear", angle=f"{angle:.1f}"))
+            warnings.append(translate("shear", angle=f"{angle:.1f}"))
         with archive_errors("bad_nifti"):
-            raw = self.voxels()
+            raw = self.read_voxels()
             for part in self.streams:  # nibabel stops before the checksum
                 if isinstance(part, gzip.GzipFile):
                     read_to_end(part)
         if raw.dtype.kind == "f" and (count := int(np.isnan(raw).sum())):
-            said.append(translate("not_numbers", count=count))
+            warnings.append(translate("not_numbers", count=count))
         if angle <= TILT and (turned := measure_turn(self.steps)) > TURNED:
-            said.append(translate("turned", angle=f"{turned:.0f}"))
+            warnings.append(translate("turned", angle=f"{turned:.0f}"))
         view, order = orient_axes(raw, self.steps)
         lengths = self.lengths.tolist()
         return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]]))
 
-    def voxels(self) -> NDArray[Any]:
-        """int16 or float32, scaled."""
+    def read_voxels(self) -> NDArray[Any]:
+        """The scaled values, int16 or float32."""
         data = self.image.dataobj
         slope, inter = data.slope, data.inter
         raw: NDArray[Any] = np.asanyarray(data.get_unscaled()).reshape(self.shape, order="F")
@@ -93,7 +94,7 @@ class Image:
 
 
 def is_half(other: str, header: str) -> bool:
-    """Whether `other` holds the voxels of `header`."""
+    """Whether the file `other` holds the voxels for `header`."""
     stem = re.sub(r"\.hdr(\.gz)?$", "", header.lower())
     return other.lower() in [stem + suffix for suffix in HALVES]
 
@@ -104,7 +105,7 @@ def open_stream(source: Source, name: str) -> Any:
 
 
 def find_kind(file: Any, *, two: bool) -> Any:
-    """nibabel's class for the header in `file`; StudyError: none is there, or one that tells no orientation."""
+    """nibabel's class for the header in `file`. StudyError: not NIfTI, or Analyze, which has no orientation."""
     start = file.read(348)
     size = next((size for size in HEADERS if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big"))), 0)
     magic = start[4:7] if size == 540 else start[344:347]
@@ -120,14 +121,14 @@ def list_names(source: Source) -> list[str]:
     return [name for name in source.names if is_nifti(name)]
 
 
-def read_nifti(source: Source, names: Sequence[str], said: list[str]) -> tuple[Volume, str]:
-    """The volume of a study's NIfTI files that is read, and why it; `said` gets the warnings.
+def read_nifti(source: Source, names: Sequence[str], warnings: list[str]) -> tuple[Volume, str]:
+    """Read the best volume of a study's NIfTI files; also why it was chosen. Warnings are added to `warnings`.
 
-    Those that lie in the fewest folders first, those of more than a byte per voxel (others are masks), then what covers
-    a chest, then the closest slices. The first whose values may be Hounsfield units is it; StudyError where none is.
+    Best: in the fewest folders, more than a byte per voxel (others are masks), covers a chest, closest slices; the
+    first in this order whose values may be Hounsfield units. StudyError: there is none.
     """
     if len(names) == 1:
-        return Image(source, names[0]).volume(said), ""
+        return Image(source, names[0]).read_volume(warnings), ""
     order, troubles = [], []
     for name in names:
         try:
@@ -139,21 +140,21 @@ def read_nifti(source: Source, names: Sequence[str], said: list[str]) -> tuple[V
         size = image.header.get_data_dtype().itemsize
         order.append((name.count("/"), size == 1, -round(min(covered, 250.0)), round(step, 1), name))
     for *_, name in sorted(order):
-        now: list[str] = []
+        own: list[str] = []
         try:
-            volume = Image(source, name).volume(now)
+            volume = Image(source, name).read_volume(own)
             check_values(volume.hu)
         except StudyError as error:
             troubles.append(error)
             continue
-        said += [translate("several_volumes", count=len(names)), *now]
+        warnings += [translate("several_volumes", count=len(names)), *own]
         covered, step = volume.hu.shape[0] * volume.spacing[0], volume.spacing[0]
         return volume, translate("nifti_choice", count=len(names), covered=f"{covered:.0f}", step=f"{step:.1f}")
     raise troubles[-1] if order else troubles[0]
 
 
 def measure_extent(image: Image) -> tuple[float, float]:
-    """What a volume covers from head to foot and the distance between its slices, mm."""
+    """The extent of a volume from head to foot and the distance between its slices, mm."""
     if len(image.shape) != 3 or not np.isfinite(image.lengths).all() or not image.lengths.all():
         return 0.0, math.inf
     axis = int(np.abs(image.steps[2] / image.lengths).argmax())
@@ -161,7 +162,7 @@ def measure_extent(image: Image) -> tuple[float, float]:
 
 
 def check_forms(header: Any) -> None:
-    """StudyError where a NIfTI header tells no orientation, or two that disagree by more than a tilted gantry."""
+    """StudyError: a NIfTI header gives no orientation, or two that differ by more than a tilted gantry explains."""
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     if sform is None and qform is None:
         raise StudyError("no_orientation")

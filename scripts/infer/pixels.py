@@ -1,4 +1,4 @@
-"""The voxels of a series: decoded, in Hounsfield units, gaps filled."""
+"""The voxels of a series in Hounsfield units, decoded and with gaps filled."""
 
 import io
 import math
@@ -22,18 +22,18 @@ from scripts.infer.source import Source
 from scripts.infer.stack import FEWEST, MOST_MISSING, stack_slices
 from scripts.infer.volume import Volume, orient_axes
 
-OUTSIDE = -1000  # HU of what the scanner padded
+OUTSIDE = -1000  # HU given to padding
 
 
 def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
-    """The voxels of a series in Hounsfield units; gaps and damaged images are filled from the slices around them.
+    """The volume of a series and its warnings; gaps and damaged images are filled from neighbouring slices.
 
-    StudyError: no volume can be made of it, or two different images lie in one place.
+    StudyError: the series is not a volume, or two different images have the same place.
     """
     whole = stack_slices(series.slices)
     places = {(s.file, s.frame): place for place, there in enumerate(whole.slices) for s in there}
     by_file: dict[str, list[tuple[Slice, int]]] = {}
-    for s in series.slices:  # in the order in which they lie in the archive
+    for s in series.slices:  # in the order of the files in an archive
         if (s.file, s.frame) in places:
             by_file.setdefault(s.file, []).append((s, places[s.file, s.frame]))
     factors = [v for s in series.slices for v in (s.slope or 1.0, s.intercept or 0.0) if not math.isnan(v)]
@@ -41,21 +41,21 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     hu = np.empty((len(whole.slices), *series.slices[0].shape), np.int16 if exact else np.float32)
     present: set[int] = set()
     copies = damaged = 0
-    why: StudyError | None = None  # the first image that is whole, and yet of no use
+    why: StudyError | None = None  # of the first image that is intact, but cannot be used
 
     def convert(image: Image, s: Slice, place: int) -> Done:
-        """The place in the volume and, where several claim it, the plane for it; else that is in `hu` already."""
+        """Write the plane to its place in `hu`; if several images claim the place, return the plane instead."""
         if math.isnan(s.slope or 1.0) or math.isnan(s.intercept or 0.0):
             raise StudyError("bad_rescale")
         is_only = len(whole.slices[place]) == 1
         plane = hu[place] if is_only else np.empty_like(hu[place])
         pixels, padding = image.read(s)
-        to_hu(pixels, 1.0 if s.slope is None else s.slope, s.intercept or 0.0, plane)
+        convert_to_hu(pixels, 1.0 if s.slope is None else s.slope, s.intercept or 0.0, plane)
         if padding is not None:
             plane[padding] = OUTSIDE
         return place, None if is_only else plane
 
-    for done in in_parallel(list_jobs(source, by_file, convert)):
+    for done in run_in_parallel(list_jobs(source, by_file, convert)):
         try:
             place, plane = done()
         except DamagedError:
@@ -77,27 +77,27 @@ def read_volume(source: Source, series: Series) -> tuple[Volume, list[str]]:
     lacking = sum(map(bool, whole.slices)) - len(present)
     if lacking and (len(filled) < FEWEST or len(hu) - len(filled) > MOST_MISSING * len(hu)):
         raise why or StudyError("damaged", count=damaged)
-    found = list(whole.remarks)
+    warnings = list(whole.warnings)
     if copies:
-        found.append(translate("duplicates", count=copies))
+        warnings.append(translate("duplicates", count=copies))
     if damaged:
-        found.append(translate("damaged_images", count=damaged))
+        warnings.append(translate("damaged_images", count=damaged))
     fill_missing(hu, filled)
     hu = hu[filled[0] : filled[-1] + 1]
     view, order = orient_axes(hu, whole.directions)
     lengths = np.linalg.norm(whole.directions, axis=0)
-    return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]])), found
+    return Volume(view, (lengths[order[0]], lengths[order[1]], lengths[order[2]])), warnings
 
 
 class Image:
-    """A DICOM file in memory, or that it is damaged."""
+    """A DICOM file in memory; `header` is None if it is damaged."""
 
     def __init__(self, data: bytes) -> None:
         self.header: Any = None
         try:
             header = pydicom.dcmread(io.BytesIO(data))
             syntax = header.file_meta.get("TransferSyntaxUID")
-            if not syntax:  # some archives lose it; only plain pixels can be told from the data themselves
+            if not syntax:  # some archives lose it; the data then show only plain encodings
                 implicit, little = header.original_encoding
                 plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
                 syntax = header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
@@ -108,9 +108,9 @@ class Image:
             pass
 
     def read(self, s: Slice) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """Stored values (rows, columns) of a frame, and where they are padding (None: nowhere).
+        """Stored values (rows, columns) of a frame, and a mask of its padding (None: no padding).
 
-        DamagedError: it cannot be read. StudyError: nothing here reads this compression.
+        DamagedError: it cannot be read. StudyError: no decoder here knows this compression.
         """
         if self.header is None:
             raise DamagedError
@@ -120,7 +120,7 @@ class Image:
         try:
             pixels = mask_bits(pixels, self.header)
             return pixels, find_padding(pixels, self.header)
-        except (ValueError, TypeError, NotImplementedError):  # of tags that are no numbers
+        except (ValueError, TypeError, NotImplementedError):  # tags that are not numbers
             raise DamagedError from None
 
 
@@ -131,7 +131,7 @@ Job = Callable[[], Done]
 def list_jobs(
     source: Source, by_file: dict[str, list[tuple[Slice, int]]], convert: Callable[[Image, Slice, int], Done]
 ) -> Iterator[Job]:
-    """One job for each wanted image, in the order in which they lie; files are read here, one after the other."""
+    """One job for each image, in the order of the files; files are read here, one after another."""
     for name, slices in by_file.items():
         with source.open(name) as file:
             image = Image(file.read())
@@ -139,8 +139,8 @@ def list_jobs(
             yield partial(convert, image, s, place)
 
 
-def in_parallel(work: Iterator[Job]) -> Iterator[Job]:
-    """Runs jobs on all CPUs; gives their results, or what they raised, in their order. Few wait at a time."""
+def run_in_parallel(work: Iterator[Job]) -> Iterator[Job]:
+    """Run jobs on all CPUs and yield, in order, calls that give each result or raise its error; few jobs wait."""
     workers = len(os.sched_getaffinity(0))
     waiting: deque[Future[Done]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -153,29 +153,29 @@ def in_parallel(work: Iterator[Job]) -> Iterator[Job]:
 
 
 def find_padding(pixels: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
-    """Where stored values are PixelPaddingValue, or up to PixelPaddingRangeLimit; None: nowhere.
+    """A mask of PixelPaddingValue, or of its range to PixelPaddingRangeLimit; None if no pixel has it.
 
-    DICOM PS3.3 C.7.5.1.1.2. Its sign is often another than the pixels': -2000 as 63536.
+    DICOM PS3.3 C.7.5.1.1.2. Its sign often differs from that of the pixels: -2000 as 63536.
     """
     value = read_number(header, "PixelPaddingValue")
     if value is None or pixels.dtype.kind not in "iu":
         return None
     end = read_number(header, "PixelPaddingRangeLimit")
-    ends = [as_stored(int(item), pixels.dtype) for item in (value, value if end is None else end)]
+    ends = [convert_sign(int(item), pixels.dtype) for item in (value, value if end is None else end)]
     low, high = min(ends), max(ends)
     found: NDArray[np.bool_] = pixels == low if low == high else (pixels >= low) & (pixels <= high)
     return found if found.any() else None
 
 
-def as_stored(value: int, kind: np.dtype[Any]) -> int:
-    """A value as one of `kind`, whatever its sign was taken for."""
+def convert_sign(value: int, kind: np.dtype[Any]) -> int:
+    """The value that has the same bits in the integer type `kind`, signed or not."""
     bits = 8 * kind.itemsize
     value %= 1 << bits
     return value - (1 << bits) if kind.kind == "i" and value >> (bits - 1) else value
 
 
 def mask_bits(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Stored values without what old scanners keep in the bits above them."""
+    """Stored values without the bits above BitsStored, where old scanners keep other data."""
     spare = int(header.get("BitsAllocated") or 16) - int(header.get("BitsStored") or 16)
     if pixels.dtype.kind not in "iu" or spare <= 0:
         return pixels
@@ -183,10 +183,10 @@ def mask_bits(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
     return (pixels << shift) >> shift
 
 
-def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any]) -> None:
-    """Stored values -> Hounsfield units, into `out` int16 or float32."""
+def convert_to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any]) -> None:
+    """Stored values -> Hounsfield units, written to `out`, int16 or float32."""
     if out.dtype == np.int16 and pixels.dtype in (np.int16, np.uint16) and slope == 1 and fits_int16(pixels, intercept):
-        # Where the sum fits, it does not matter that both count modulo 65536
+        # The sum fits int16, so adding modulo 65536 gives it
         np.add(pixels.view(np.uint16), np.uint16(int(intercept) % (1 << 16)), out=out.view(np.uint16))
     elif out.dtype == np.int16:
         wide = np.int64 if pixels.dtype.itemsize > 2 or abs(slope) > 1000 else np.int32
@@ -199,12 +199,12 @@ def to_hu(pixels: NDArray[Any], slope: float, intercept: float, out: NDArray[Any
 
 
 def fits_int16(pixels: NDArray[Any], intercept: float) -> bool:
-    """Whether every sum is an int16."""
+    """Whether every pixel plus `intercept` fits int16."""
     return int(pixels.min()) + intercept >= -(1 << 15) and int(pixels.max()) + intercept < 1 << 15
 
 
 def fill_missing(hu: NDArray[Any], present: list[int]) -> None:
-    """Interpolates the planes that are missing between those that are present."""
+    """Interpolate missing planes between those that are present."""
     for before, after in pairwise(present):
         for place in range(before + 1, after):
             share = (place - before) / (after - before)

@@ -1,4 +1,4 @@
-"""Which series of a study is read: CT of the chest, by what it covers, how closely, and for which tissue."""
+"""Choose the series of a study: CT of the chest, by coverage, slice distance, thickness, window and kernel."""
 
 import math
 import re
@@ -10,18 +10,19 @@ from scripts.infer.stack import FEWEST, measure_extent, split_acquisitions
 from scripts.infer.volume import Volume
 
 SOFT_TISSUE = (30, 50), (300, 500)  # WindowCenter, WindowWidth
-SOFTEST = 49  # the number in kernels such as B30f and Br44: softer up to here
-CHEST, ENOUGH = 250.0, 0.8  # mm that a chest measures; share of it, or of the longest series, that counts as whole
+SOFTEST = 49  # largest number of a soft kernel, such as B30f or Br44
+# mm, the height of a chest; share of it, or of the longest series, that counts as a whole chest
+CHEST, ENOUGH = 250.0, 0.8
 
 
 def find_candidates(all_series: list[Series]) -> list[Series]:
-    """Acquisitions of CT that may be volumes."""
+    """CT acquisitions with enough slices for a volume."""
     ct = [series for series in all_series if series.modality == "CT"]
     return [one for series in ct for one in split_acquisitions(series) if len(one.slices) >= FEWEST]
 
 
 def is_soft(series: Series) -> tuple[bool, bool]:
-    """Whether the window, and whether the kernel, is one for soft tissue."""
+    """Whether the window and whether the kernel is for soft tissue."""
     window = series.window is not None and all(
         low <= value <= high for value, (low, high) in zip(series.window, SOFT_TISSUE, strict=True)
     )
@@ -32,7 +33,7 @@ def is_soft(series: Series) -> tuple[bool, bool]:
 
 
 def sort_by_preference(series: list[Series]) -> list[Series]:
-    """Those that cover a whole chest first, then the closest slices, the thinnest, soft-tissue window and kernel."""
+    """Sort: whole chests first, then the closest slices, the thinnest, soft-tissue window, soft-tissue kernel."""
     sizes = [measure_extent(one.slices) for one in series]
     whole = ENOUGH * min(CHEST, max((covered for covered, _ in sizes), default=0.0))
 
@@ -49,10 +50,10 @@ def sort_by_preference(series: list[Series]) -> list[Series]:
 def choose_series(
     all_series: list[Series], read: Callable[[Series], Volume], body_part: Callable[[Volume], str]
 ) -> tuple[Series, Volume]:
-    """The most preferred CT series that is of the chest, by its header or, failing that, by the body-part network.
+    """The first CT series, in order of preference, that shows the chest by its header or by the body-part network.
 
-    Asked in the order of preference, the network sees no more series than it must. One that it cannot tell is no chest.
-    Series that cannot be read are passed over; StudyError where none is left.
+    The network sees a series only when its turn comes. A series that it cannot tag is not a chest. Series that cannot
+    be read are passed over. StudyError: no series is left.
     """
     troubles: list[tuple[bool, StudyError]] = []
     possible = find_candidates(all_series)
@@ -61,13 +62,13 @@ def choose_series(
         try:
             volume = read(series)
         except StudyError as error:
-            if is_chest or not series.body_part:  # of another part of the body it does not matter
+            if is_chest or not series.body_part:  # errors of other body parts do not matter
                 troubles.append((is_chest, error))
             continue
         if is_chest or body_part(volume) == "CHEST":
             return series, volume
     if troubles:
-        raise max(troubles, key=lambda trouble: trouble[0])[1]  # the first one, of those of the chest if there are any
+        raise max(troubles, key=lambda trouble: trouble[0])[1]  # the first error, of a chest series if there is one
     chest = any(series.body_part == "CHEST" for series in all_series)
     ct = any(series.modality == "CT" for series in all_series)
     if ct and not possible:
@@ -76,7 +77,7 @@ def choose_series(
 
 
 def explain_choice(all_series: list[Series], chosen: Series) -> str:
-    """Why this series, in words for the row."""
+    """Why this series was chosen: a sentence for its row."""
     covered, step = measure_extent(chosen.slices)
     count = len(find_candidates(all_series))
     return translate(
@@ -84,11 +85,11 @@ def explain_choice(all_series: list[Series], chosen: Series) -> str:
     )
 
 
-def list_remarks(series: Series) -> list[str]:
-    """What a reader of the result should know of the chosen series' headers."""
-    found = list(series.remarks)
+def list_warnings(series: Series) -> list[str]:
+    """Warnings about the headers of the chosen series."""
+    found = list(series.warnings)
     given = [slice.number for slice in series.slices if slice.number is not None]
-    first = min(given, default=1) if series.remarks else 1  # of several acquisitions each has numbers of its own
+    first = min(given, default=1) if series.warnings else 1  # numbers of one of several acquisitions may start later
     missing = 1 - len(set(given)) / (max(given) - first + 1) if given and max(given) > 0 else 0.0
     if missing > 0:
         found.append(translate("missing", share=f"{100 * missing:.0f}"))

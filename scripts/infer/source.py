@@ -1,4 +1,7 @@
-"""Where studies lie: a folder, an archive, a NIfTI or a DICOM file each; archives within it are read as folders are."""
+"""The studies of INPUT and their files. A study is a folder, an archive, a NIfTI file or a DICOM file.
+
+Archives inside a study are read like folders.
+"""
 
 import gzip
 import hashlib
@@ -19,20 +22,17 @@ from scripts.infer.messages import StudyError
 TARS = ".tar", ".tgz", ".tar.gz", ".tbz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz"
 PACKED = ".gz", ".bz2", ".xz"
 ARCHIVES = ".zip", *TARS, *PACKED
-PAIR = ".hdr", ".hdr.gz"  # NIfTI and Analyze in two files; the voxels are in .img or .img.gz
+PAIR = ".hdr", ".hdr.gz"  # the header of NIfTI and Analyze in two files; the voxels are in .img or .img.gz
 NIFTI = ".nii", ".nii.gz", *PAIR
 HALVES = ".img", ".img.gz"
-OTHER_ARCHIVES = (
-    ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso",
-)  # fmt: skip
-SPLIT = re.compile(
-    r"\.((zip|7z|rar|tar|tgz|gz|iso)\.0*1|z01|r00|part0*1\.rar)$"
-)  # the first part; DICOM ends in .001, too
+OTHER_ARCHIVES = ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma", ".lz", ".z", ".cab", ".arj", ".iso"
+# The first part of a split archive; the name of a DICOM file may end in .001, too
+SPLIT = re.compile(r"\.((zip|7z|rar|tar|tgz|gz|iso)\.0*1|z01|r00|part0*1\.rar)$")
 OTHER_VOLUMES = ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc"
 STUDIES = *ARCHIVES, *NIFTI, *OTHER_ARCHIVES, *OTHER_VOLUMES
-WITHIN = "\0/"  # between the name of an archive within an archive or folder and a name in it
-DEEPEST = 3  # archives within one another
-IN_MEMORY = 1 << 28  # bytes of an archive within an archive; beyond, a temporary file without a name
+WITHIN = "\0/"  # between the name of an archive inside a study and the name of a file in it
+DEEPEST = 3  # levels of archives inside archives
+IN_MEMORY = 1 << 28  # bytes of an archive inside an archive; a larger one goes to a temporary file without a name
 
 
 def is_nifti(path: PurePath | str) -> bool:
@@ -44,16 +44,16 @@ def is_archive(name: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Whether macOS or Windows left this file: they put such into every folder and archive."""
+    """Whether macOS or Windows made this file, as they do in every folder and archive."""
     parts = PurePath(name).parts
     last = parts[-1] if parts else ""
     return "__MACOSX" in parts or last.startswith("._") or last in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def find_studies(top: Path, leave_out: Path) -> list[Path]:
-    """What in folder `top` is a study, sorted: each folder and archive and NIfTI file; `top` itself for loose DICOM.
+    """The studies in folder `top`, sorted: each folder, archive and NIfTI file, and `top` itself if it has loose DICOM.
 
-    Hidden files and `leave_out`, the output folder, are not looked at; nor are other files, such as a list of names.
+    Skipped: hidden files, `leave_out` (the output folder), and other files, such as a list of names.
     """
     found, loose = [], False
     for path in sorted(top.iterdir()):
@@ -75,7 +75,7 @@ def is_half(path: Path) -> bool:
 
 
 def is_lone_half(path: Path) -> bool:
-    """Whether the .hdr of this .img is absent; where it is there, that is the study."""
+    """Whether this .img has no .hdr; if it has one, the .hdr is the study."""
     stem = re.sub(r"\.img(\.gz)?$", "", path.name.lower())
     return {other.name.lower() for other in path.parent.iterdir()}.isdisjoint(stem + suffix for suffix in PAIR)
 
@@ -92,30 +92,30 @@ def is_dicom(path: Path) -> bool:
 
 
 def fingerprint_study(path: Path, top: Path) -> str:
-    """Of a study's files: names within it, sizes and times. It changes when a file does, without reading any.
+    """Digest of the names, sizes and times of a study's files. It changes when a file does, and reads none.
 
-    Anonymisers set the time of modification to a constant; that of the last change no program can set.
+    It includes ctime, which no program can set, because anonymisers set the modification time to a constant.
     """
     digest = hashlib.sha256()
     try:
         source = Single(path) if path.is_file() else Folder(path, path == top)
-        for file in (Path(name) for name, _ in source.files()):
+        for file in (Path(name) for name, _ in source.list_files()):
             state = file.stat()
             name = file.relative_to(path) if path.is_dir() else file.suffix
             line = f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\n"
             digest.update(line.encode(errors="surrogateescape"))
-    except OSError as error:  # what can be read of it, and why no more
+    except OSError as error:  # the digest covers what could be listed, and the error
         digest.update(f"{error.errno}".encode())
     return digest.hexdigest()[:16]
 
 
 class Folder:
-    """The files of a folder, subfolders included unless `flat`; links to folders are not followed."""
+    """The files of a folder and, unless `flat`, of its subfolders. It does not follow links to folders."""
 
     def __init__(self, path: Path, flat: bool = False) -> None:
         self.path, self.flat = path, flat
 
-    def files(self) -> Iterator[tuple[str, int]]:
+    def list_files(self) -> Iterator[tuple[str, int]]:
         """Name and size of each regular file, sorted by name."""
 
         def fail(error: OSError) -> None:
@@ -128,28 +128,29 @@ class Folder:
             for name in sorted(names):
                 file = Path(folder, name)
                 state = file.stat() if file.exists() else file.lstat()
-                if stat.S_ISREG(state.st_mode) and not (self.flat and is_study(file)):  # no pipe, which would never end
+                # Only regular files: reading a pipe would never end
+                if stat.S_ISREG(state.st_mode) and not (self.flat and is_study(file)):
                     yield str(file), state.st_size
 
     def open(self, name: str) -> BinaryIO:
         return Path(name).open("rb")
 
     def check(self) -> None:
-        """Nothing: files have no checksum."""
+        """Do nothing: files have no checksum."""
 
     def close(self) -> None:
         pass
 
 
 def is_study(file: Path) -> bool:
-    """Whether a file among loose DICOM files is a study of its own."""
+    """Whether a file beside loose DICOM files is a study of its own."""
     return (is_named_as_study(file) or is_half(file)) and not is_dicom(file)
 
 
 class Single(Folder):
-    """One file, and of a NIfTI in two files the other one."""
+    """One file, or both files of a NIfTI pair."""
 
-    def files(self) -> Iterator[tuple[str, int]]:
+    def list_files(self) -> Iterator[tuple[str, int]]:
         name = self.path.name.lower()
         others = [self.path.with_name(self.path.name[: name.rindex(".hdr")] + half) for half in HALVES] if (
             name.endswith(PAIR)
@@ -162,7 +163,7 @@ Container = Folder | Zip | Tar | Packed
 
 
 def open_container(path: Path | BinaryIO, name: str) -> Container:
-    """The archive `path`, which is called `name`. StudyError: it is damaged or of a kind that is not read."""
+    """The archive `path` of the name `name`. StudyError: it is damaged or cannot be read."""
     name = PurePath(name).name.lower()
     if name.endswith(".zip"):
         return Zip(path)
@@ -172,20 +173,20 @@ def open_container(path: Path | BinaryIO, name: str) -> Container:
 
 
 class Source:
-    """The files of a study: those of its folder or archive, and of the archives in that as if these were folders."""
+    """The files of a study's folder or archive, and those of the archives in it."""
 
     def __init__(self, outer: Container, deep: int = 0) -> None:
         self.outer, self.deep = outer, deep
-        self.names: list[str] = []  # of the files that were listed
-        self.unread: list[StudyError] = []  # why archives and volumes in it are left out
-        self.within: tuple[str, Source] | None = None  # the archive in it that was opened last
+        self.names: list[str] = []  # of the files listed so far
+        self.unread: list[StudyError] = []  # why archives and volumes inside are left out
+        self.within: tuple[str, Source] | None = None  # the inner archive opened last
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Name and size of each file. An archive in it is read to its end before a file of it is named."""
-        for name, size in self.outer.files():
+    def list_files(self) -> Iterator[tuple[str, int]]:
+        """Name and size of each file. An inner archive is read to its end before its files are listed."""
+        for name, size in self.outer.list_files():
             if is_litter(name):
                 continue
-            if kind := unread_kind(name):
+            if kind := explain_unread(name):
                 self.unread.append(kind)
             elif is_archive(name) and self.deep == DEEPEST:
                 self.unread.append(StudyError("too_deep", count=DEEPEST))
@@ -193,7 +194,7 @@ class Source:
                 if size > limits.LARGEST_STUDY:
                     raise StudyError("archive_bomb", what=f"> {limits.LARGEST_STUDY >> 30} GB")
                 try:
-                    inner = self.inner(name)
+                    inner = self.open_inner(name)
                     inner.check()
                     listed = list(limit_files(inner))
                 except StudyError as error:
@@ -211,24 +212,24 @@ class Source:
 
     def open(self, name: str) -> BinaryIO:
         outer, within, below = name.partition(WITHIN)
-        return self.inner(outer).open(below) if within else self.outer.open(name)
+        return self.open_inner(outer).open(below) if within else self.outer.open(name)
 
-    def inner(self, name: str) -> "Source":
-        """The archive `name` in it; kept until another one is asked for. StudyError: it cannot be opened."""
+    def open_inner(self, name: str) -> "Source":
+        """The inner archive `name`, open until another one is asked for. StudyError: it cannot be opened."""
         if self.within is None or self.within[0] != name:
             if self.within:
                 self.within[1].close()
                 self.within = None
             with archive_errors():
-                file: Any = Path(name) if isinstance(self.outer, Folder) else self.aside(name)
+                file: Any = Path(name) if isinstance(self.outer, Folder) else self.copy_archive(name)
             inner = Source(open_container(file, name), self.deep + 1)
-            for _ in inner.outer.files():  # a tar finds its members while they are listed
+            for _ in inner.outer.list_files():  # a tar learns its members by listing them
                 pass
             self.within = name, inner
         return self.within[1]
 
-    def aside(self, name: str) -> IO[bytes]:
-        """An archive within an archive, where it can be read in any order."""
+    def copy_archive(self, name: str) -> IO[bytes]:
+        """A copy of an archive inside an archive, which can be read in any order."""
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         with self.outer.open(name) as stream:
             shutil.copyfileobj(stream, file, 1 << 20)
@@ -244,8 +245,8 @@ class Source:
         self.outer.close()
 
 
-def unread_kind(name: str) -> StudyError | None:
-    """Why a file of this name is not read; None where it may be."""
+def explain_unread(name: str) -> StudyError | None:
+    """Why a file of this name cannot be read; None if it may be."""
     kind = PurePath(name).suffix.lower()
     if SPLIT.search(name.lower()):
         return StudyError("split_archive")
@@ -256,16 +257,16 @@ def unread_kind(name: str) -> StudyError | None:
 
 @contextmanager
 def open_study(path: Path, flat: bool = False) -> Iterator[Source]:
-    """The folder, archive or file `path`; StudyError where it cannot be opened, breaks when read, or was damaged.
+    """Open the folder, archive or file `path`. StudyError: it cannot be opened or read, or is damaged.
 
-    Checksums are compared when the caller is done with it: what was read is good only after that.
+    Checksums are compared when the context ends; only then is what was read known to be good.
     """
-    is_folder = os.path.isdir(path)  # noqa: PTH112  Path's own raises where there is no permission
+    is_folder = os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises without permission
     if not os.path.exists(path) or not (is_folder or os.path.isfile(path)):  # noqa: PTH110, PTH113
-        raise StudyError("unreadable")  # nothing, or a pipe, which would never end
+        raise StudyError("unreadable")  # nothing there, or a pipe: reading it would never end
     if is_folder:
         outer: Container = Folder(path, flat)
-    elif kind := unread_kind(path.name):
+    elif kind := explain_unread(path.name):
         raise kind
     elif is_archive(path.name):
         if path.name.lower().endswith(".zip") and path.with_suffix(".z01").exists():
@@ -287,9 +288,9 @@ def open_study(path: Path, flat: bool = False) -> Iterator[Source]:
 
 
 def limit_files(source: Source) -> Iterator[tuple[str, int]]:
-    """Name and size of the files of a study; StudyError as soon as they are more than a study can be."""
+    """Name and size of each file of a study. StudyError: there are too many, or they are too large (containers.py)."""
     total = 0
-    for count, (name, size) in enumerate(source.files(), 1):
+    for count, (name, size) in enumerate(source.list_files(), 1):
         total += size
         if count > limits.MOST_FILES:
             raise StudyError("archive_bomb", what=f"> {limits.MOST_FILES}")

@@ -1,4 +1,4 @@
-"""The slices of a series put in order by their positions, each whole acquisition apart from the others."""
+"""Split a series into acquisitions, and put the slices of one in order by their positions."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,28 +12,27 @@ from scripts.infer.headers import Series, Slice
 from scripts.infer.messages import StudyError, translate
 from scripts.infer.volume import TURNED, check_size, measure_turn
 
-SAME_PLACE = 0.01  # mm; slices nearer than this are one place
-SAME_PIXEL, SAME_ORIENTATION = 1e-3, 1e-3  # of a pixel's size; cosines: what one scan's headers differ by
-UNEVEN = 0.25  # of the distance between slices
-MOST_MISSING = 0.5
-FAR, FEW = 4, 0.05  # steps of a gap and share of the slices: so few beyond such a gap are no part of the stack
-FAR_ASIDE = 10.0  # mm: few slices so far beside it are no part of the stack
-ASIDE = 1.0  # mm that a slice may lie beside the straight line through the stack
-TILT, STEEP = 0.5, 15.0  # degrees between the slices' normal and the way from slice to slice: warning, failure
-FEWEST = 5  # slices of a volume; scouts are two or three
-KINDS = "ImageType", "ConvolutionKernel", "KVP", "TemporalPositionIdentifier"  # as in Slice.kinds
-REGULAR = 0.9  # of the steps of an acquisition are alike, and of the slices are in such acquisitions
+SAME_PLACE = 0.01  # mm; slices closer than this have the same place
+SAME_PIXEL, SAME_ORIENTATION = 1e-3, 1e-3  # share of a pixel's size, and cosine: headers of one scan differ by less
+UNEVEN = 0.25  # share of the distance between slices by which a step may be off
+MOST_MISSING = 0.5  # share of the slices
+FAR, FEW = 4, 0.05  # gap in steps, share of the slices: so few slices beyond such a gap do not belong to the stack
+FAR_ASIDE = 10.0  # mm; a few slices this far to the side do not belong to the stack
+ASIDE = 1.0  # mm that a slice may lie to the side of the straight line through the stack
+TILT, STEEP = 0.5, 15.0  # degrees between the slices' normal and the direction of the stack: warning, failure
+FEWEST = 5  # slices of a volume; scouts have two or three
+KINDS = "ImageType", "ConvolutionKernel", "KVP", "TemporalPositionIdentifier"  # in the order of Slice.kinds
+REGULAR = 0.9  # share of equal steps in an acquisition, and of the slices that are in such acquisitions
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The places of a volume from one end to the other: the slices there, none where one is missing."""
+    """The places of a volume from one end to the other, and the slices at each; none where one is missing."""
 
     slices: list[list[Slice]]
-    directions: NDArray[
-        np.float64
-    ]  # (3, 3): columns are the steps in mm of slice, row, column; Left, Posterior, Superior
-    remarks: list[str]
+    # (3, 3): columns are the steps in mm to the next slice, row and column, in Left, Posterior, Superior
+    directions: NDArray[np.float64]
+    warnings: list[str]
 
 
 def dot_product(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -45,13 +44,13 @@ def has_geometry(s: Slice) -> bool:
         return False
     if len(s.position) != 3 or len(s.orientation) != 6 or len(s.pixel) != 2:
         return False
-    across, down = s.orientation[:3], s.orientation[3:]  # plain numbers: arrays this small are slower
+    across, down = s.orientation[:3], s.orientation[3:]  # plain numbers, because numpy is slower on arrays this small
     dots = (dot_product(across, across), dot_product(down, down), dot_product(across, down))
     return abs(dots[0] - 1) < 1e-2 and abs(dots[1] - 1) < 1e-2 and abs(dots[2]) < 1e-2
 
 
 def is_alike(one: Slice, other: Slice) -> bool:
-    """Whether two slices, both with a geometry, are of one size and orientation."""
+    """Whether two slices that have a geometry have the same size, pixel spacing and orientation."""
     if (one.shape, one.pixel, one.orientation) == (other.shape, other.pixel, other.orientation):
         return True
     assert one.pixel and other.pixel and one.orientation and other.orientation
@@ -63,20 +62,20 @@ def is_alike(one: Slice, other: Slice) -> bool:
 
 
 def measure_heights(slices: list[Slice]) -> NDArray[np.float64]:
-    """(slices,) mm along the normal of the first one; all have a geometry."""
+    """(slices,) mm along the normal of the first slice; all slices have a geometry."""
     orientation = np.array(slices[0].orientation)
     normal: NDArray[np.float64] = np.cross(orientation[:3], orientation[3:])
     return np.array([s.position for s in slices], np.float64) @ normal
 
 
 def list_places(slices: list[Slice]) -> NDArray[np.float64]:
-    """Distinct heights, ascending."""
+    """(places,) distinct heights in mm, ascending."""
     height = np.sort(measure_heights(slices))
     return height[np.diff(height, prepend=-np.inf) > SAME_PLACE]
 
 
 def measure_extent(slices: list[Slice]) -> tuple[float, float]:
-    """What the slices cover and the distance between them, mm; 0 and infinity where their headers do not tell."""
+    """The extent of the slices and the distance between them, mm; 0 and infinity if the headers do not tell."""
     if len(slices) < 2 or not all(map(has_geometry, slices)):
         return 0.0, math.inf
     place = list_places(slices)
@@ -85,10 +84,10 @@ def measure_extent(slices: list[Slice]) -> tuple[float, float]:
 
 
 def split_acquisitions(series: Series) -> list[Series]:
-    """A series as one or several, each of one geometry and one acquisition and reconstruction, with what is to be said.
+    """Split a series into series of one geometry, acquisition and reconstruction each, with warnings.
 
-    Told apart by what their headers say, by AcquisitionNumber, times and last InstanceNumber, but only where they
-    overlap: a scan of several rotations or breath-holds side by side is one.
+    KINDS tell acquisitions apart, then AcquisitionNumber, time and InstanceNumber, but only if they overlap in the
+    body: several rotations or breath-holds side by side are one scan.
     """
     usable = [s for s in series.slices if has_geometry(s)]
     if len(usable) < 2:
@@ -96,19 +95,19 @@ def split_acquisitions(series: Series) -> list[Series]:
     found = []
     for group in group_by_geometry(usable):
         rest = len(series.slices) - len(group)
-        parts = list(tell_apart(group))
+        parts = list(separate_acquisitions(group))
         for part, tags in parts:
-            one = replace(series, slices=part, remarks=list(series.remarks), kernel=part[0].kinds[1])
+            one = replace(series, slices=part, warnings=list(series.warnings), kernel=part[0].kinds[1])
             if rest:
-                one.remarks.append(translate("other_geometry", count=rest))
+                one.warnings.append(translate("other_geometry", count=rest))
             if tags:
-                one.remarks.append(translate("acquisitions", count=len(parts), tags=", ".join(tags), slices=len(part)))
+                one.warnings.append(translate("acquisitions", count=len(parts), tags=", ".join(tags), slices=len(part)))
             found.append(one)
     return found
 
 
 def group_by_geometry(slices: list[Slice]) -> list[list[Slice]]:
-    """Those of one size and orientation together, in the order in which they are met."""
+    """Group slices of the same size and orientation, in the order of their first slices."""
     groups: list[list[Slice]] = []
     for s in slices:
         for group in groups:
@@ -120,8 +119,8 @@ def group_by_geometry(slices: list[Slice]) -> list[list[Slice]]:
     return groups
 
 
-def tell_apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
-    """Acquisitions of one geometry, and by which tags they were told apart (none where it is one)."""
+def separate_acquisitions(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
+    """The acquisitions among slices of one geometry, each with the tags that tell it apart (none if there is one)."""
     keys: list[tuple[str, bool, Callable[[Slice], Any]]] = [
         (name, True, lambda s, index=index: s.kinds[index])  # type: ignore[misc]
         for index, name in enumerate(KINDS)
@@ -137,7 +136,7 @@ def tell_apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
         next_todo = []
         for part, tags in todo:
             split = group_layers(part, key)
-            if len(split) > 1 and (certain or are_whole(split)):
+            if len(split) > 1 and (certain or are_acquisitions(split)):
                 next_todo += [(layer, [*tags, name]) for layer in split]
             else:
                 next_todo.append((part, tags))
@@ -146,7 +145,7 @@ def tell_apart(slices: list[Slice]) -> Iterator[tuple[list[Slice], list[str]]]:
 
 
 def group_layers(slices: list[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
-    """Slices of one value of `key` together; values side by side in the body share a layer, overlapping ones do not."""
+    """Group slices by the value of `key`; values that do not overlap in the body share a group. None: one group."""
     values: dict[Any, list[tuple[float, Slice]]] = {}
     for s, height in zip(slices, measure_heights(slices).tolist(), strict=True):
         value = key(s)
@@ -169,8 +168,8 @@ def group_layers(slices: list[Slice], key: Callable[[Slice], Any]) -> list[list[
     return [layer for _, _, layer in found]
 
 
-def are_whole(split: list[list[Slice]]) -> bool:
-    """Whether layers are acquisitions, evenly spaced each, and no order by chance."""
+def are_acquisitions(split: list[list[Slice]]) -> bool:
+    """Whether nearly all slices are in evenly spaced layers, so that the split is not due to chance."""
 
     def is_regular(layer: list[Slice]) -> bool:
         place = list_places(layer)
@@ -183,7 +182,7 @@ def are_whole(split: list[list[Slice]]) -> bool:
 
 
 def drop_far(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """`order`, the indices of ascending heights, without few slices that lie far from the others at either end."""
+    """`order`, indices by ascending height, without a few slices at the ends that lie far from the others."""
     steps = np.diff(height[order])
     usual = float(np.median(steps))
     few = max(1, int(FEW * len(order)))
@@ -197,7 +196,7 @@ def drop_far(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np
 
 
 def drop_between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """`order` as of `drop_far`, without few slices that lie between the places of others that are evenly spaced."""
+    """`order` as in `drop_far`, without a few slices between the places of the evenly spaced others."""
     steps = np.diff(height[order])
     usual = float(np.median(steps))
 
@@ -215,10 +214,10 @@ def drop_between(height: NDArray[np.float64], order: NDArray[np.intp]) -> NDArra
 def drop_beside(
     positions: NDArray[np.float64], normal: NDArray[np.float64], order: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """`order` as of `drop_far`, without few slices that lie beside the straight line through the others."""
+    """`order` as in `drop_far`, without a few slices to the side of the straight line through the others."""
     height = (positions[order] @ normal)[:, None]
     aside = positions[order] - height * normal
-    way = np.median(np.diff(aside, axis=0) / np.diff(height, axis=0), axis=0)  # of a tilted stack
+    way = np.median(np.diff(aside, axis=0) / np.diff(height, axis=0), axis=0)  # the drift of a tilted stack
     aside -= height * way
     off = np.linalg.norm(aside - np.median(aside, axis=0), axis=1)
     odd = off > FAR_ASIDE
@@ -226,7 +225,7 @@ def drop_beside(
 
 
 def stack_slices(slices: list[Slice]) -> Stack:
-    """Puts slices of one acquisition in order by their positions. StudyError: no volume can be made of them."""
+    """Put the slices of one acquisition in order by their positions. StudyError: they do not make a volume."""
     first = slices[0]
     check_size((len(slices), *first.shape), (1, 1, 1))
     if not all(map(has_geometry, slices)):
@@ -242,11 +241,11 @@ def stack_slices(slices: list[Slice]) -> Stack:
     kept = order[np.diff(height[order], prepend=-np.inf) > SAME_PLACE]
     if len(kept) < FEWEST:
         raise StudyError("few_slices", count=len(kept))
-    found = []
+    warnings = []
     whole, kept = kept, drop_far(height, kept)
     kept = drop_beside(positions, normal, drop_between(height, kept))
     if len(kept) < len(whole):
-        found.append(translate("far", count=len(whole) - len(kept)))
+        warnings.append(translate("far", count=len(whole) - len(kept)))
     if len(kept) < FEWEST:
         raise StudyError("few_slices", count=len(kept))
 
@@ -259,7 +258,7 @@ def stack_slices(slices: list[Slice]) -> Stack:
     if (missing := depth - len(kept)) > MOST_MISSING * depth:
         raise StudyError("gaps", share=f"{100 * missing / depth:.0f}")
     if missing:
-        found.append(translate("filled", count=missing))
+        warnings.append(translate("filled", count=missing))
     place_of = np.concatenate([[0], np.cumsum(counts)])
     ordered: list[list[Slice]] = [[] for _ in range(depth)]
     below = np.searchsorted(height[kept], height[order], side="right") - 1
@@ -278,7 +277,7 @@ def stack_slices(slices: list[Slice]) -> Stack:
     directions = np.stack([way, down * first.pixel[0], across * first.pixel[1]], axis=1)
     check_size((depth, *first.shape), np.linalg.norm(directions, axis=0).tolist())
     if angle > TILT:
-        found.append(translate("tilt", angle=f"{angle:.1f}"))
+        warnings.append(translate("tilt", angle=f"{angle:.1f}"))
     elif (turned := measure_turn(directions)) > TURNED:
-        found.append(translate("turned", angle=f"{turned:.0f}"))
-    return Stack(ordered, directions, found)
+        warnings.append(translate("turned", angle=f"{turned:.0f}"))
+    return Stack(ordered, directions, warnings)

@@ -1,4 +1,4 @@
-"""One study, from its files to its result."""
+"""Read one study from its files and get its result."""
 
 import hashlib
 import time
@@ -14,35 +14,35 @@ from scripts.infer.headers import Series, read_headers
 from scripts.infer.messages import StudyError, translate
 from scripts.infer.models import Models
 from scripts.infer.pixels import read_volume
-from scripts.infer.series import choose_series, explain_choice, list_remarks
+from scripts.infer.series import choose_series, explain_choice, list_warnings
 from scripts.infer.source import Source, open_study
 from scripts.infer.stack import measure_extent
 from scripts.infer.values import check_values, find_doubts
 from scripts.infer.volume import Volume, preprocess_volume
 
-SHORT, PARTLY = 20.0, 100.0  # mm of a chest: less is refused, less is told
+SHORT, PARTLY = 20.0, 100.0  # mm that a series covers: below the first a failure, below the second a warning
 
 
 @dataclass
 class Reading:
-    """What is known of a study so far; without a result where there was trouble."""
+    """What is known of a study so far; `result` is None until the networks have answered."""
 
     study_uid: str = ""
     series_uid: str = ""
     result: Result | None = None
     warnings: list[str] | None = None
-    choice: str = ""  # why this series
-    preprocessing: float = 0.0  # s from voxels to the tensor
-    volume: str = ""  # a digest of the tensor, by every fourth row and column, and noise makes those differ
+    choice: str = ""  # why this series or NIfTI file was chosen
+    preprocessing: float = 0.0  # s, from voxels to the tensor
+    volume: str = ""  # digest of every fourth row and column of the tensor; noise makes volumes differ there, too
 
 
 def examine_study(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> None:
-    """Fills in `reading`, the warnings and UIDs also where StudyError is raised."""
-    reading.result = models.read(make_tensor(path, models, reading, flat=flat))
+    """Fill in `reading`; its warnings and UIDs also if StudyError is raised."""
+    reading.result = models.infer(make_tensor(path, models, reading, flat=flat))
 
 
 def make_tensor(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> NDArray[np.float32]:
-    """What the ViT reads of a study, float32 `models.shape`; StudyError as in `examine_study`."""
+    """The ViT's input for a study, float32 `models.shape`; StudyError as in `examine_study`."""
     reading.warnings = []
     volume = read_study(path, models, reading, flat=flat)
     check_values(volume.hu)
@@ -55,53 +55,53 @@ def make_tensor(path: Path, models: Models, reading: Reading, *, flat: bool = Fa
 
 
 def read_study(path: Path, models: Models, reading: Reading, *, flat: bool = False) -> Volume:
-    """The volume of a study: of its CT series or, without any, of its NIfTI files. StudyError as in `examine_study`."""
-    said = reading.warnings = reading.warnings or []
+    """The volume of a study: from its CT series, else from its NIfTI files. StudyError as in `examine_study`."""
+    warnings = reading.warnings = reading.warnings or []
     with open_study(path, flat) as source:
         found, skipped = read_headers(source)
         names = nifti.list_names(source)
         if not found and not names and source.unread:
             raise source.unread[0]
         if count := sum(error.key != "unknown_volume" for error in source.unread):
-            said.append(translate("unread", count=count))
+            warnings.append(translate("unread", count=count))
         if not names or any(series.modality == "CT" for series in found):
             if skipped:
-                said.append(translate("skipped_files", count=skipped))
+                warnings.append(translate("skipped_files", count=skipped))
             return read_dicom(source, found, models, reading)
-        said.append(translate("unchecked"))
-        volume, reading.choice = nifti.read_nifti(source, names, said)
+        warnings.append(translate("unchecked"))
+        volume, reading.choice = nifti.read_nifti(source, names, warnings)
     return volume
 
 
 def read_dicom(source: Source, found: list[Series], models: Models, reading: Reading) -> Volume:
-    """The chosen series of a folder or archive."""
-    said = reading.warnings
-    assert said is not None
+    """The volume of the series that is chosen from `found`."""
+    warnings = reading.warnings
+    assert warnings is not None
     if (count := len({series.study for series in found})) > 1:
-        said.append(translate("several_studies", count=count))
-    of_series: dict[int, list[str]] = {}
+        warnings.append(translate("several_studies", count=count))
+    warnings_of: dict[int, list[str]] = {}
     passed_over: list[str] = []
 
     def read(series: Series) -> Volume:
         chest = series.body_part == "CHEST"
-        if chest and not reading.series_uid:  # to be chosen, unless its voxels cannot be read
+        if chest and not reading.series_uid:  # the study's row shows it if no series can be read
             reading.study_uid, reading.series_uid = series.study, series.uid
         try:
             if SHORT > (covered := measure_extent(series.slices)[0]) > 0:
                 raise StudyError("short", covered=f"{covered:.0f}")
-            volume, said_of = read_volume(source, series)
+            volume, found_there = read_volume(source, series)
         except StudyError as error:
             if chest:
                 passed_over.append(str(error))
             raise
-        of_series[id(series)] = said_of
+        warnings_of[id(series)] = found_there
         return volume
 
-    series, volume = choose_series(found, read, models.body_part)
+    series, volume = choose_series(found, read, models.find_body_part)
     reading.study_uid, reading.series_uid = series.study, series.uid
-    said += [translate("passed_over", why=why) for why in passed_over]
-    said += [*list_remarks(series), *of_series[id(series)]]
+    warnings += [translate("passed_over", why=why) for why in passed_over]
+    warnings += [*list_warnings(series), *warnings_of[id(series)]]
     if (covered := round(volume.hu.shape[0] * volume.spacing[0])) < PARTLY:
-        said.append(translate("partly", covered=covered))
+        warnings.append(translate("partly", covered=covered))
     reading.choice = explain_choice(found, series)
     return volume

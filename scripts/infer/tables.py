@@ -1,6 +1,7 @@
-"""The output folder: output.json, from which output.xlsx, output.csv and warnings_and_errors.txt are made.
+"""The output folder: output.json, and output.xlsx, output.csv and warnings_and_errors.txt, which are made from it.
 
-All four are written aside and renamed after each study, output.json first: a kill loses the study in work and no other.
+After each study all four are written to temporary files and renamed, output.json first. A kill loses only the studies
+that are being processed.
 """
 
 import csv
@@ -23,8 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 FILES = "output.json", "output.xlsx", "output.csv", "warnings_and_errors.txt"
 REMARKS = "warnings", "error"
-# COLUMNS; findings; REMARKS; failure, a key of WORDS; fingerprint and models it was made from; volume, a digest of what
-# the network saw; copies, where that lies besides: path_to_study and fingerprint of each
+# Keys: COLUMNS; findings; REMARKS; failure, a key of FAILURES or ""; fingerprint of the study's files; models, their
+# digest; volume, the digest of the tensor; copies of the study: path_to_study and fingerprint of each
 Row = dict[str, Any]
 SAME = "study_uid", "series_uid", "volume"
 
@@ -33,7 +34,7 @@ class Output:
     """The rows of an output folder, old and new, sorted by path."""
 
     def __init__(self, folder: Path) -> None:
-        """SystemExit: the folder cannot be written, another run writes there, or its tables are none of ours."""
+        """SystemExit: the folder cannot be written, another run writes there, or another program made its tables."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,22 +57,27 @@ class Output:
                 if not all(row.keys() >= {*COLUMNS, *REMARKS} for row in self.rows.values()):
                     raise KeyError
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                raise SystemExit(f"OUTPUT: its {FILES[0]} is not ours; choose another folder") from None
+                raise SystemExit(f"OUTPUT: make infer did not write its {FILES[0]}; choose another folder") from None
         elif others := [name for name in FILES[1:] if (folder / name).exists()]:
-            raise SystemExit(f"OUTPUT: holds {others[0]} of another program; choose another folder")
+            raise SystemExit(f"OUTPUT: another program wrote its {others[0]}; choose another folder")
 
     def begin(self, weights: str, present: Iterable[str] = ()) -> None:
-        """`present`: the paths that INPUT has now. SystemExit where its results are of another kind of weights.
+        """Note the kind of weights and `present`, the paths that INPUT has now.
 
-        Results of different kinds never mix.
+        SystemExit: the folder has results of another kind of weights; kinds never mix.
         """
         self.present = set(present)
         if self.rows and self.weights != weights:
-            raise SystemExit(f"OUTPUT: its results are of {self.weights} weights, these are {weights}; choose another")
+            raise SystemExit(
+                f"OUTPUT: its results come from {self.weights} weights, not {weights}; choose another folder"
+            )
         self.weights = weights
 
     def find(self, path: str, fingerprint: str) -> Row:
-        """What is known of a study: of its path, else of its files where they had another one, else of its copy."""
+        """The row of a study, found by its path, its fingerprint under an old path, or as a copy; {} if there is none.
+
+        A row under a path that INPUT no longer has moves to `path`.
+        """
         if path in self.rows:
             return self.rows[path]
         for row in list(self.rows.values()):
@@ -87,12 +93,12 @@ class Output:
         return {}
 
     def add(self, row: Row) -> None:
-        """Adds the row of a study, in place of its old one; what lies twice in INPUT stays one row, the first."""
+        """Add or replace the row of a study; a study that INPUT holds twice keeps one row, that of the first path."""
         self.forget(row["path_to_study"])
         for other in list(self.rows.values()):
             if not row.get("volume") or any(other.get(name) != row[name] for name in SAME):
                 continue
-            if other["path_to_study"] not in self.present:  # it was renamed
+            if other["path_to_study"] not in self.present:  # the study was renamed
                 del self.rows[other["path_to_study"]]
             elif other.get("models") == row.get("models"):
                 first, second = sorted((other, row), key=lambda one: str(one["path_to_study"]))
@@ -105,7 +111,7 @@ class Output:
         self.write()
 
     def forget(self, path: str) -> None:
-        """Takes out a study; where it has copies, the first of these has its row from now on."""
+        """Remove a study; if it has copies, its row moves to the first of them."""
         for row in self.rows.values():
             if row.get("copies"):
                 row["copies"] = [copy for copy in row["copies"] if copy["path_to_study"] != path]
@@ -114,7 +120,7 @@ class Output:
             self.rows[first["path_to_study"]] = old | first | {"copies": others}
 
     def write(self) -> None:
-        """SystemExit: the disk is full, or the folder has gone."""
+        """Write all four files. SystemExit: the disk is full, or the folder is gone."""
         rows = [self.rows[path] for path in sorted(self.rows)]
         stamp = {"synthetic": translate("synthetic"), "unknown": translate("unknown_weights")}.get(self.weights, "")
         document = {"weights": self.weights, **({"stamp": stamp} if stamp else {}), "studies": rows}
@@ -128,13 +134,15 @@ class Output:
             for name, content in zip(FILES, contents, strict=True):
                 self.replace(name, content)
         except OSError as error:
-            raise SystemExit(f"OUTPUT: {(error.strerror or 'write error').lower()}; what was there stays") from None
+            raise SystemExit(
+                f"OUTPUT: {(error.strerror or 'write error').lower()}; the rows before this study are kept"
+            ) from None
 
     def replace(self, name: str, content: bytes) -> None:
         aside = self.folder / f".{name}.part"
         try:
             aside.write_bytes(content)
-            if os.geteuid() == 0:  # in a container: the folder's owner is to own what is in it
+            if os.geteuid() == 0:  # in a container: give the files to the folder's owner
                 owner = self.folder.stat()
                 os.chown(aside, owner.st_uid, owner.st_gid)
             aside.replace(self.folder / name)
@@ -143,7 +151,7 @@ class Output:
 
 
 def list_columns(weights: str) -> tuple[str, ...]:
-    """COLUMNS; of other than real weights one more, so that no row can be taken for a finding."""
+    """COLUMNS, and `weights` unless they are real, so that nobody takes a synthetic row for a finding."""
     return COLUMNS if weights == "real" else (*COLUMNS, "weights")
 
 
@@ -152,7 +160,7 @@ def list_cells(row: Row, weights: str) -> list[Any]:
 
 
 def make_workbook(rows: list[Row], weights: str, stamp: str) -> bytes:
-    """The table, and on a second sheet what warnings_and_errors.txt says."""
+    """output.xlsx: the table, and on a second sheet the lines of warnings_and_errors.txt."""
     book = Workbook(write_only=True)
     sheet = book.create_sheet("SYNTHETIC" if weights == "synthetic" else "studies")
     for values in [list(list_columns(weights)), *(list_cells(row, weights) for row in rows)]:
@@ -166,7 +174,7 @@ def make_workbook(rows: list[Row], weights: str, stamp: str) -> bytes:
 
 
 def make_cell(sheet: Any, value: Any) -> Any:
-    """A text stays a text, even if it begins as a formula does."""
+    """Store text as text, even if it begins like a formula."""
     made = WriteOnlyCell(sheet, value)
     if isinstance(value, str):
         made.data_type = "s"
@@ -182,10 +190,10 @@ def make_csv(rows: list[Row], weights: str) -> bytes:
 
 
 def list_remarks(rows: list[Row], stamp: str) -> Iterator[str]:
-    """Lines of warnings_and_errors.txt: a study is named by its row in output.xlsx, which has its path."""
+    """The lines of warnings_and_errors.txt; they name a study by its row in output.xlsx, which has its path."""
     if stamp:
         yield stamp
-    quiet = True
+    is_empty = True
     for number, row in enumerate(rows, 2):
         warnings = [
             *row["warnings"],
@@ -193,14 +201,17 @@ def list_remarks(rows: list[Row], stamp: str) -> Iterator[str]:
         ]
         for level, texts in (("error", [row["error"]] if row["error"] else []), ("warning", warnings)):
             for text in texts:
-                quiet = False
+                is_empty = False
                 yield translate("row", row=number, level=translate(level), text=text)
-    if quiet:
+    if is_empty:
         yield translate("none_wrong")
 
 
 def decode_name(name: str, top: Path) -> str:
-    """A name that is no UTF-8 as Windows' Cyrillic, which most such names are, unless another study has that name."""
+    """`name`, or if it is not UTF-8, `name` read as cp1251, unless a file has that name.
+
+    Most names that are not UTF-8 come from old Russian Windows.
+    """
     try:
         name.encode()
         return name
@@ -213,9 +224,9 @@ def decode_name(name: str, top: Path) -> str:
 
 
 def show_path(path: Path, top: Path) -> str:
-    """A study's path for the table: below INPUT, printable, and no formula for a program that opens the CSV.
+    """A study's path below INPUT for the table: printable, and not a formula to a program that opens the CSV.
 
-    Letters that cannot be shown, and those of names in an old encoding, are escaped, so that each study has its own.
+    Unprintable letters and undecodable bytes are escaped, so paths stay distinct.
     """
     name = "." if path == top else path.relative_to(top).as_posix()
     name = decode_name(name, top)

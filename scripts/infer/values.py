@@ -1,4 +1,4 @@
-"""Whether voxels are Hounsfield units of a chest, by every fourth of them along each axis."""
+"""Check that voxels are Hounsfield units of a chest, by every fourth voxel along each axis."""
 
 from typing import Any
 
@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 from scripts.infer.messages import StudyError, translate
 from scripts.infer.volume import HU_LIMIT
 
-LUNG = -500  # HU; air and lung are below, in every chest
-MOST_HU, SHARE_OF_METAL = 3071, 0.01  # HU of 12 bits and an intercept of -1024; the share of voxels beyond it
-NO_METAL = 0.1  # a share beyond it that no implant reaches
-SHARE_OF_BONE = 0.1  # of the voxels above what the network sees
+LUNG = -500  # HU; every chest has air and lung below this
+MOST_HU, SHARE_OF_METAL = 3071, 0.01  # the largest HU of 12 bits with intercept -1024; share of voxels above: a warning
+NO_METAL = 0.1  # share of voxels above MOST_HU that no implant reaches: a failure
+SHARE_OF_BONE = 0.1  # share of voxels above HU_LIMIT: a warning
 
 
 def check_values(hu: NDArray[Any]) -> None:
-    """StudyError where voxels cannot be Hounsfield units of a chest, by every fourth of them along each axis.
+    """StudyError: the voxels cannot be Hounsfield units of a chest.
 
-    Nothing is below 0: HU + 1024, a mask, a window, most MR. Much is denser than metal: signed values taken unsigned.
+    No voxel is below 0: HU + 1024, a mask, a window, most MR. Many are denser than metal: signed values read as
+    unsigned.
     """
     some = hu[::4, ::4, ::4]
     some = some[np.isfinite(some)] if some.dtype.kind == "f" else some
@@ -28,7 +29,7 @@ def check_values(hu: NDArray[Any]) -> None:
 
 
 def find_doubts(hu: NDArray[Any]) -> list[str]:
-    """Why voxels may be no Hounsfield units, by every fourth of them along each axis: one sentence each."""
+    """Warnings that the voxels may not be Hounsfield units, or that many were clipped."""
     some = hu[::4, ::4, ::4]
     found = [translate("no_air")] if not (some < LUNG).any() else []
     if (share := float((some > MOST_HU).mean())) > SHARE_OF_METAL:

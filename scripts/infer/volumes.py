@@ -1,9 +1,9 @@
-"""CT studies as the volumes that `make compare INPUT=folder` asks two repositories with.
+"""Write CT studies as volumes, with which `make compare INPUT=folder` asks two repositories.
 
     python -m scripts.infer.volumes REPOSITORY INPUT OUT
 
-INPUT: studies as `make infer` reads them. OUT: a folder, made anew, with one .npy for each that has a chest: float32
-(1, 240, 480, 480), HU / 1000 in [-1, 1]. REPOSITORY: its bpr_model says which series are chests.
+INPUT: studies as `make infer` reads them. OUT: a folder, emptied first, with one .npy for each study of a chest:
+float32 (1, 240, 480, 480), HU / 1000 in [-1, 1]. REPOSITORY: its bpr_model decides which series show a chest.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from scripts.infer.worker import locate_error
 
 
 def write_volumes(repository: Path, top: Path, out: Path) -> None:
-    """One .npy for each study that can be read, named like it; SystemExit where none can."""
+    """Write one .npy for each readable study, named after it. SystemExit: no study is readable."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with Local(repository) as models:
@@ -32,7 +32,7 @@ def write_volumes(repository: Path, top: Path, out: Path) -> None:
             except StudyError as error:
                 print(f"  left out: {error}", flush=True)
                 continue
-            except Exception as bug:  # of the libraries that read it; its text may hold content of a file
+            except Exception as bug:  # an error of a library; its text may repeat content of a file
                 print(f"  left out: {translate('internal', what=locate_error(bug))}", flush=True)
                 continue
             np.save(out / f"{name}.npy", volume[None])

@@ -1,9 +1,9 @@
-"""The process that reads studies and runs the networks: one line of JSON in, one out.
+"""The process that reads studies and runs the networks. It answers each line of JSON with one line of JSON.
 
     python -m scripts.infer.worker REPOSITORY [host:port]
 
-It may be killed by what it reads; `scripts.infer` then starts another one. Nothing of a study reaches its terminal:
-what libraries print is thrown away.
+A study may crash it; `scripts.infer` then starts another one. Output of libraries is discarded, so nothing of a study
+reaches the terminal.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from scripts.infer.messages import REPLACED, StudyError, translate
 
 
 def run_worker(repository: Path, triton: str | None) -> None:
-    """Answers the first line, `{"weights", "models"}` or `{"fatal"}`, then a row for each `{"path", "flat"}`."""
+    """Write `{"weights", "models", "handover"}` or `{"fatal"}`, then a row for each `{"path", "flat"}` from stdin."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and ends this process
     signal.signal(signal.SIGTERM, exit_on_signal)
 
     def answer(content: dict[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
 
     try:
-        from scripts.infer.models import Triton  # seconds, and not without a word
+        from scripts.infer.triton import Triton  # takes seconds and may fail, so not before errors can be answered
 
         key = os.environ.get("CHEST_KEY", "")
         models, name = (
@@ -54,18 +54,18 @@ def run_worker(repository: Path, triton: str | None) -> None:
 
 
 def read_ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Answers each question in turn, and reads a study while the networks run on the one before it.
+    """Answer each question in turn; read a study while the networks run on the one before.
 
-    Two studies are in memory at most: the next one is not opened before the networks have taken the last one's tensor.
+    At most two studies are in memory: the next one is opened only after the networks have taken the last tensor.
     """
-    from scripts.infer.models import UnreachableError
+    from scripts.infer.triton import UnreachableError
 
-    read: Queue[Prepared | None] = Queue()
+    ready: Queue[Prepared | None] = Queue()
     room = Semaphore(1)
 
-    def run() -> None:
+    def run_networks() -> None:
         failed = False
-        while (prepared := read.get()) is not None:
+        while (prepared := ready.get()) is not None:
             room.release()
             if not failed:
                 try:
@@ -75,27 +75,27 @@ def read_ahead(questions: Iterable[str], models: Any, answer: Callable[[dict[str
                 except UnreachableError as error:
                     failed = True
                     answer({"fatal": str(error)})
-            del prepared  # before waiting for the next one
-            read.task_done()
+            del prepared  # free its memory before waiting for the next one
+            ready.task_done()
 
-    networks = Thread(target=run, daemon=True)
+    networks = Thread(target=run_networks, daemon=True)
     networks.start()
     for line in questions:
         room.acquire()
         question = json.loads(line)
         prepared = prepare_study(Path(question["path"]), models, flat=question["flat"])
-        if isinstance(prepared.trouble, MemoryError) and read.unfinished_tasks:
+        if isinstance(prepared.trouble, MemoryError) and ready.unfinished_tasks:
             del prepared
-            read.join()  # alone it may fit
+            ready.join()  # the study may fit alone
             prepared = prepare_study(Path(question["path"]), models, flat=question["flat"])
-        read.put(prepared)
+        ready.put(prepared)
         del prepared
-    read.put(None)
+    ready.put(None)
     networks.join()
 
 
 def open_local_models(repository: Path) -> tuple[Any, str]:
-    """The models and their digest. SystemExit: other ones were published while they were opened."""
+    """The models and their digest. SystemExit: others were published meanwhile, or a file is missing or damaged."""
     from scripts.infer.models import Local, check_complete
 
     check_complete(repository)
@@ -108,7 +108,7 @@ def open_local_models(repository: Path) -> tuple[Any, str]:
 
 @dataclass
 class Prepared:
-    """A study up to its tensor, float32 of the ViT's shape, or what hindered that."""
+    """A study with its tensor, float32 of the ViT's shape, or with the error that prevented it."""
 
     reading: Any
     tensor: Any
@@ -117,7 +117,7 @@ class Prepared:
 
 
 def prepare_study(path: Path, models: Any, *, flat: bool) -> Prepared:
-    """Reads and preprocesses a study; its trouble is told in its row."""
+    """Read and preprocess a study; keep an error for its row."""
     from scripts.infer.study import Reading, make_tensor
 
     start, reading, found = time.monotonic(), Reading(), None
@@ -125,20 +125,20 @@ def prepare_study(path: Path, models: Any, *, flat: bool) -> Prepared:
     try:
         found = make_tensor(path, models, reading, flat=flat)
     except (StudyError, MemoryError) as error:
-        trouble = error.with_traceback(None)  # which would keep the voxels in memory
+        trouble = error.with_traceback(None)  # a traceback would keep the voxels in memory
     except Exception as error:
         trouble = error
     return Prepared(reading, found, trouble, time.monotonic() - start)
 
 
 def finish_study(prepared: Prepared, models: Any) -> dict[str, Any]:
-    """All of a study's row but its path, with what the networks say of its tensor. UnreachableError: Triton is gone."""
-    from scripts.infer.models import UnreachableError
+    """Run the networks and make the study's row, without its path. UnreachableError: Triton is gone."""
+    from scripts.infer.triton import UnreachableError
 
     start, reading, trouble, failure, error = time.monotonic(), prepared.reading, prepared.trouble, "", ""
     if not trouble:
         try:
-            reading.result = models.read(prepared.tensor)
+            reading.result = models.infer(prepared.tensor)
         except UnreachableError:
             raise
         except Exception as found:
@@ -147,7 +147,7 @@ def finish_study(prepared: Prepared, models: Any) -> dict[str, Any]:
         failure, error = trouble.key, str(trouble)
     elif isinstance(trouble, MemoryError):
         failure, error = "no_memory", translate("no_memory")
-    elif trouble:  # its text may hold content of a file, so only where it happened is told
+    elif trouble:  # its text may repeat content of a file, so the row tells only its place
         failure, error = "internal", translate("internal", what=locate_error(trouble))
     result, networks = reading.result, time.monotonic() - start
     return {
@@ -173,17 +173,18 @@ def finish_study(prepared: Prepared, models: Any) -> dict[str, Any]:
 
 
 def clean_uid(text: str) -> str:
-    """A DICOM UID; whatever else stood in its place is not repeated."""
+    """`text` if it is a DICOM UID, else ""."""
     return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
 
 
 def locate_error(error: BaseException) -> str:
+    """The error's class, file and line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}, {Path(frame.filename).name}:{frame.lineno}"
 
 
 def fingerprint_results(repository: Path) -> str:
-    """Of all that results come from: the networks, and the programs that read studies for them."""
+    """Digest of all that results depend on: the networks, and the programs that read studies for them."""
     from scripts.infer.models import BPREG, ONNX, SETTINGS
 
     total = hashlib.sha256()

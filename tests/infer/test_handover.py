@@ -1,4 +1,4 @@
-"""How volumes get to a real Triton: the same bits whichever way, nothing left behind, and what is said of it."""
+"""Send volumes to a real Triton: each way delivers the same bits and leaves nothing behind."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ input [{{ name: "input" data_type: TYPE_FP32 dims: [-1] }}, {{ name: "more" data
 output [{{ name: "output" data_type: TYPE_{kind} dims: [-1] }}]
 instance_group [{{ count: 1 kind: KIND_CPU }}]
 """
-# Says of what reached it the digest, or gives it back
+# Answers with the digest of its inputs, or with an input itself
 MODEL = """\
 import hashlib, os, time
 import numpy as np
@@ -91,22 +91,22 @@ def regions(client: grpc.InferenceServerClient, server: Server) -> list[str]:
 
 
 def arrays(size: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Any bits but those of the first value, which says how long the model is to take: 0 s."""
+    """Random bits, except the first value, the seconds that the model takes: 0."""
     chance = np.random.default_rng(seed)
     found = chance.integers(-(1 << 31), 1 << 31, size, dtype=np.int32).view(np.float32)
     found[0] = 0
     return {"input": found, "more": chance.integers(-1000, 1000, size, dtype=np.int16)}
 
 
-def test_each_way_brings_the_same_bits(server: Server, client: grpc.InferenceServerClient) -> None:
+def test_each_way_delivers_the_same_bits(server: Server, client: grpc.InferenceServerClient) -> None:
     ways = [Messages(server.grpc), Shared(server.grpc, client, server.key)]
-    for size in (1, 1000, 300_000, 3_000_001, 700_001):  # small ones, one that enlarges the region, one that fits it
+    for size in (1, 1000, 300_000, 3_000_001, 700_001):  # small ones, one that enlarges the region, one that fits
         request = arrays(size, seed=size)
         tensors = [grpc.InferInput(name, [size], kind) for name, kind in (("input", "FP32"), ("more", "INT16"))]
         for tensor, array in zip(tensors, request.values(), strict=True):
             tensor.set_data_from_numpy(array)
         expected = client.infer("digest", tensors).as_numpy("output")
-        turned = request | {"input": request["input"][::-1][::-1]}  # in no order of its own
+        turned = request | {"input": request["input"][::-1][::-1]}  # not contiguous
         for way in ways:
             assert way.infer("digest", turned, 60).tolist() == expected.tolist()
             np.testing.assert_array_equal(
@@ -116,7 +116,7 @@ def test_each_way_brings_the_same_bits(server: Server, client: grpc.InferenceSer
         way.close()
 
 
-def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
+def test_with_the_key_shared_memory_is_used_and_leaves_nothing_behind(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
     before = set(SHM.iterdir())
@@ -125,13 +125,15 @@ def test_shared_memory_is_taken_with_the_key_and_leaves_nothing(
 
     assert way.name == "shared_memory"
     assert len(regions(client, server)) == 1
-    assert not [path for path in set(SHM.iterdir()) - before if path.name.startswith("chest-")]  # a kill leaves nothing
+    assert not [
+        path for path in set(SHM.iterdir()) - before if path.name.startswith("chest-")
+    ]  # so a kill leaves nothing
     way.close()
     assert regions(client, server) == []
 
 
 @pytest.mark.parametrize("key", ["", "wrong"])
-def test_without_the_key_it_is_grpc(server: Server, client: grpc.InferenceServerClient, key: str) -> None:
+def test_without_the_key_volumes_go_in_messages(server: Server, client: grpc.InferenceServerClient, key: str) -> None:
     way = choose_handover(client, server.grpc, key)
 
     assert type(way) is Messages and way.name == "locked"
@@ -143,7 +145,7 @@ def test_without_the_key_it_is_grpc(server: Server, client: grpc.InferenceServer
 def test_a_server_elsewhere_gets_messages(
     server: Server, client: grpc.InferenceServerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container or on another host its /dev/shm is not ours."""
+    """A server in a container or on another host has another /dev/shm."""
     monkeypatch.setattr(handover, "SHM", tmp_path)
 
     way = choose_handover(client, server.grpc, server.key)
@@ -168,7 +170,7 @@ def test_a_full_dev_shm_gets_messages(
     way.close()
 
 
-def test_a_region_that_the_server_has_lost_is_made_anew(server: Server, client: grpc.InferenceServerClient) -> None:
+def test_a_region_that_the_server_lost_is_made_again(server: Server, client: grpc.InferenceServerClient) -> None:
     way = choose_handover(client, server.grpc, server.key)
     expected = way.infer("digest", arrays(1 << 20), 60)
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
@@ -178,7 +180,7 @@ def test_a_region_that_the_server_has_lost_is_made_anew(server: Server, client: 
     way.close()
 
 
-def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
+def test_the_next_client_frees_what_a_killed_one_left_mapped(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
     pid = os.fork()
@@ -188,8 +190,8 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
     os.waitpid(pid, 0)
     kept = [
         "someone-elses",
-        f"chest.{NAMESPACE}.{pid}.{start}.echo.1",  # another model's: it may wait there
-        f"chest.1.{pid}.{start}.digest.1",  # in another container process ids mean others
+        f"chest.{NAMESPACE}.{pid}.{start}.echo.1",  # another model's: a request for it may wait
+        f"chest.1.{pid}.{start}.digest.1",  # another container has other process ids
         f"chest.{NAMESPACE}.{os.getpid()}.{read_start_time(os.getpid())}.digest.1",  # alive
     ]
     for region in (*kept, f"chest.{NAMESPACE}.{pid}.{start}.digest.1"):
@@ -209,7 +211,7 @@ def test_what_a_killed_client_left_mapped_is_freed_by_the_next(
 def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
-    """Unmapped while the server still reads it, it would break the server."""
+    """If it were unmapped while the server reads it, the server would crash."""
     way = choose_handover(client, server.grpc, server.key)
     slow = arrays(1 << 20)
     slow["input"][0] = 3  # s
@@ -221,7 +223,7 @@ def test_a_request_that_takes_too_long_fails_and_its_memory_stays_mapped(
 
     (server.log.parent / "busy").unlink()
     other = choose_handover(client, server.grpc, server.key)
-    assert other.infer("digest", arrays(1 << 20), 60).shape == (1,)  # it goes on serving
+    assert other.infer("digest", arrays(1 << 20), 60).shape == (1,)  # the server still answers
     other.close()
     client.unregister_system_shared_memory(headers={KEY_HEADER: server.key})
 
@@ -233,19 +235,19 @@ def test_two_gibibytes_are_refused_before_they_are_copied(
     most = np.broadcast_to(np.float32(0), LARGEST // 4 + 1)  # 2 GiB that take no memory
     with (
         closing(choose_handover(client, server.grpc, server.key if keyed else "")) as way,
-        pytest.raises(TooLargeError, match="2047 MiB, Triton takes 2047 at once"),
+        pytest.raises(TooLargeError, match="2047 MiB; Triton takes at most 2047 at once"),
     ):
         way.infer("digest", {"input": most, "more": np.zeros(1, np.int16)}, 60)
 
 
-def test_the_servers_own_words_reach_the_caller(server: Server) -> None:
+def test_the_caller_gets_the_servers_own_error(server: Server) -> None:
     way = Messages(server.grpc)
     with pytest.raises(InferenceServerException, match=r"expected 2 inputs|unexpected inference input"):
         way.infer("digest", {"less": np.zeros(4, np.float32)}, 60)
     way.close()
 
 
-def test_a_process_is_known_by_its_start() -> None:
+def test_a_process_has_a_start_time() -> None:
     assert read_start_time(os.getpid()).isdecimal()
     assert read_start_time(0) == ""
 
@@ -254,9 +256,9 @@ GOES_AWAY = """
 import os, sys
 import numpy as np
 from tritonclient import grpc
-from scripts.infer.handover import cheapest
+from scripts.infer.handover import choose_handover
 address, key = sys.argv[1:]
-way = cheapest(grpc.InferenceServerClient(address), address, key)
+way = choose_handover(grpc.InferenceServerClient(address), address, key)
 slow = np.zeros(1 << 20, np.float32)
 slow[0] = 3
 print(way.name, flush=True)
@@ -265,10 +267,10 @@ way.infer("digest", {"input": slow, "more": np.zeros(1, np.int16)}, 60)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
+def test_a_client_killed_during_its_request_disturbs_no_other(
     server: Server, client: grpc.InferenceServerClient, keyed: bool
 ) -> None:
-    """Killed while the server works for it."""
+    """The server is working on its request."""
     key = server.key if keyed else ""
     command = [sys.executable, "-c", GOES_AWAY, server.grpc, key]
     gone = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -282,13 +284,13 @@ def test_a_client_that_goes_away_in_the_middle_hinders_no_other(
 
     with closing(choose_handover(client, server.grpc, server.key)) as way:
         assert way.infer("digest", arrays(1 << 20), 60).shape == (1,)
-    assert regions(client, server) == []  # what it had mapped is free
+    assert regions(client, server) == []  # its region is unmapped
 
 
-def test_a_client_killed_while_its_request_waits_does_not_take_the_server_with_it(
+def test_a_client_killed_while_its_request_waits_does_not_crash_the_server(
     server: Server, client: grpc.InferenceServerClient
 ) -> None:
-    """Were its memory unmapped at once, the server would die when it comes to that request."""
+    """If its memory were unmapped at once, the server would crash on that request."""
     slow = arrays(1 << 20)
     slow["input"][0] = 8  # s; the request behind it waits
     first = threading.Thread(target=Messages(server.grpc).infer, args=("digest", slow, 60))
@@ -302,7 +304,7 @@ def test_a_client_killed_while_its_request_waits_does_not_take_the_server_with_i
     assert gone.stdout and gone.stdout.readline() == "shared_memory\n"
     while not any(".digest." in name for name in regions(client, server)):
         assert gone.poll() is None
-    time.sleep(0.5)  # for its request to be sent; where it is not yet, none waits
+    time.sleep(0.5)  # time to send its request; if it is not sent yet, none waits
     gone.kill()
     gone.wait()
 
@@ -315,7 +317,9 @@ def test_a_client_killed_while_its_request_waits_does_not_take_the_server_with_i
 
 
 @pytest.mark.parametrize("page", ["docs/serving.md", "docs/serving.ru.md"])
-def test_the_lines_for_a_client_of_ones_own_work(server: Server, client: grpc.InferenceServerClient, page: str) -> None:
+def test_the_documented_lines_for_your_own_client_work(
+    server: Server, client: grpc.InferenceServerClient, page: str
+) -> None:
     text = (ROOT / page).read_text()
     first, second = text[text.index("    import mmap, os") :].split("\n\n")[:2]
     volume = arrays(1 << 20)["input"]

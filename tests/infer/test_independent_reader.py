@@ -1,4 +1,4 @@
-"""The tensor of a series equals that of the volume that SimpleITK reads from the same files."""
+"""The tensor of a series equals that of SimpleITK's volume from the same files."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.dicom_studies import lungs, series, volume_of
 
 SHAPE = 64, 96, 96
 C, S = np.cos(np.radians(10)), np.sin(np.radians(10))
-TURNED = {  # ImageOrientationPatient, the way from slice to slice
+TURNED = {  # ImageOrientationPatient, the direction from slice to slice
     "axial": ((1, 0, 0, 0, 1, 0), (0, 0, 1)),
     "reversed": ((1, 0, 0, 0, 1, 0), (0, 0, -1)),
     "feet first": ((-1, 0, 0, 0, 1, 0), (0, 0, -1)),
@@ -27,7 +27,7 @@ TURNED = {  # ImageOrientationPatient, the way from slice to slice
 
 
 def independent(image: sitk.Image) -> Volume:
-    """Turned by SimpleITK; its LPS is ITK's patient space, with axes to Left, Posterior and Superior."""
+    """The volume as SimpleITK turns it; LPS is ITK's patient space, with axes to Left, Posterior, Superior."""
     turned = sitk.DICOMOrient(image, "LPS")
     x, y, z = turned.GetSpacing()
     return Volume(sitk.GetArrayFromImage(turned).transpose(0, 2, 1), (z, x, y))
@@ -52,7 +52,7 @@ def test_dicom_gives_the_tensor_that_simpleitk_s_volume_gives(tmp_path: Path, tu
 
 @pytest.mark.parametrize("letters", ["LPS", "RAS", "LAS", "PSL", "IRA"])
 def test_nifti_gives_the_tensor_that_simpleitk_s_volume_gives(tmp_path: Path, letters: str) -> None:
-    """`letters` in nibabel's sense: where each axis goes."""
+    """`letters`: where each axis points, as in nibabel."""
     image = nibabel.Nifti1Image(lungs(24).transpose(2, 1, 0), np.diag([0.9, 1.1, 3, 1]))
     ours = nibabel.orientations.io_orientation(image.affine)
     wanted = nibabel.orientations.axcodes2ornt(letters)

@@ -1,4 +1,4 @@
-"""make infer as a program: the same rows from ONNX Runtime here, from a running Triton, and from the image."""
+"""Run make infer: ONNX Runtime here, a running Triton and the image give the same rows."""
 
 import csv
 import json
@@ -28,8 +28,10 @@ from scripts.infer import __main__ as program
 from scripts.infer import models, tables, worker
 from scripts.infer.__main__ import Worker
 from scripts.infer.findings import BY_DANGER, FINDINGS, Result, make_result, normalise_embedding
-from scripts.infer.messages import WORDS, StudyError, translate
+from scripts.infer.messages import StudyError, translate
+from scripts.infer.sentences import SENTENCES
 from scripts.infer.tables import COLUMNS, Output, show_path
+from scripts.infer.triton import SERVED, Triton
 from scripts.infer.volume import Volume
 from scripts.infer.worker import open_local_models
 from scripts.serve.triton_server import triton_server
@@ -56,7 +58,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         compress(path, COMPRESSED["JPEG lossless SV1"])
     pack(top / "files", top / "compressed.zip")
     body = make_sample({"family": "bpr"}, 0, 1)["input"][0]
-    body[:, :2] = -1000  # of no air at all it would be no CT
+    body[:, :2] = -1000  # without air it would not be CT
     (x, y, z) = SPACING
     series(top / "files", body, study="unnamed", spacing=(z, y, x), BodyPartExamined=None)
     pack(top / "files", top / "unnamed.tar.gz")
@@ -70,7 +72,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Moves a folder into an archive."""
+    """Move a folder into an archive."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
             for path in folder.iterdir():
@@ -87,7 +89,7 @@ def rows(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def infer(project: Path, *words: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """The program as `make infer` and the image start it."""
+    """Run the program as `make infer` and the image do."""
     return subprocess.run(
         [project / ".venv-inference/bin/python3", "-m", "scripts.infer", *map(str, words)],
         cwd=project, text=True, capture_output=True, env={**os.environ, "LC_ALL": "C", **environment},
@@ -96,13 +98,13 @@ def infer(project: Path, *words: object, **environment: str) -> "subprocess.Comp
 
 @pytest.fixture(scope="module")
 def here(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The output folder of make infer, and what it said."""
+    """The output folder of make infer, and what it printed."""
     output = tmp_path_factory.mktemp("here") / "made by it"
     said = built.fail("infer", f"INPUT={studies}", f"OUTPUT={output}", LC_ALL="C")
     return output, said
 
 
-def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
+def test_each_of_eight_studies_gets_a_row_also_the_three_broken_ones(here: tuple[Path, str]) -> None:
     output, said = here
     found = rows(output)
 
@@ -111,15 +113,15 @@ def test_eight_studies_three_of_them_broken(here: tuple[Path, str]) -> None:
     assert found["chest"]["series_uid"] == uid("study", "thin")
     assert found["unnamed.tar.gz"]["study_uid"] == uid("unnamed")  # by the body-part network
     assert found["chest"]["choice"] == (
-        "chosen of 2 volumes of CT: what a chest measures is covered (100 mm), "
-        "then the closest slices (2.5 mm), the thinnest, soft-tissue window and kernel"
+        "chosen from 2 CT volumes by coverage (100 mm), slice distance (2.5 mm), "
+        "thickness, soft-tissue window and kernel, in this order"
     )
-    assert found["missing"]["choice"] == "the only volume of CT: 90 mm in slices 5.0 mm apart"
-    assert found["head"]["error"] == "there is CT, but no series shows the chest"
-    assert found["mr"]["error"] == "neither CT nor chest: nothing in it can be read as a chest CT"
-    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or cut short; pack or copy it again"
+    assert found["missing"]["choice"] == "the only CT volume: 90 mm, slices 5.0 mm apart"
+    assert found["head"]["error"] == "there are CT series, but none shows the chest"
+    assert found["mr"]["error"] == "no CT series and no chest series found"
+    assert found["Petrov_1950.zip"]["error"] == "the archive is damaged or incomplete; pack or copy it again"
     assert found["missing"]["warnings"] == [
-        "about 10 % of the slices are missing", "2 gaps between slices were filled from their neighbours",
+        "about 10 % of the slices are missing", "2 missing slices were filled in from their neighbours",
     ]  # fmt: skip
     for name, row in found.items():
         assert list(row["findings"]) == ([] if name in BROKEN else list(FINDINGS))
@@ -162,14 +164,14 @@ def test_results_of_synthetic_weights_are_stamped_in_every_output(here: tuple[Pa
     assert book.worksheets[1]["A1"].value == STAMP
 
 
-def test_no_patient_is_named_and_no_path_outside_of_the_table(here: tuple[Path, str], studies: Path) -> None:
+def test_no_output_names_a_patient_and_only_the_table_has_paths(here: tuple[Path, str], studies: Path) -> None:
     output, said = here
     remarks = (output / "warnings_and_errors.txt").read_text()
     tables = (output / "output.json").read_text() + (output / "output.csv").read_text()
     for sheet in openpyxl.load_workbook(output / "output.xlsx"):
         tables += str(list(sheet.values))
 
-    said = said.replace(str(studies), "")  # make itself repeats its command where it fails
+    said = said.replace(str(studies), "")  # make repeats its command when it fails
     for text in (remarks, tables, said):
         assert not [word for word in ("Ivanov", str(studies), "thick-0") if word in text]
     assert "Petrov" not in remarks + said and "row 2: error: the archive is damaged" in remarks
@@ -184,7 +186,7 @@ def served(built: Project) -> Iterator[Any]:
 
 
 def same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
-    """The same rows but for the time, and for rounding in another ONNX Runtime."""
+    """Assert equal rows, except for times and the rounding of another ONNX Runtime."""
     assert found.keys() == expected.keys()
     for name, row in expected.items():
         other = found[name]
@@ -195,7 +197,7 @@ def same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) 
 
 
 def states(served: Any) -> set[str]:
-    """Of its models, once none is being unloaded; that takes a moment."""
+    """The states of the server's models, once none is being unloaded."""
     for _ in range(600):
         found = {model.get("state") for model in served.ask("/v2/repository/index", "POST")}
         if "UNLOADING" not in found:
@@ -211,23 +213,23 @@ def test_a_running_triton_gives_the_same_rows(
 
     assert "Error 3" in said and said.count(STAMP) == 2
     same(rows(tmp_path), rows(here[0]))
-    assert states(served) == {"READY"}  # they were before
+    assert states(served) == {"READY"}  # as before
 
 
-def test_a_triton_needs_no_models_here_and_one_that_is_not_there_is_told(
+def test_with_a_triton_no_model_files_are_needed_and_a_missing_server_is_an_error(
     built: Project, served: Any, studies: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(studies / "chest", tmp_path / "in/chest")
     words = ["--models", tmp_path / "nowhere", tmp_path / "in", tmp_path / "out"]
 
-    for name in models.SERVED.values():
+    for name in SERVED.values():
         served.ask(f"/v2/repository/models/{name}/unload", "POST")
     assert states(served) == {"UNAVAILABLE"}
     run = infer(built.path, "--triton", served.grpc, *words)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "out/output.json").read_text())["weights"] == "unknown"
-    assert "could not be found out" in (tmp_path / "out/warnings_and_errors.txt").read_text()
-    assert states(served) == {"UNAVAILABLE"}  # loaded for it, and unloaded
+    assert "it is unknown whether" in (tmp_path / "out/warnings_and_errors.txt").read_text()
+    assert states(served) == {"UNAVAILABLE"}  # loaded for the run, then unloaded
 
     run = infer(built.path, "--triton", "127.0.0.1:1", *words)
     assert (run.returncode, run.stdout) == (1, "")
@@ -242,7 +244,7 @@ def image(built: Project, docker_engine: None) -> Iterator[str]:
     subprocess.run(["docker", "image", "rm", "--force", IMAGE, NAME], capture_output=True, check=True)
 
 
-def test_the_image_gives_the_same_rows_and_the_folder_s_owner_owns_them(
+def test_the_image_gives_the_same_rows_in_files_of_the_folder_s_owner(
     image: str, studies: Path, here: tuple[Path, str], tmp_path: Path
 ) -> None:
     os.chown(tmp_path, 1234, 1235)
@@ -258,33 +260,39 @@ def test_the_image_gives_the_same_rows_and_the_folder_s_owner_owns_them(
     assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(1234, 1235)}
 
 
-def test_the_image_runs_as_anyone_and_has_no_pytorch(image: str, studies: Path, tmp_path: Path) -> None:
+def test_the_image_runs_as_any_user_and_has_no_pytorch(image: str, studies: Path, tmp_path: Path) -> None:
     os.chown(tmp_path, 1234, 1235)
     run = subprocess.run(
         ["docker", "run", "--rm", "--user=1234:1235", "--env=LANG=ru_RU.UTF-8", f"--volume={studies}/mr:/input/mr:ro",
          f"--volume={tmp_path}:/output", image], capture_output=True, text=True,
     )  # fmt: skip
-    assert run.returncode == 4, run.stderr  # none
+    assert run.returncode == 4, run.stderr  # no study succeeded
     assert "осталось 0 с" in run.stderr
-    assert "строка 2: ошибка: нет ни КТ, ни грудной клетки" in (tmp_path / "warnings_and_errors.txt").read_text()
+    assert (
+        "строка 2: ошибка: не найдено ни серий КТ, ни серий грудной клетки"
+        in (tmp_path / "warnings_and_errors.txt").read_text()
+    )
 
     python = ["docker", "run", "--rm", "--entrypoint=/opt/inference/bin/python3", image, "-c"]
     assert subprocess.run([*python, "import onnxruntime"], capture_output=True).returncode == 0
-    config = [*python[:3], "--entrypoint=cat", image, "/models/vit_onnx/config.pbtxt"]  # says how a GPU is to multiply
+    config = [
+        *python[:3],
+        "--entrypoint=cat",
+        image,
+        "/models/vit_onnx/config.pbtxt",
+    ]  # says whether a GPU may use TF32
     assert b"use_tf32" in subprocess.run(config, capture_output=True).stdout
     assert b"No module named 'torch'" in subprocess.run([*python, "import torch"], capture_output=True).stderr
 
 
-def test_an_image_of_the_same_files_is_not_built_again_and_a_synthetic_one_is_tagged_as_such(
-    built: Project, image: str
-) -> None:
+def test_an_unchanged_image_is_not_built_again_and_a_synthetic_one_is_tagged_so(built: Project, image: str) -> None:
     base = f"BASE={inference_base_stand_in()}"
     assert f"{image} is up to date" in built.make("image", "TARGET=inference", f"IMAGE={image}", base)
     said = built.fail("image", "TARGET=inference", "IMAGE=chest-inference-test:1", base)
     assert "a synthetic image is tagged as such: IMAGE=chest-inference-test:synthetic" in said
 
 
-# --- Once more, and in between
+# --- Runs again, and runs that are cut short
 
 
 def test_studies_in_the_output_are_skipped_until_they_change(built: Project, studies: Path, tmp_path: Path) -> None:
@@ -305,7 +313,7 @@ def test_studies_in_the_output_are_skipped_until_they_change(built: Project, stu
 
 
 def started(project: Path, studies: Path, out: Path, *, after: str) -> "subprocess.Popen[str]":
-    """The program, once it has told of as many studies."""
+    """The running program, once it has printed `after`."""
     words = [project / ".venv-inference/bin/python3", "-m", "scripts.infer", studies, out]
     run = subprocess.Popen(words, cwd=project, text=True, start_new_session=True, stderr=subprocess.PIPE)
     assert run.stderr
@@ -314,7 +322,7 @@ def started(project: Path, studies: Path, out: Path, *, after: str) -> "subproce
     return run
 
 
-def test_a_kill_loses_the_study_in_work_and_no_other(built: Project, studies: Path, tmp_path: Path) -> None:
+def test_a_kill_loses_only_the_studies_in_work(built: Project, studies: Path, tmp_path: Path) -> None:
     run = started(built.path, studies, tmp_path / "out", after="2 of 8")
     kill(run)
     done = rows(tmp_path / "out")
@@ -336,7 +344,7 @@ def test_ctrl_c_ends_it_without_a_traceback(built: Project, studies: Path, tmp_p
     said = run.communicate(timeout=60)[1]
 
     assert run.returncode == 130 and "Traceback" not in said
-    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+    with pytest.raises(ProcessLookupError):  # no process of the group is left
         for _ in range(100):
             os.killpg(run.pid, 0)
             time.sleep(0.1)
@@ -354,7 +362,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read() -> None:
+def test_a_study_that_crashes_the_worker_fails_and_the_next_one_is_read() -> None:
     with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
         first, second = worker.rows([(Path("crash"), False), (Path("good"), False)])
 
@@ -362,7 +370,7 @@ def test_a_study_that_breaks_the_program_is_a_failure_and_the_next_one_is_read()
     assert second["processing_status"] == "Success"
 
 
-def test_a_study_that_takes_for_ever_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     with Worker([sys.executable, "-c", WORKER_STAND_IN]) as worker:
         monkeypatch.setattr(program, "LIMIT", 0.01)
         (first,) = worker.rows([(Path("hang"), False)])
@@ -385,7 +393,7 @@ print({answers!r}, end="", flush=True)
         assert list(worker.rows([(Path("a"), False), (Path("b"), False)])) == [{"number": 0}, {"number": 1}]
 
 
-# Dies while it reads "crash"; at first the networks are never done with "b", the study before that
+# Dies while it reads "crash"; in its first process the networks never finish "b", the study before that
 OVERLAPPING = """
 import json, os, signal, sys, threading
 from pathlib import Path
@@ -396,30 +404,30 @@ def prepare(path, models, flat):
         os.kill(os.getpid(), signal.SIGSEGV)
     return worker.Prepared(path.name, None, None, 0.0)
 
-def finished(prepared, models):
+def finish(prepared, models):
     if prepared.reading == "b" and not Path(sys.argv[1]).exists():
         Path(sys.argv[1]).touch()
         threading.Event().wait()
     return {"study": prepared.reading}
 
-worker.prepare, worker.finished = prepare, finished
+worker.prepare_study, worker.finish_study = prepare, finish
 answer = lambda content: print(json.dumps(content), flush=True)
 answer({"weights": "real", "models": "m"})
-worker.ahead(sys.stdin, None, answer)
+worker.read_ahead(sys.stdin, None, answer)
 """
 
 
-def test_of_two_studies_in_work_only_the_one_that_breaks_the_program_fails(tmp_path: Path) -> None:
+def test_of_two_studies_in_work_only_the_one_that_crashes_the_worker_fails(tmp_path: Path) -> None:
     with Worker([sys.executable, "-c", OVERLAPPING, str(tmp_path / "once")]) as worker:
         rows = list(worker.rows([(Path(name), False) for name in ("a", "b", "crash", "c", "d")]))
 
     assert [row.get("study", row.get("failure")) for row in rows] == ["a", "b", "crashed", "c", "d"]
 
 
-def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more(
+def test_only_one_study_is_read_ahead_of_the_networks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The networks wait until the next study is read; the one after it must not be."""
+    """The networks wait until the next study is read; the study after that must not be read yet."""
     reading = {name: threading.Event() for name in "abc"}
     begun: list[list[str]] = []
 
@@ -427,7 +435,7 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
         reading[path.name].set()
         return worker.Prepared(path.name, None, None, 0.0)
 
-    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+    def finish(prepared: worker.Prepared, models: object) -> dict[str, Any]:
         name = prepared.reading
         if name != "c":
             assert reading["b" if name == "a" else "c"].wait(60)
@@ -435,7 +443,7 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
         return {"study": name}
 
     monkeypatch.setattr(worker, "prepare_study", prepare)
-    monkeypatch.setattr(worker, "finish_study", finished)
+    monkeypatch.setattr(worker, "finish_study", finish)
     answers: list[dict[str, Any]] = []
     worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in "abc"), None, answers.append)
 
@@ -443,7 +451,7 @@ def test_a_study_is_read_while_the_networks_run_on_the_one_before_it_and_no_more
     assert begun == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
 
 
-def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_memory_beside_another_is_read_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tried, done = [], threading.Event()
 
     def prepare(path: Path, models: object, flat: bool) -> worker.Prepared:
@@ -451,7 +459,7 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
         trouble = MemoryError() if path.name == "large" and not done.is_set() else None
         return worker.Prepared(path.name, None, trouble, 0.0)
 
-    def finished(prepared: worker.Prepared, models: object) -> dict[str, Any]:
+    def finish(prepared: worker.Prepared, models: object) -> dict[str, Any]:
         if prepared.reading == "first":
             while "large" not in tried:
                 time.sleep(0.01)
@@ -459,7 +467,7 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
         return {"study": prepared.reading, "trouble": repr(prepared.trouble)}
 
     monkeypatch.setattr(worker, "prepare_study", prepare)
-    monkeypatch.setattr(worker, "finish_study", finished)
+    monkeypatch.setattr(worker, "finish_study", finish)
     answers: list[dict[str, Any]] = []
     worker.read_ahead((json.dumps({"path": name, "flat": False}) for name in ("first", "large")), None, answers.append)
 
@@ -469,12 +477,12 @@ def test_a_study_that_found_no_memory_beside_another_is_read_again_alone(monkeyp
 
 def test_models_replaced_between_two_studies_end_the_run() -> None:
     code = WORKER_STAND_IN.replace('"models": "m"', '"models": os.getpid()')
-    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):  # noqa: SIM117
+    with pytest.raises(SystemExit, match="the models were replaced during the run; run it again"):  # noqa: SIM117
         with Worker([sys.executable, "-c", code]) as worker:
             list(worker.rows([(Path("crash"), False)]))
 
 
-def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_published_while_they_are_opened_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in (*models.ONNX.values(), models.BPREG, models.SETTINGS):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"old")
@@ -483,7 +491,7 @@ def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeyp
         (repository / models.ONNX["binary"]).write_bytes(b"new")
 
     monkeypatch.setattr(models, "Local", publish)
-    with pytest.raises(SystemExit, match="the models were replaced meanwhile; run it again"):
+    with pytest.raises(SystemExit, match="the models were replaced during the run; run it again"):
         open_local_models(tmp_path)
 
 
@@ -491,7 +499,7 @@ def test_models_published_while_they_are_opened_are_told(tmp_path: Path, monkeyp
     ("failure", "triton", "read_again"),
     [("", None, False), ("no_chest", None, False), ("crashed", None, True), ("network", None, True), ("", "t:1", True)],
 )
-def test_what_may_pass_and_what_triton_said_is_asked_again(
+def test_temporary_failures_and_results_of_triton_are_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, triton: str | None, read_again: bool
 ) -> None:
     (tmp_path / "in/study").mkdir(parents=True)
@@ -512,7 +520,7 @@ def test_what_may_pass_and_what_triton_said_is_asked_again(
                 yield row | {"processing_status": status, "warnings": [], "failure": failure, "error": failure}
 
     monkeypatch.setattr(program, "Worker", WorkerStandIn)
-    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
+    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # a process holds the lock until it ends
     for _ in range(2):
         program.infer_studies(tmp_path / "in", tmp_path / "out", tmp_path, triton, again=False)
 
@@ -528,7 +536,7 @@ class TritonStandInError(Exception):
 
 
 class ClientStandIn:
-    """Of a server that has some models loaded and fails to infer."""
+    """A client of a server that has one model loaded and fails to infer."""
 
     def __init__(self, message: str = "", ready: str = "") -> None:
         self.said, self.ready, self.calls = message, ready, list[str]()
@@ -549,35 +557,35 @@ class ClientStandIn:
         pass
 
 
-def triton_of(client: ClientStandIn) -> models.Triton:
-    triton = models.Triton.__new__(models.Triton)
-    triton.client = triton.way = client
+def triton_of(client: ClientStandIn) -> Triton:
+    triton = Triton.__new__(Triton)
+    triton.client = triton.sender = client
     triton.loaded, triton.error, triton.headers, triton.returns = [], TritonStandInError, {}, 0
     return triton
 
 
-def test_a_model_that_someone_else_has_loaded_stays_loaded() -> None:
+def test_a_model_that_another_client_loaded_stays_loaded() -> None:
     client = ClientStandIn(ready="bpr_model")
     triton = triton_of(client)
 
-    triton.load("bpr_model")
-    triton.load("vit_onnx")
+    triton.load_model("bpr_model")
+    triton.load_model("vit_onnx")
     triton.close()
 
     assert client.calls == ["load vit_onnx", "unload vit_onnx"]
 
 
-def test_a_failing_server_is_not_taken_for_a_study_without_chest() -> None:
+def test_a_server_error_does_not_mean_that_there_is_no_chest() -> None:
     volume = Volume(lungs(4), (5, 6, 6))
 
     for message in (
         "bpr_model: no slice is left: each is 0 after preprocessing",
         "bpr_model: 4 voxels of 0.5 mm resample to 1 of 3.5 mm, expected 2 or more",
     ):
-        assert triton_of(ClientStandIn(message)).body_part(volume) == "NONE"
+        assert triton_of(ClientStandIn(message)).find_body_part(volume) == "NONE"
     for message in ("bpr_model: CUDA out of memory", "Deadline Exceeded"):
         with pytest.raises(StudyError) as error:
-            triton_of(ClientStandIn(message)).body_part(volume)
+            triton_of(ClientStandIn(message)).find_body_part(volume)
         assert error.value.key == "network"
 
 
@@ -592,14 +600,14 @@ def test_weights_are_real_only_if_every_network_says_so() -> None:
     for kinds, expected in (
         (["real", "real"], "real"), (["real", ""], "unknown"), (["", "synthetic"], "synthetic"), ([""], "unknown"),
     ):  # fmt: skip
-        assert models.kind_of_weights(map(SessionStandIn, kinds)) == expected
+        assert models.find_weights_kind(map(SessionStandIn, kinds)) == expected
 
 
 # --- Real files that packages ship
 
 
-def test_real_files_get_a_row_each_and_a_true_reason(built: Project, tmp_path: Path) -> None:
-    """pydicom's and nibabel's own; a scan of 12 slices is made of pydicom's one slice of CT."""
+def test_each_real_file_gets_a_row_with_a_true_reason(built: Project, tmp_path: Path) -> None:
+    """Files of pydicom and nibabel, and a scan of 12 slices made from pydicom's one CT slice."""
     shipped = Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False)).parent  # type: ignore[arg-type]
     for number in range(12):
         ds = pydicom.dcmread(shipped / "CT_small.dcm")
@@ -652,10 +660,10 @@ def test_real_files_get_a_row_each_and_a_true_reason(built: Project, tmp_path: P
         (None, "0"),
     ],
 )
-def test_a_gpu_multiplies_as_the_published_config_says(
+def test_a_gpu_uses_tf32_only_if_the_published_config_allows_it(
     config: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it says nothing, and of bpr, in float32."""
+    """A config that says nothing, and bpr, mean float32."""
     for name in models.ONNX.values():
         (tmp_path / name).parent.mkdir(parents=True)
     if config is not None:
@@ -677,7 +685,7 @@ def test_a_gpu_multiplies_as_the_published_config_says(
     assert found == dict.fromkeys(models.ONNX.values(), "0") | {models.ONNX["vit"]: expected}
 
 
-def test_half_a_repository_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
+def test_an_incomplete_repository_is_refused(project: Project, studies: Path, tmp_path: Path) -> None:
     (project.path / REPOSITORY / "bpr_model/1/weights/model.onnx").unlink()
 
     run = infer(project.path, studies, tmp_path)
@@ -698,7 +706,7 @@ def test_a_damaged_network_is_refused(project: Project, studies: Path, tmp_path:
     assert "Traceback" not in run.stderr
 
 
-def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_path: Path) -> None:
+def test_wrong_input_and_output_folders_are_refused(built: Project, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/output.xlsx").write_bytes(b"theirs")
@@ -707,8 +715,8 @@ def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_p
 
     for words, error in (
         ((tmp_path / "gone", tmp_path / "out"), "INPUT: no such file or directory"),
-        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies there"),
-        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: holds output.xlsx of another program"),
+        ((tmp_path / "empty", tmp_path / "out"), "INPUT: no studies in it"),
+        ((tmp_path / "in", tmp_path / "theirs"), "OUTPUT: another program wrote its output.xlsx"),
         ((tmp_path / "in", tmp_path / "theirs/output.xlsx"), "OUTPUT: file exists"),
     ):
         run = infer(built.path, *words)
@@ -717,7 +725,7 @@ def test_input_and_output_must_be_what_they_are_said_to_be(built: Project, tmp_p
     assert "expected both" in built.fail("infer", f"INPUT={tmp_path}")
 
 
-def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path: Path) -> None:
+def test_an_output_of_other_weights_or_of_a_running_program_is_refused(tmp_path: Path) -> None:
     row = dict.fromkeys(COLUMNS, "") | {"path_to_study": "a", "warnings": [], "error": ""}
     first = Output(tmp_path)
     first.begin("real")
@@ -725,18 +733,18 @@ def test_an_output_of_other_weights_or_of_a_run_in_progress_is_refused(tmp_path:
     with pytest.raises(SystemExit, match="another run writes there"):
         Output(tmp_path)
     os.close(first.lock)
-    with pytest.raises(SystemExit, match="its results are of real weights, these are synthetic"):
+    with pytest.raises(SystemExit, match="its results come from real weights, not synthetic"):
         Output(tmp_path).begin("synthetic")
 
 
 def test_an_output_with_rows_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "output.json").write_text('{"weights": "real", "studies": [{"path_to_study": "a"}]}')
 
-    with pytest.raises(SystemExit, match=r"its output\.json is not ours"):
+    with pytest.raises(SystemExit, match=r"make infer did not write its output\.json"):
         Output(tmp_path)
 
 
-def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Path) -> None:
+def test_real_results_have_exactly_the_columns_of_the_existing_script(tmp_path: Path) -> None:
     output = Output(tmp_path)
     output.begin("real")
     output.add(dict.fromkeys(COLUMNS, "") | {"path_to_study": "=1+1", "warnings": [], "error": ""})
@@ -748,7 +756,7 @@ def test_real_results_have_just_the_columns_of_the_existing_script(tmp_path: Pat
     assert (tmp_path / "warnings_and_errors.txt").read_text() == "no warnings and no errors\n"
 
 
-def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
+def test_paths_in_the_table_are_printable_and_not_formulas() -> None:
     top = Path("/in")
 
     assert show_path(top, top) == "."
@@ -757,25 +765,25 @@ def test_paths_in_the_table_are_printable_and_no_formulas() -> None:
     assert show_path(top / "a\x1b[2J\nb", top) == r"a\x1b[2J\nb"
 
 
-def test_names_in_an_old_encoding_stay_apart() -> None:
+def test_names_in_an_old_encoding_stay_distinct() -> None:
     names = ["Иванов.zip".encode("cp1251"), "Петров.zip".encode("cp1251"), rb"\udcc8.zip", b"\xc8.zip"]
 
     assert len({show_path(Path("/in") / os.fsdecode(name), Path("/in")) for name in names}) == 4
     assert show_path(Path("/in") / os.fsdecode(b"\xc8.zip"), Path("/in")) == "И.zip"
 
 
-# --- What is said
+# --- Sentences and results
 
 
-def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sentence_has_both_languages_with_the_same_values_and_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import string
 
-    for key, (english, russian) in WORDS.items():
+    for key, (english, russian) in SENTENCES.items():
         names = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, russian)]
         assert names[0] == names[1], key
         assert any("а" <= letter <= "я" for letter in russian)
     code = "".join(path.read_text() for path in (ROOT / "scripts/infer").glob("*.py"))
-    assert [key for key in WORDS if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
+    assert [key for key in SENTENCES if f'"{key}"' not in code.replace(f'    "{key}": (', "")] == []
     for environment, expected in (
         ({"LC_ALL": "C", "LANG": "ru_RU.UTF-8"}, "error"), ({"LC_ALL": "", "LANG": "ru_RU.UTF-8"}, "ошибка"),
     ):  # fmt: skip
@@ -784,7 +792,7 @@ def test_every_sentence_is_there_in_both_languages_with_the_same_values(monkeypa
         assert translate("error") == expected
 
 
-def test_probabilities_and_the_most_dangerous_finding() -> None:
+def test_logits_give_probabilities_and_the_most_dangerous_finding() -> None:
     logits = np.full((1, 20), -3.0)
     logits[0, [FINDINGS.index("Emphysema"), FINDINGS.index("Lung nodule"), 0]] = 3
     sick, well = make_result(np.array([[1.0, 2.0]]), logits), make_result(np.array([[2.0, 1.0]]), logits)
@@ -808,4 +816,4 @@ def test_both_requirements_pin_the_same_versions() -> None:
     ours, *others = pins
     for other in others:
         differ = {name for name in ours.keys() & other.keys() if ours[name] != other[name]}
-        assert differ <= {"onnxruntime-gpu"}  # of CUDA 12 here, of CUDA 13 there
+        assert differ <= {"onnxruntime-gpu"}  # for CUDA 12 here, for CUDA 13 there

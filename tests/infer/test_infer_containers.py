@@ -1,4 +1,4 @@
-"""Studies as hospitals and public sets pack them: archives in archives, packed files, NIfTI in folders."""
+"""Studies as hospitals and public data sets pack them: nested archives, packed files, NIfTI in folders."""
 
 import bz2
 import gzip
@@ -49,7 +49,7 @@ def zipped(archive: Path, members: dict[str, bytes]) -> Path:
 
 
 def zipped_by(method: int, archive: Path, files: list[Path]) -> Path:
-    """A zip whose members are packed as zipfile cannot: their headers name the method and the true sizes."""
+    """A zip with a method that zipfile cannot write: its headers are edited to the method and the true sizes."""
     packed = []
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
         for file in files:
@@ -81,7 +81,7 @@ def tarred(archive: Path, mode: str, files: list[Path]) -> Path:
 
 
 def make(kind: str, top: Path, files: list[Path]) -> Path:
-    """One of KINDS that holds `files`."""
+    """A study of one of KINDS that holds `files`."""
     contents = {file.name: file.read_bytes() for file in files}
     if kind in ("tbz2", "tar.bz2", "txz", "tar.xz"):
         return tarred(top / f"s.{kind}", "w:bz2" if "b" in kind else "w:xz", files)
@@ -121,7 +121,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_however_it_is_packed_the_voxels_are_the_same(tmp_path: Path, files: list[Path], kind: str) -> None:
+def test_each_kind_of_packing_gives_the_same_voxels(tmp_path: Path, files: list[Path], kind: str) -> None:
     study = make(kind, tmp_path, files)
     before = sorted(tmp_path.rglob("*"))
     np.testing.assert_array_equal(volume_of(study).hu, HU.transpose(0, 2, 1))
@@ -129,8 +129,8 @@ def test_however_it_is_packed_the_voxels_are_the_same(tmp_path: Path, files: lis
 
 
 @pytest.mark.parametrize("kind", ["tbz2", "txz", "deflate64", "zstd", "zip in zip", "gz in zip", "gz"])
-def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, kind: str) -> None:
-    """Of files packed one by one, a damaged one is told and filled from its neighbours."""
+def test_no_flipped_bit_changes_voxels_without_a_warning(tmp_path: Path, kind: str) -> None:
+    """If files are packed one by one, a damaged one is filled from its neighbours, with a warning."""
     study = make(kind, tmp_path, series(tmp_path / "files", lungs(6, 16, 16)))
     path = sorted(study.iterdir())[3] if study.is_dir() else study
     usual = Reading()
@@ -155,30 +155,30 @@ def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, kind: str) -
     assert refused + told > 50
 
 
-def test_an_archive_within_one_is_left_out_where_it_cannot_be_read(tmp_path: Path, files: list[Path]) -> None:
+def test_an_inner_archive_that_cannot_be_read_is_left_out(tmp_path: Path, files: list[Path]) -> None:
     contents = {file.name: file.read_bytes() for file in files}
     study = zipped(tmp_path / "s.zip", {**contents, "report.zip": b"PK\x03\x04 no zip", "more.7z": b"7z"})
     reading = Reading()
     np.testing.assert_array_equal(read_study(study, Models(), reading).hu, HU.transpose(0, 2, 1))
-    assert reading.warnings and reading.warnings[0] == "2 archives in it could not be read and were left out"
+    assert reading.warnings and reading.warnings[0] == "2 archives in the study could not be read and were left out"
     assert failure(lambda: volume_of(zipped(tmp_path / "t.zip", {"study.7z": b"7z"}))) == "unknown_archive"
 
 
-def test_archives_in_archives_end_somewhere(tmp_path: Path, files: list[Path]) -> None:
+def test_archives_nested_too_deep_are_refused(tmp_path: Path, files: list[Path]) -> None:
     content = files[0].read_bytes()
     for _ in range(module.DEEPEST + 2):
         content = zipped(tmp_path / "s.zip", {"inner.zip": content}).read_bytes()
     assert failure(lambda: volume_of(tmp_path / "s.zip")) == "too_deep"
 
 
-def test_dicom_files_are_read_whatever_their_names_end_in(tmp_path: Path, files: list[Path]) -> None:
+def test_dicom_files_of_any_name_are_read(tmp_path: Path, files: list[Path]) -> None:
     for file, end in zip(files, (".001", ".img", "", ".IMA", ".1.2.840", ".zip.dcm"), strict=True):
         file.rename(file.with_name(file.stem + end))
     np.testing.assert_array_equal(volume_of(tmp_path / "files").hu, HU.transpose(0, 2, 1))
     assert find_studies(tmp_path / "files", tmp_path / "out") == [tmp_path / "files"]
 
 
-def test_a_bomb_within_an_archive_is_refused(
+def test_a_bomb_inside_an_archive_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[Path]
 ) -> None:
     inner = zipped(tmp_path / "inner.zip", {str(number): b"\0" * 100_000 for number in range(40)})
@@ -193,9 +193,7 @@ def test_a_bomb_within_an_archive_is_refused(
 
 
 @pytest.mark.parametrize("method", [DEFLATE64, ZSTD])
-def test_a_member_that_unpacks_to_more_than_it_declares_is_damage(
-    tmp_path: Path, files: list[Path], method: int
-) -> None:
+def test_a_member_larger_than_declared_is_damage(tmp_path: Path, files: list[Path], method: int) -> None:
     archive = zipped_by(method, tmp_path / "s.zip", files)
     data = bytearray(archive.read_bytes())
     central = data.index(b"PK\x01\x02")
@@ -204,18 +202,18 @@ def test_a_member_that_unpacks_to_more_than_it_declares_is_damage(
     assert failure(lambda: volume_of(archive)) == "bad_archive"
 
 
-def test_a_zip_of_another_method_is_refused_by_its_name(tmp_path: Path, files: list[Path]) -> None:
+def test_a_zip_of_an_unknown_method_is_refused_and_the_method_named(tmp_path: Path, files: list[Path]) -> None:
     archive = zipped(tmp_path / "s.zip", {files[0].name: files[0].read_bytes()})
     data = bytearray(archive.read_bytes())
     central = data.index(b"PK\x01\x02")
     for at in (8, central + 10):
         data[at : at + 2] = struct.pack("<H", 98)
     archive.write_bytes(data)
-    with pytest.raises(StudyError, match=r"packed by a method that is not read here \(PPMd\)"):
+    with pytest.raises(StudyError, match=r"this compression of the archive cannot be read here \(PPMd\)"):
         volume_of(archive)
 
 
-def test_members_of_one_name_are_all_read(tmp_path: Path, files: list[Path]) -> None:
+def test_members_of_the_same_name_are_all_read(tmp_path: Path, files: list[Path]) -> None:
     with zipfile.ZipFile(tmp_path / "s.zip", "w") as out, tarfile.open(tmp_path / "s.tar", "w") as tar:
         for file in files:
             out.writestr("IM", file.read_bytes())
@@ -233,25 +231,25 @@ def test_members_of_one_name_are_all_read(tmp_path: Path, files: list[Path]) -> 
         ("s.mha", "unknown_volume"), ("s.mhd", "unknown_volume"), ("s.img", "no_pair"), ("s.hdr", "no_pair"),
     ],
 )  # fmt: skip
-def test_what_is_not_read_gets_a_row_that_names_it(tmp_path: Path, name: str, key: str) -> None:
+def test_an_unreadable_kind_of_file_gets_a_row_with_its_reason(tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / name).write_bytes(b"x" * 1000)
     assert [path.name for path in find_studies(tmp_path, tmp_path / "out")] == [name]
     assert failure(lambda: volume_of(tmp_path / name)) == key
 
 
-def test_a_zip_beside_its_other_parts_is_one_of_a_split_archive(tmp_path: Path, files: list[Path]) -> None:
+def test_a_zip_beside_its_other_parts_is_a_split_archive(tmp_path: Path, files: list[Path]) -> None:
     (tmp_path / "s.z01").write_bytes(b"")
     zipped(tmp_path / "s.zip", {file.name: file.read_bytes() for file in files})
     assert failure(lambda: volume_of(tmp_path / "s.zip")) == "split_archive"
 
 
-def test_a_dicom_file_given_alone_is_a_study_and_any_other_file_is_told(tmp_path: Path, files: list[Path]) -> None:
+def test_a_single_dicom_file_is_a_study_and_another_file_is_refused(tmp_path: Path, files: list[Path]) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert failure(lambda: volume_of(files[0])) == "only_scouts"
     assert failure(lambda: volume_of(tmp_path / "notes.txt")) == "unknown_file"
 
 
-def test_loose_dicom_files_are_one_study_packed_or_not(tmp_path: Path, files: list[Path]) -> None:
+def test_loose_dicom_files_packed_or_not_are_one_study(tmp_path: Path, files: list[Path]) -> None:
     top = tmp_path / "files"
     for file in files[::2]:
         file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
@@ -276,18 +274,18 @@ def saved(path: Path, hu: "np.ndarray[Any, Any]", **units: str) -> Path:
 BODY = lungs(40, 20, 16)
 
 
-def test_totalsegmentator_s_folder_gives_its_ct_and_no_mask(tmp_path: Path) -> None:
+def test_a_folder_of_totalsegmentator_gives_its_ct_and_not_a_mask(tmp_path: Path) -> None:
     saved(tmp_path / "s/ct.nii.gz", BODY)
     for name in ("aorta", "lung"):
         saved(tmp_path / f"s/segmentations/{name}.nii.gz", np.repeat(BODY > 0, 2, 0).astype(np.uint8))
     reading = Reading()
     np.testing.assert_array_equal(read_study(tmp_path / "s", Models(), reading).hu, BODY.transpose(0, 2, 1))
-    assert reading.warnings and "it holds 3 NIfTI volumes, one was taken" in reading.warnings
-    assert reading.choice.startswith("chosen of 3 NIfTI volumes: no mask")
+    assert reading.warnings and "the study holds 3 NIfTI volumes; one was read" in reading.warnings
+    assert reading.choice.startswith("chosen from 3 NIfTI volumes by depth in folders")
 
 
 @pytest.mark.parametrize("archive", ["zip", "tar.gz", "tar"])
-def test_ct_rate_s_layout_gives_the_volume_that_covers_most(tmp_path: Path, archive: str) -> None:
+def test_a_folder_of_ct_rate_gives_the_volume_that_covers_most(tmp_path: Path, archive: str) -> None:
     saved(tmp_path / "v/train_1/train_1_a/train_1_a_1.nii.gz", BODY[:20])
     saved(tmp_path / "v/train_1/train_1_a/train_1_a_2.nii.gz", BODY)
     saved(tmp_path / "v/train_1/train_1_b/train_1_b_1.nii.gz", BODY - BODY.min())  # no Hounsfield units
@@ -298,7 +296,7 @@ def test_ct_rate_s_layout_gives_the_volume_that_covers_most(tmp_path: Path, arch
         assert volume.spacing == (3, 1.5, 1.5)
 
 
-def test_nifti_beside_a_ct_series_is_not_taken(tmp_path: Path, files: list[Path]) -> None:
+def test_nifti_beside_a_ct_series_is_not_read(tmp_path: Path, files: list[Path]) -> None:
     saved(tmp_path / "files/mask.nii.gz", BODY)
     reading = Reading()
     np.testing.assert_array_equal(read_study(files[0].parent, Models(), reading).hu, HU.transpose(0, 2, 1))
@@ -315,7 +313,7 @@ def test_nifti_in_two_files_is_one_study(tmp_path: Path, packed: str) -> None:
     np.testing.assert_array_equal(volume_of(archive).hu, BODY.transpose(0, 2, 1))
 
 
-def test_analyze_tells_no_orientation(tmp_path: Path) -> None:
+def test_analyze_files_are_refused_as_they_have_no_orientation(tmp_path: Path) -> None:
     nibabel.save(nibabel.AnalyzeImage(BODY.transpose(2, 1, 0), np.eye(4)), tmp_path / "s.img")
     assert failure(lambda: volume_of(tmp_path / "s.hdr")) == "no_orientation"
 
@@ -333,8 +331,8 @@ def test_other_units_of_length_are_read(tmp_path: Path, unit: str, scale: float)
     np.testing.assert_allclose(volume_of(tmp_path / "s.nii").spacing, (3, 1.5, 1.5), rtol=1e-6)
 
 
-def test_units_that_cannot_be_meant_are_told(tmp_path: Path) -> None:
+def test_impossible_units_are_a_warning(tmp_path: Path) -> None:
     reading = Reading()
     volume = read_study(saved(tmp_path / "s.nii", BODY, xyz="meter"), Models(), reading)
     assert volume.spacing == (3, 1.5, 1.5)
-    assert reading.warnings and "marked with units that make it impossible" in reading.warnings[-1]
+    assert reading.warnings and "the units in the NIfTI file give an impossible voxel size" in reading.warnings[-1]

@@ -1,4 +1,4 @@
-"""Folders and archives of studies, hostile ones among them."""
+"""Folders, archives and NIfTI files of studies, also hostile ones."""
 
 import gzip
 import io
@@ -61,7 +61,7 @@ def packed(files: list[Path], archive: Path, prefix: str = "a/b/") -> Path:
 
 
 @pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tgz", "s.tar.gz", "S.ZIP"])
-def test_an_archive_is_read_where_it_lies(tmp_path: Path, files: list[Path], name: str) -> None:
+def test_an_archive_is_read_without_unpacking_it_to_disk(tmp_path: Path, files: list[Path], name: str) -> None:
     archive = packed(files, tmp_path / name.lower()).rename(tmp_path / name)
     before = sorted(tmp_path.rglob("*"))
 
@@ -70,7 +70,7 @@ def test_an_archive_is_read_where_it_lies(tmp_path: Path, files: list[Path], nam
 
 
 @pytest.mark.parametrize("name", ["s.zip", "s.tar"])
-def test_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path: Path, files: list[Path], name: str) -> None:
+def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path: Path, files: list[Path], name: str) -> None:
     archive = packed(files, tmp_path / name, prefix="../../../../tmp/slipped-")
     before = sorted(tmp_path.parent.rglob("*"))
 
@@ -108,7 +108,7 @@ def test_a_tar_that_declares_terabytes_is_refused(tmp_path: Path) -> None:
     assert failure(lambda: read(tmp_path / "s.tgz")) == "archive_bomb"
 
 
-@pytest.mark.parametrize("kind", module.NAMES)
+@pytest.mark.parametrize("kind", module.NAME_TYPES)
 def test_a_name_of_gigabytes_in_a_tar_is_refused_before_it_is_unpacked(tmp_path: Path, kind: bytes) -> None:
     member = tarfile.TarInfo("name")
     member.type, member.size = kind, 2_000_000
@@ -120,7 +120,7 @@ def test_a_name_of_gigabytes_in_a_tar_is_refused_before_it_is_unpacked(tmp_path:
     assert failure(lambda: read(tmp_path / "s.tgz")) == "bad_archive"
 
 
-def test_a_tar_of_folders_alone_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_in_a_tar_count_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for number in range(40):
             member = tarfile.TarInfo(f"{number}")
@@ -131,7 +131,7 @@ def test_a_tar_of_folders_alone_is_counted(tmp_path: Path, monkeypatch: pytest.M
     assert failure(lambda: read(tmp_path / "s.tar")) == "archive_bomb"
 
 
-def test_pipes_are_not_waited_for(tmp_path: Path, files: list[Path]) -> None:
+def test_pipes_are_not_opened(tmp_path: Path, files: list[Path]) -> None:
     for name in ("s.zip", "s.tgz", "s.nii.gz", "loose", "files/within"):
         os.mkfifo(tmp_path / name)
 
@@ -156,16 +156,16 @@ def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_declared(tmp_path: P
 
 @pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tgz"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])
-def test_an_archive_cut_short_is_told_as_such(tmp_path: Path, files: list[Path], name: str, kept: float) -> None:
+def test_a_cut_archive_is_refused(tmp_path: Path, files: list[Path], name: str, kept: float) -> None:
     archive = packed(files, tmp_path / name)
     data = archive.read_bytes()
     archive.write_bytes(data[: int(len(data) * kept)])
 
-    if (name, kept) != ("s.tar", 0.98):  # there only the padding at its end is gone
+    if (name, kept) != ("s.tar", 0.98):  # only the padding at its end is cut
         assert failure(lambda: read(archive)) in ("bad_archive", "damaged")
 
 
-def test_random_bytes_are_no_archive_and_no_nifti(tmp_path: Path) -> None:
+def test_random_bytes_are_refused_as_archive_and_as_nifti(tmp_path: Path) -> None:
     for name in ("s.zip", "s.tar", "s.tgz", "s.nii", "s.nii.gz"):
         (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(5000))
     for name in ("s.zip", "s.tar", "s.tgz"):
@@ -174,7 +174,7 @@ def test_random_bytes_are_no_archive_and_no_nifti(tmp_path: Path) -> None:
         assert failure(lambda name=name: volume_of(tmp_path / name)) == "bad_nifti"  # type: ignore[misc]
 
 
-def test_a_damaged_member_is_told(tmp_path: Path, files: list[Path]) -> None:
+def test_a_damaged_member_is_refused(tmp_path: Path, files: list[Path]) -> None:
     archive = packed(files, tmp_path / "s.zip")
     data = bytearray(archive.read_bytes())
     data[3000:3100] = b"\x55" * 100
@@ -183,7 +183,7 @@ def test_a_damaged_member_is_told(tmp_path: Path, files: list[Path]) -> None:
     assert failure(lambda: read(archive)) in ("bad_archive", "damaged")
 
 
-def test_a_password_and_an_unknown_kind_of_archive_are_told(tmp_path: Path, files: list[Path]) -> None:
+def test_a_password_and_an_unknown_kind_of_archive_are_refused(tmp_path: Path, files: list[Path]) -> None:
     archive = packed(files, tmp_path / "s.zip")
     data = bytearray(archive.read_bytes())
     central = data.index(b"PK\x01\x02")
@@ -205,7 +205,7 @@ def test_a_link_to_nothing_and_a_loop_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_permission_cannot_be_read() -> None:
-    """Permission does not bind root, as which tests may run, so a child process gives that up."""
+    """Tests may run as root, who needs no permission, so a child process becomes another user."""
     top = Path(tempfile.mkdtemp())
     top.chmod(0o755)
     study = top / "study"
@@ -228,7 +228,7 @@ def test_a_folder_without_permission_cannot_be_read() -> None:
     shutil.rmtree(top)
 
 
-def test_what_counts_as_a_study(tmp_path: Path) -> None:
+def test_each_folder_archive_and_nifti_file_is_a_study(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "out").mkdir()
     for name in ("b.zip", "a.NII.GZ", "c.tar.gz", "d.7z", ".hidden.zip", "names.txt"):
@@ -247,7 +247,7 @@ def test_what_counts_as_a_study(tmp_path: Path) -> None:
     assert find_studies(tmp_path, tmp_path / "out")[0] == tmp_path
 
 
-def test_a_fingerprint_follows_what_is_in_a_study(tmp_path: Path, files: list[Path]) -> None:
+def test_a_fingerprint_changes_with_a_study_s_files(tmp_path: Path, files: list[Path]) -> None:
     folder = files[0].parent
     before = fingerprint_study(folder, tmp_path)
     assert fingerprint_study(folder, tmp_path) == before
@@ -258,7 +258,9 @@ def test_a_fingerprint_follows_what_is_in_a_study(tmp_path: Path, files: list[Pa
     assert len({before, after, fingerprint_study(folder, tmp_path)}) == 3
 
 
-def test_a_file_replaced_by_one_of_equal_size_and_time_is_another(tmp_path: Path, files: list[Path]) -> None:
+def test_a_file_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint(
+    tmp_path: Path, files: list[Path]
+) -> None:
     os.utime(files[0], (0, 0))
     before, state = fingerprint_study(files[0].parent, tmp_path), files[0].stat()
 
@@ -295,7 +297,7 @@ def test_scaled_nifti_is_scaled(tmp_path: Path) -> None:
     assert (volume_of(tmp_path / "v.nii").hu == -800).all()
 
 
-def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
+def test_hostile_nifti_is_refused_with_the_reason(tmp_path: Path) -> None:
     four = saved(tmp_path / "4d.nii.gz", np.zeros((4, 4, 4, 3), np.int16))
     flat = saved(tmp_path / "flat.nii", np.zeros((4, 4, 1), np.int16))
     nan = saved(tmp_path / "nan.nii", np.zeros((4, 4, 4), np.int16))
@@ -318,31 +320,31 @@ def test_hostile_nifti_is_told_in_words(tmp_path: Path) -> None:
         assert failure(lambda path=path: volume_of(path)) == key, path  # type: ignore[misc]
 
 
-def test_nifti_of_colours_or_complex_numbers_is_no_volume(tmp_path: Path) -> None:
+def test_nifti_of_colours_or_complex_numbers_is_refused(tmp_path: Path) -> None:
     for kind in (np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])):
         path = saved(tmp_path / "v.nii", np.zeros((4, 4, 4), kind))
         assert failure(lambda path=path: volume_of(path)) == "no_densities"  # type: ignore[misc]
 
 
-def test_one_volume_in_four_dimensions_is_a_volume(tmp_path: Path) -> None:
+def test_one_volume_in_four_dimensions_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "v.nii.gz", np.zeros((4, 5, 6, 1), np.int16))
 
     assert volume_of(path).hu.shape == (6, 4, 5)
 
 
-def test_voxels_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+def test_voxels_that_are_not_numbers_are_a_warning(tmp_path: Path) -> None:
     array = np.zeros((4, 4, 4), np.float32)
     array[0, 0, :3] = np.nan
     reading = Reading(warnings=[])
 
     read_study(saved(tmp_path / "v.nii.gz", array), Models(), reading)
 
-    assert reading.warnings and reading.warnings[-1] == "3 voxels are no numbers and count as air"
+    assert reading.warnings and reading.warnings[-1] == "3 voxels are not numbers and count as air"
 
 
 @pytest.mark.parametrize("name", ["s.nii.gz", "s.tar.gz", "s.tar", "s.zip"])
-def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -> None:
-    """In a plain tar, which has no checksum of its content, the bits of the members' headers."""
+def test_no_flipped_bit_changes_voxels_without_a_warning(tmp_path: Path, name: str) -> None:
+    """A plain tar has no checksum of its content, so there only bits of members' headers are flipped."""
     small = lungs(6, 16, 16)
     path = tmp_path / name
     if name == "s.nii.gz":
@@ -374,7 +376,7 @@ def test_no_flipped_bit_gives_other_voxels_silently(tmp_path: Path, name: str) -
     assert refused > 50
 
 
-def test_a_tar_cut_between_two_members_is_told(tmp_path: Path, files: list[Path]) -> None:
+def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path, files: list[Path]) -> None:
     archive = packed(files, tmp_path / "s.tar")
     with tarfile.open(archive) as tar:
         start = tar.getmembers()[4].offset
@@ -387,7 +389,7 @@ def test_a_tar_cut_between_two_members_is_told(tmp_path: Path, files: list[Path]
     (np.diag([1.5, 1.5, 3, 1]), np.diag([-1.5, -1.5, 3, 1]), "forms"),
     (np.array([[1.5, 0, 0, 0], [0, 1.5, 1.5, 0], [0, 0, 3, 0], [0, 0, 0, 1]]), None, "sheared"),
 ])  # fmt: skip
-def test_nifti_whose_orientation_is_none_or_two_or_sheared_is_refused(
+def test_nifti_with_no_two_or_sheared_orientations_is_refused(
     tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None, key: str
 ) -> None:
     image = nibabel.Nifti1Image(lungs(30, 30, 30), np.eye(4))
@@ -398,7 +400,7 @@ def test_nifti_whose_orientation_is_none_or_two_or_sheared_is_refused(
 
 
 @pytest.mark.parametrize("moved", [range(2, 4), range(3, 6)])
-def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) -> None:
+def test_slices_shifted_sideways_are_refused(tmp_path: Path, moved: range) -> None:
     for index, file in enumerate(series(tmp_path / "s", HU)):
         header = pydicom.dcmread(file)
         if index in moved:
@@ -407,7 +409,7 @@ def test_slices_that_lie_aside_are_told_as_such(tmp_path: Path, moved: range) ->
     assert failure(lambda: read(tmp_path / "s")) == "shifted"
 
 
-def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
+def test_values_that_are_not_hounsfield_units_are_a_warning_or_refused() -> None:
     hu = lungs(40)
     padding = np.where(hu < -700, np.int16(-2000), hu)
     for values in (hu, padding, hu.astype(np.float32)):
@@ -426,7 +428,7 @@ def test_values_that_are_no_hounsfield_units_are_told_or_refused() -> None:
     metal = hu.copy()
     metal[:, :8, :8] = 3500
     check_values(metal)
-    assert len(find_doubts(metal)) == 1 and "beyond 3071 HU" in find_doubts(metal)[0]
+    assert len(find_doubts(metal)) == 1 and "above 3071 HU" in find_doubts(metal)[0]
     bone = hu.copy()
     bone[:, 24:, :24] = 1500
     assert len(find_doubts(bone)) == 1 and "were clipped" in find_doubts(bone)[0]

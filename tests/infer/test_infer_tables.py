@@ -1,4 +1,4 @@
-"""The output folder: one row per study, however its folder grows, is renamed or holds a study twice."""
+"""The output folder has one row per study when INPUT grows, is renamed or holds a study twice."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from scripts.infer.tables import COLUMNS, show_path
 
 
 class Readings:
-    """Stands in for the worker: what lies in `volume.txt` of a study is its volume."""
+    """Stands in for the worker: the text in a study's `volume.txt` is its volume."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -45,12 +45,12 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Readings:
             yield from (made.row(path) for path, _ in questions)
 
     monkeypatch.setattr(program, "Worker", WorkerStandIn)
-    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # held until a process ends
+    monkeypatch.setattr(tables.fcntl, "flock", lambda *_: None)  # a process holds the lock until it ends
     return made
 
 
 def run(top: Path, readings: Readings) -> tuple[list[str], list[str]]:
-    """The paths of all rows, and which studies were read for them."""
+    """The paths of all rows, and the studies that were read in this run."""
     readings.paths.clear()
     assert program.infer_studies(top / "in", top / "out", top, None, again=False) == 0
     document = json.loads((top / "out/output.json").read_text())
@@ -81,7 +81,7 @@ def test_a_renamed_folder_is_the_same_study(tmp_path: Path, readings: Readings) 
     assert run(tmp_path, readings) == (["b", "c"], [])
 
 
-def test_a_study_that_comes_under_another_name_replaces_its_row(tmp_path: Path, readings: Readings) -> None:
+def test_a_study_that_returns_under_another_name_replaces_its_row(tmp_path: Path, readings: Readings) -> None:
     old = study(tmp_path, "a", "A")
     run(tmp_path, readings)
     (old / "volume.txt").unlink()
@@ -90,7 +90,7 @@ def test_a_study_that_comes_under_another_name_replaces_its_row(tmp_path: Path, 
     assert run(tmp_path, readings) == (["b"], ["b"])
 
 
-def test_a_study_that_lies_there_twice_is_one_row(tmp_path: Path, readings: Readings) -> None:
+def test_a_study_that_input_holds_twice_is_one_row(tmp_path: Path, readings: Readings) -> None:
     study(tmp_path, "a", "A")
     study(tmp_path, "b", "A")
     study(tmp_path, "c", "C")
@@ -127,13 +127,13 @@ def test_rows_of_studies_that_are_gone_stay(tmp_path: Path, readings: Readings) 
     assert run(tmp_path, readings) == (["a", "b"], [])
 
 
-def test_names_of_old_windows_are_shown_as_cyrillic(tmp_path: Path) -> None:
+def test_names_of_old_windows_are_shown_in_cyrillic(tmp_path: Path) -> None:
     def path(name: bytes) -> Path:
         return tmp_path / os.fsdecode(name)
 
     assert show_path(path("Грудь 1".encode("cp1251")), tmp_path) == "Грудь 1"
     assert show_path(path("Грудь 1".encode()), tmp_path) == "Грудь 1"
-    assert show_path(path(b"\x98"), tmp_path) == "\\udc98"  # no letter of that encoding
+    assert show_path(path(b"\x98"), tmp_path) == "\\udc98"  # not a letter of that encoding
     path("Грудь 1".encode()).mkdir()
     assert show_path(path("Грудь 1".encode("cp1251")), tmp_path).startswith("\\udcc3")
 

@@ -1,4 +1,4 @@
-"""make infer against a real Triton that has a hard life: restarts, other clients, models unloaded meanwhile."""
+"""make infer with a real Triton that restarts, has other clients and loses its models."""
 
 import json
 import os
@@ -16,10 +16,10 @@ import pytest
 from conftest import REPOSITORY, ROOT, Project
 from onnx import numpy_helper
 
-from scripts.infer import models
+from scripts.infer import triton as module
 from scripts.infer.handover import KEY_HEADER
 from scripts.infer.messages import REPLACED
-from scripts.infer.models import Triton, UnreachableError, find_local_key
+from scripts.infer.triton import SERVED, Triton, UnreachableError, find_local_key
 from scripts.serve.serve import print_key
 from scripts.serve.triton_server import SHM, Server, free_ports, triton_server
 from tests.dicom_studies import lungs, series
@@ -54,7 +54,7 @@ def start(project: Project, server: Server, top: Path, out: Path) -> "subprocess
 
 
 def found(out: Path) -> dict[str, Any]:
-    """Of each study what does not hang on the time."""
+    """The parts of each row that do not depend on the time."""
     rows = json.loads((out / "output.json").read_text())["studies"]
     keys = "processing_status", "probability_of_pathology", "findings", "warnings"
     return {row["path_to_study"]: {key: row[key] for key in keys} for row in rows}
@@ -67,7 +67,7 @@ def expected(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFac
         run = start(built, server, studies, top / "out")
         said = run.communicate()[1]
     assert run.returncode == 0, said
-    assert f"{server.grpc}: volumes are handed over through shared memory" in said
+    assert f"{server.grpc}: volumes are sent through shared memory" in said
     rows = json.loads((top / "out/output.json").read_text())["studies"]
     assert all(set(row["seconds"]) == {"reading", "preprocessing", "networks"} for row in rows)
     return found(top / "out")
@@ -94,10 +94,10 @@ def test_a_server_restarted_in_the_middle_loses_no_study(
     assert found(tmp_path / "out") == expected
 
 
-def test_two_clients_at_once_get_the_same_rows_though_each_unloads_what_it_loaded(
+def test_two_clients_that_unload_their_models_get_the_same_rows(
     built: Project, studies: Path, server: Server, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    for name in models.SERVED.values():
+    for name in SERVED.values():
         server.ask(f"/v2/repository/models/{name}/unload", "POST")
     runs = [start(built, server, studies, tmp_path / name) for name in ("one", "two")]
     said = [run.communicate()[1] for run in runs]
@@ -109,23 +109,23 @@ def test_two_clients_at_once_get_the_same_rows_though_each_unloads_what_it_loade
 def test_a_model_that_another_client_unloads_is_loaded_again(built: Project, server: Server) -> None:
     tensor = np.zeros((20, 40, 40), np.float32)
     with Triton(server.grpc, built.path / REPOSITORY, server.key) as triton:
-        before = triton.read(tensor)
-        for name in models.SERVED.values():
+        before = triton.infer(tensor)
+        for name in SERVED.values():
             server.ask(f"/v2/repository/models/{name}/unload", "POST")
-            assert triton.read(tensor) == before
+            assert triton.infer(tensor) == before
         assert triton.returns >= 3
 
 
 def test_a_server_that_does_not_come_back_ends_the_run(
     built: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "RETURN", 0.0)
+    monkeypatch.setattr(module, "RETURN", 0.0)
     triton = Triton(server.grpc, built.path / REPOSITORY, server.key)
     server.process.kill()
     server.process.wait()
 
     with pytest.raises(UnreachableError, match=f"TRITON={server.grpc}: the server no longer answers"):
-        triton.read(np.zeros((20, 40, 40), np.float32))
+        triton.infer(np.zeros((20, 40, 40), np.float32))
     triton.close()
 
 
@@ -143,7 +143,7 @@ def test_a_server_that_comes_back_with_other_heads_ends_the_run(built: Project, 
     onnx.save(model, file)
     with serve(other, tmp_path / "log", ports):
         with pytest.raises(UnreachableError, match=REPLACED):
-            triton.read(np.zeros((20, 40, 40), np.float32))
+            triton.infer(np.zeros((20, 40, 40), np.float32))
         triton.close()
 
 
@@ -155,11 +155,11 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
         with Triton(server.grpc, built.path / REPOSITORY, server.key) as triton:
             assert triton.handover == "shared_memory"
         with Triton(server.grpc, built.path / REPOSITORY, server.key) as triton:
-            triton.read(np.zeros((20, 40, 40), np.float32))
+            triton.infer(np.zeros((20, 40, 40), np.float32))
             assert triton.client.get_system_shared_memory_status(headers={KEY_HEADER: server.key}).regions == {}
 
 
-def test_what_make_serve_runs_is_asked_with_its_key_by_its_user_on_its_machine(server: Server) -> None:
+def test_the_key_of_make_serve_is_found_by_its_user_on_its_machine(server: Server) -> None:
     port = server.grpc.rpartition(":")[2]
     with print_key(server):
         assert find_local_key(f"localhost:{port}") == find_local_key(f"127.0.0.1:{port}") == server.key

@@ -1,4 +1,4 @@
-"""The ViT's input: the original preprocessing's numbers, and PyTorch's interpolate on the whole volume."""
+"""The ViT's input equals the original preprocessing and PyTorch's interpolate on the whole volume."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from scripts.infer.messages import StudyError
-from scripts.infer.volume import TARGET, Volume, axis_of, orient_axes, preprocess_volume
+from scripts.infer.volume import TARGET, Volume, make_axis, orient_axes, preprocess_volume
 from tests.dicom_studies import volume_of
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def straightforward(volume: Volume, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The definition: the whole volume in float64 through PyTorch, then crop and pad."""
+    """The definition: resize the whole volume in float64 with PyTorch, then crop and pad."""
     hu = torch.from_numpy(np.ascontiguousarray(volume.hu).astype(np.float64)).clip(-1000, 1000)
     size = [int(n * (mm / target)) for n, mm, target in zip(volume.hu.shape, volume.spacing, TARGET, strict=True)]
     whole = torch.nn.functional.interpolate(hu[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
@@ -40,8 +40,8 @@ def test_the_reference_study_gives_the_original_tensor() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_it_equals_interpolating_the_whole_volume(seed: int) -> None:
-    """Random sizes, spacings, memory orders and axes turned round: cropped, padded, thinned and thickened."""
+def test_the_tensor_equals_interpolation_of_the_whole_volume(seed: int) -> None:
+    """Random sizes, spacings, memory orders and flips: cropped, padded, coarser and finer."""
     random = np.random.default_rng(seed)
     size = random.integers(2, 60, 3)
     spacing = tuple(float(mm) for mm in random.uniform(0.3, 4, 3) * (2, 1, 1))
@@ -63,7 +63,7 @@ def test_it_equals_interpolating_the_whole_volume(seed: int) -> None:
         np.testing.assert_allclose(tensor, straightforward(volume, shape), rtol=0, atol=2e-6)  # type: ignore[arg-type]
 
 
-def test_it_does_not_depend_on_the_number_of_threads() -> None:
+def test_the_tensor_does_not_depend_on_the_number_of_threads() -> None:
     volume = Volume(np.random.default_rng(0).integers(-1100, 1100, (30, 40, 50), np.int16), (2.0, 1.0, 0.9))
 
     assert np.array_equal(
@@ -72,12 +72,12 @@ def test_it_does_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_the_new_size_is_computed_in_the_original_order_of_operations() -> None:
-    assert len(axis_of(500, 0.6, 1.5, 240).below) == 199  # 500 * 0.6 / 1.5 would be 200
+    assert len(make_axis(500, 0.6, 1.5, 240).below) == 199  # 500 * 0.6 / 1.5 would be 200
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_axes_point_to_superior_left_and_posterior_however_the_scanner_stored_them(seed: int) -> None:
-    """Each axis counts voxels along one patient direction; a little oblique, as heads and tables are."""
+def test_axes_become_superior_left_and_posterior_from_any_order(seed: int) -> None:
+    """Also if the axes are a little oblique, as with turned heads and tables."""
     random = np.random.default_rng(seed)
     anatomy = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)  # superior, left, posterior
     world = {0: 2, 1: 0, 2: 1}  # its axes among Left, Posterior, Superior
@@ -99,7 +99,7 @@ def test_axes_point_to_superior_left_and_posterior_however_the_scanner_stored_th
 def test_the_body_part_network_gets_z_y_x_and_the_spacing_as_x_y_z() -> None:
     hu = np.arange(24, dtype=np.int16).reshape(2, 3, 4)  # superior, left, posterior
 
-    turned, spacing = Volume(hu + np.float32(0.4), (5.0, 0.7, 0.8)).for_body_part()
+    turned, spacing = Volume(hu + np.float32(0.4), (5.0, 0.7, 0.8)).convert_for_body_part()
 
     assert turned.dtype == np.int16 and np.array_equal(turned, hu.transpose(0, 2, 1))
     np.testing.assert_allclose(spacing, [0.7, 0.8, 5.0], rtol=1e-6)
@@ -128,7 +128,7 @@ def test_a_gigantic_volume_is_refused_by_its_declared_size() -> None:
     assert error.value.key == "too_large"
 
 
-def test_voxels_that_are_no_numbers_count_as_air() -> None:
+def test_voxels_that_are_not_numbers_count_as_air() -> None:
     hu = np.full((8, 8, 8), np.nan, np.float32)
 
     assert (preprocess_volume(Volume(hu, (1.5, 0.75, 0.75)), (8, 8, 8)) == -1).all()
