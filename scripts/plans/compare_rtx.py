@@ -2,9 +2,9 @@
 
     python -m scripts.plans.compare_rtx RTX_PYTHON ONNX EXPECTED.npy ENTRY.json TOLERANCE.json CHECK.json OUT HEAD …
 
-As scripts/plans/compare_plan.py compares a plan, but RTX_PYTHON, the Python of .venv-rtx, runs the engine.  TensorRT for
-RTX is another product than the trtexec that builds plans, so this is evidence that NVIDIA's optimiser keeps the answers,
-no proof for a plan.  OUT holds the differences and the times, or the reason why this GPU was not asked.
+The judgement is that of scripts/plans/compare_plan.py; RTX_PYTHON, the Python of .venv-rtx, runs the engine.  TensorRT
+for RTX is another product than the trtexec that builds plans.  So this is evidence that NVIDIA's optimiser keeps the
+answers, and no proof for a plan.  OUT holds the differences and the times, or the reason why this GPU was not asked.
 """
 
 import argparse

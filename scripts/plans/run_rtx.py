@@ -1,9 +1,10 @@
-"""Run an ONNX file by TensorRT for RTX on this machine's GPU, and time it: python -m scripts.plans.run_rtx ONNX ENTRY.json
-REQUEST.bin FOLDER
+"""Run an ONNX file by TensorRT for RTX on this machine's GPU and time it:
+
+    python -m scripts.plans.run_rtx ONNX ENTRY.json REQUEST.bin FOLDER
 
 Runs in .venv-rtx.  REQUEST holds float32 samples, as many as the largest batch.  The engine is built for this GPU with
-the profile in ENTRY; for each batch size of the profile FOLDER gets BATCH.bin, the float32 output, and FOLDER/times.json
-the times.  Exit status NOT_RUN, with the reason, where there is no GPU that TensorRT for RTX runs on.
+the profile in ENTRY.  For each batch size of the profile FOLDER gets BATCH.bin, the float32 output; times.json has the
+times.  Exit status NOT_RUN, with the reason, if there is no GPU that TensorRT for RTX runs on.
 """
 
 import argparse
