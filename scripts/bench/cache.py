@@ -30,11 +30,11 @@ GOALS = (
 # Puts what each step of a tree wrote into the cache, as step.py does after the step
 FILL = """import os, sys, time
 from scripts.steps.cache import Cache
-from scripts.steps.records import found, read, wrote
+from scripts.steps.records import find_content, read_text, written_digest
 cache, start = Cache(), time.perf_counter()
 for target in sys.argv[1:]:
-    made = read(f".make/made/{target.replace('/', '%')}")
-    cache.keep(target, made.partition(" ")[2], wrote(target), found(wrote(target)))
+    made = read_text(f".make/made/{target.replace('/', '%')}")
+    cache.keep(target, made.partition(" ")[2], written_digest(target), find_content(written_digest(target)))
 print(time.perf_counter() - start)"""
 
 

@@ -44,7 +44,7 @@ def compare_answers(
 ) -> dict[str, Any]:
     """What OUT holds; SystemExit if trtexec does not run the plan, or it differs by more than it may.
 
-    `ties`: of each sample, what the near ties of the quantiser would change, as `without_flips` takes them.
+    `ties`: of each sample, what the near ties of the quantiser would change, as `remove_flips` takes them.
     """
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
     if missing := [key for key in wanted if key not in tolerance]:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, Project
 
-from scripts.bench import gpu
-from scripts.bench.gpu import CPU, Device, bench_gpu, format_table
+from scripts.bench import gpu_models
+from scripts.bench.gpu import bench_gpu, format_table
+from scripts.bench.gpu_device import CPU, Device
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_files_that_are_brought_are_not_made_again(
 ) -> None:
     for file in scratch.glob("*.onnx"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setattr(gpu, "run_module", None)
+    monkeypatch.setattr(gpu_models, "run_module", None)
 
     again = bench_gpu(CPU, models, tmp_path, tmp_path / "scratch")
 
@@ -87,7 +88,7 @@ def test_files_that_are_brought_are_not_made_again(
 
 def test_a_step_that_fails_says_what_and_what_to_do(models: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
-        gpu.run_module(
+        gpu_models.run_module(
             "convertation.vit.torch2onnx", "--weights", "synthetic", tmp_path / "no.pt", tmp_path / "no.json", "out"
         )
 
@@ -108,4 +109,4 @@ def test_without_a_gpu_it_says_so_before_anything_is_made(project: Project) -> N
 )
 def test_a_session_that_fell_back_to_the_cpu_is_none_of_a_gpu(found: dict[str, Any], scratch: Path) -> None:
     with pytest.raises(SystemExit, match="has no CUDA here; install onnxruntime-gpu"):
-        Device("cuda").session(scratch / "binary.onnx")
+        Device("cuda").open_session(scratch / "binary.onnx")
