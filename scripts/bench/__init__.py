@@ -1,1 +1,1 @@
-"""Measures what the project promises: `make bench`. Works on copies in build/bench/; writes build/bench.json."""
+"""Measure what the project promises: `make bench` works on copies in build/bench/ and writes build/bench.json."""

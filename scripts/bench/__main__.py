@@ -1,21 +1,21 @@
-"""Measure what the README promises, goal beside value; the exit status is not 0 if a figure misses its goal.
+"""Measure what the README promises and print each value beside its goal; exit status 1 if a figure misses its goal.
 
     python -m scripts.bench [--only GROUP,...] [--rounds 3] [--keep] [--compare OLD.json] build/bench.json
 
-Models are built in a copy of the project, build/bench/tree, at the size convertation/models.yaml says.  Figures are
-medians; times are compared within one run only, for no two machines are alike.  GROUP is one of
+The models are built in a copy of the project, build/bench/tree, at the size that convertation/models.yaml says.  All
+figures are medians; times are compared within one run only, because machines differ.  GROUP is one of
 
     cold     make repository WEIGHTS=synthetic in a new copy
-    noop     make with nothing to do, all touched, after a clone, after one head changed; disk
-    vit      load, memory and run of the ViT against a straight export
-    export   the export step against the straight one
+    noop     make with nothing to do, with all files touched, after a clone, after one head changed; disk use
+    vit      load, memory and run of the ViT, compared with a straight export
+    export   the export step, compared with a straight export
     heads    runs of the heads
-    fp16     the ViT rounded to fp16; on a GPU, where there is one, against fp32
+    fp16     the ViT rounded to fp16; where there is a GPU, its runs compared with fp32
     bpr      one series through bpr_model
-    infer    make infer: seconds by stage, studies per minute, memory; a volume handed to a Triton
-    cache    a shared folder cache, cold and warm
-    fetch    1 GiB from a server on this machine
-    unpack   against unzip
+    infer    make infer: seconds of each stage, studies per minute, memory; a volume sent to a Triton
+    cache    a shared cache folder, cold and warm
+    fetch    a download of 1 GiB from a server on this machine
+    unpack   unpacking, compared with unzip
 """
 
 import argparse
@@ -49,11 +49,11 @@ GROUPS: Mapping[str, Group] = {
     "fetch": bench_fetch.bench_fetch,
     "unpack": bench_fetch.bench_unpack,
 }
-DISTURBED = 0.25  # cores that other programs kept busy; times measured meanwhile say less
+DISTURBED = 0.25  # cores that other programs keep busy; above it a line warns that the times are less exact
 
 
 def run_groups(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
-    """Run the groups in turn, print each one's rows, and write all of them to `out`; return those that miss."""
+    """Run the groups in turn, print the rows of each, write all rows to `out`; return the rows that miss their goals."""
     machine = {"cores": os.cpu_count(), "processor": read_processor_name(), "python": platform.python_version()}
     tree, rows = Tree(), list[Row]()
     busy: dict[str, float] = {}
@@ -67,7 +67,7 @@ def run_groups(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]
         rows += rows_here
         print("\n".join(format_table(rows_here)), flush=True)
         if busy[name] > DISTURBED:
-            print(f"  disturbed: others kept {busy[name]:.1f} of {os.cpu_count()} cores busy meanwhile", flush=True)
+            print(f"  disturbed: other programs kept {busy[name]:.1f} of {os.cpu_count()} cores busy", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         described = [asdict(row) | {"verdict": row.verdict} for row in rows]
         text = json.dumps({"machine": machine, "others_cores": busy, "rows": described}, indent=1, ensure_ascii=False)
@@ -76,7 +76,7 @@ def run_groups(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]
 
 
 def format_table(rows: list[Row]) -> list[str]:
-    """The rows as aligned lines: figure, value, goal, verdict, note."""
+    """Return the rows as aligned lines: figure, value, goal, verdict, note."""
     cells = [
         (
             row.what,
@@ -94,7 +94,7 @@ def format_table(rows: list[Row]) -> list[str]:
 
 
 def format_number(value: float) -> str:
-    """Three digits that say something: 0.0833, 2.5, 300."""
+    """Return a number with three significant digits: 0.0833, 2.5, 300."""
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
@@ -105,17 +105,19 @@ def read_processor_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUP,...", help="these groups alone")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each measurement is repeated")
+    parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUP,...", help="run these groups alone")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="how many times each measurement is repeated"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the copy and the archive for the next run")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say in the end what moved since this run")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say at the end what moved since this run")
     parser.add_argument("out", type=Path, metavar="OUT.json")
     options = parser.parse_args()
     if unknown := set(options.only.split(",")) - set(GROUPS):
         raise SystemExit(f"--only {','.join(sorted(unknown))}: expected some of {','.join(GROUPS)}")
     if options.rounds < 1:
         raise SystemExit(f"--rounds {options.rounds}: expected 1 or more")
-    old = bench_compare.read_results(options.compare) if options.compare else None  # which may be OUT itself
+    old = bench_compare.read_results(options.compare) if options.compare else None  # read now: it may be OUT itself
     chosen = {name: group for name, group in GROUPS.items() if name in options.only.split(",")}
     try:
         missed = run_groups(chosen, options.rounds, options.out)
@@ -128,7 +130,7 @@ def main() -> None:
         print("\n".join(bench_compare.compare_runs(old, bench_compare.read_results(options.out))), flush=True)
     if missed:
         names = "\n".join(f"  {row.group}: {row.what}" for row in missed)
-        raise SystemExit(f"{len(missed)} figures miss their goals ({options.out} has all):\n{names}")
+        raise SystemExit(f"{len(missed)} figures miss their goals (all figures are in {options.out}):\n{names}")
 
 
 if __name__ == "__main__":

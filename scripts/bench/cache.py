@@ -1,4 +1,4 @@
-"""The shared cache's figures: taking a whole repository from a warm folder, and putting a build's results there."""
+"""Measure the shared cache: taking a whole repository from a warm folder, and putting the results of a build there."""
 
 import json
 import os
@@ -27,7 +27,7 @@ GOALS = (
     *(f"build/checks/{model}.json" for model in MODELS),
     "build/synthetic/bpr/inference-settings.json",
 )
-# Puts what each step of a tree wrote into the cache, as step.py does after the step
+# Puts the results of the steps into the cache, as step.py does after each step
 FILL = """import os, sys, time
 from scripts.steps.cache import Cache
 from scripts.steps.records import find_content, read_text, written_digest
@@ -39,8 +39,8 @@ print(time.perf_counter() - start)"""
 
 
 def bench_cache(tree: Tree, rounds: int) -> list[Row]:
-    """A cold cache beside a build without one, and a warm one beside `cp`."""
-    tree.ready("repository")
+    """Compare a build that fills a cold cache with one without a cache, and taking from a warm cache with `cp`."""
+    tree.build("repository")
     shutil.rmtree(FOLDER, ignore_errors=True)
     fresh = BENCH / "empty"
     try:
@@ -51,11 +51,11 @@ def bench_cache(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_put(tree: Tree) -> Row:
-    """What putting all results there adds to the steps that make them."""
+    """Measure how much longer a build takes if all its results are put into the cache."""
     took = {path.name.replace("%", "/"): path for path in (tree.path / ".make/took").iterdir()}
     cached = [name for name in took if not name.startswith((".venv", "build/checks/verdict"))]
     steps = sum(float(json.loads(path.read_text())["seconds"]) for path in took.values())
-    show_progress(f"putting {len(cached)} results into a folder")
+    show_progress(f"putting {len(cached)} results into a cache folder")
     FOLDER.mkdir(parents=True)
     run = subprocess.run(
         ["/usr/bin/python3", "-c", FILL, *cached], cwd=tree.path, text=True, stdout=subprocess.PIPE, check=True,
@@ -64,19 +64,19 @@ def bench_put(tree: Tree) -> Row:
     seconds = float(run.stdout.split()[-1])
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
     if not size:
-        raise SystemExit(f"bench: nothing went into the cache\n{run.stdout}")
+        raise SystemExit(f"bench: nothing was put into the cache\n{run.stdout}")
     note = f"{len(cached)} results, {size / 1e9:.2f} GB in {seconds:.1f} s beside {steps:.0f} s of steps"
     return Row("a build with a cold cache", (steps + seconds) / steps, "≤", 1.05, "x", note)
 
 
 def bench_take(fresh: Path, rounds: int, forget: bool) -> Row:
-    """How fast an empty machine has all that is published and the verdict needs, against `cp` of the same entries.
+    """Compare the speed of taking all GOALS from the cache on a machine without results with `cp` of the same entries.
 
-    With `forget` they are read from the disk, as by a machine that starts empty, else from memory.
+    With `forget` they are read from the disk, as on a machine that has just started; without it, from memory.
     """
     makes, copies = list[float](), list[float]()
     where = "disk" if forget else "memory"
-    show_progress(f"taking everything from the warm folder, and copying it, from {where}")
+    show_progress(f"taking everything from the warm cache folder, then copying it with cp, from {where}")
     for _ in range(rounds):
         shutil.rmtree(fresh, ignore_errors=True)
         (fresh / ".make/made").mkdir(parents=True)
@@ -84,7 +84,9 @@ def bench_take(fresh: Path, rounds: int, forget: bool) -> Row:
         for venv in ENVIRONMENTS:
             (fresh / venv).symlink_to(ROOT / venv)
             shutil.copy(ROOT / f".make/made/{venv}%installed", fresh / ".make/made")
-        Tree(fresh).make(*(f"{venv}/installed" for venv in ENVIRONMENTS))  # which takes note of what is installed
+        Tree(fresh).make(
+            *(f"{venv}/installed" for venv in ENVIRONMENTS)
+        )  # make notes what is installed, which is not to be timed
         settle_disk(forget)
         seconds, said = Tree(fresh).make(*GOALS, f"CACHE={FOLDER}", "CACHE_MODE=read")
         if missed := [goal for goal in GOALS if f"{goal}: from the cache" not in said]:
@@ -105,10 +107,10 @@ def bench_take(fresh: Path, rounds: int, forget: bool) -> Row:
 
 
 def settle_disk(forget: bool) -> None:
-    """Let the disk finish what it was given; with `forget` nothing of the cache stays in memory, else all of it.
+    """Wait until the disk has written everything; with `forget`, drop the cache's files from memory.
 
-    Of a virtual machine also: let the host give the memory that the copies will fill, which takes ten times as long as
-    filling it.
+    The copy to `scratch` brings these files into memory.  It also makes the host of a virtual machine provide the
+    memory that the measured copies will fill, which takes ten times as long as filling it.
     """
     scratch = FOLDER.with_name("scratch")
     shutil.rmtree(scratch, ignore_errors=True)

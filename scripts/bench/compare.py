@@ -1,7 +1,8 @@
 """Say what moved between two benchmarks beyond their noise: python -m scripts.bench.compare OLD.json NEW.json
 
-The noise of a figure is the spread of its rounds, largest minus smallest, in either run: it moved if its medians are
-further apart than both spreads together.  What was measured once has no noise that is known, and is only shown.
+The noise of a figure is the sum of its spreads in the two runs; a spread is the largest round minus the smallest.  A
+figure moved if its medians differ by more than the noise.  The noise of a figure that was measured once is unknown:
+such a figure is only shown.
 """
 
 import argparse
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 BETTER, WORSE, MOVED, SAME, ONCE = "better", "WORSE", "moved", "within noise", "measured once"
-SMALL = 0.001  # of the value; less is no change of a figure that is measured once
+SMALL = 0.001  # share of the value; a smaller change of a figure that was measured once counts as none
 
 
 def compare_runs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the lines to print: first what makes the runs unlike, then each figure, what moved first."""
+    """Return the lines to print: how the machines differ, then each figure, those that moved first."""
     lines = [
-        f"other {what}: {old['machine'][what]}, now {new['machine'][what]}; times of two machines tell little"
+        f"other {what}: {old['machine'][what]}, now {new['machine'][what]}; times of two machines cannot be compared"
         for what in old["machine"]
         if old["machine"][what] != new["machine"].get(what)
     ]
@@ -37,7 +38,7 @@ def compare_runs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def judge_figure(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-    """Return the verdict on one figure, and the numbers."""
+    """Return how one figure changed (BETTER, WORSE, MOVED, SAME or ONCE) and a text with the numbers."""
     before, after = old["value"], new["value"]
     if before is None or after is None:
         sides = [row["note"] or "not measured" for row in (old, new) if row["value"] is None]
@@ -56,12 +57,12 @@ def judge_figure(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_spread(row: dict[str, Any]) -> float:
-    """The largest minus the smallest of a figure's rounds."""
+    """Return the largest minus the smallest of a figure's rounds."""
     return float(max(row["samples"]) - min(row["samples"])) if row["samples"] else 0.0
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what scripts/bench/__main__.py writes; SystemExit if it is something else."""
+    """Read a file that scripts/bench/__main__.py wrote; SystemExit if it is something else."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         for row in found["rows"]:
@@ -70,7 +71,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SystemExit(f"{path}: {error.strerror}; expected an earlier build/bench.json") from None
     except (ValueError, LookupError, TypeError):
-        raise SystemExit(f"{path}: no benchmark; expected an earlier build/bench.json") from None
+        raise SystemExit(f"{path}: not the result of a benchmark; expected an earlier build/bench.json") from None
     return found
 
 

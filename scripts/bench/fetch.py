@@ -1,4 +1,4 @@
-"""Downloading's figures, from a server on this machine, and unpacking's."""
+"""Measure downloading, from a server on this machine, and unpacking."""
 
 import os
 import random
@@ -19,11 +19,11 @@ OUT = "training/weights.zip"
 
 
 def bench_fetch(tree: Tree, rounds: int) -> list[Row]:
-    """A whole download, and one that is killed half way."""
+    """Measure a whole download, and one that is killed half way."""
     archive = make_archive()
     bare = run_probe("nothing", cwd=ROOT)["peak"]
     with YandexDisk({"/weights.zip": archive}) as disk:
-        disk.describe("/weights.zip")  # its digests, which the first answer would wait for
+        disk.describe("/weights.zip")  # compute its digests now: else the first answer would wait for them
         found = []
         for number in range(rounds):
             show_progress(f"downloading {SIZE / 2**30:.2g} GiB, {number + 1} of {rounds}")
@@ -44,7 +44,7 @@ def bench_fetch(tree: Tree, rounds: int) -> list[Row]:
 
 
 def measure_kill(disk: YandexDisk) -> float:
-    """Kill -9 when half has come, start again; the share of a half that comes a second time."""
+    """Kill a download (-9) when half was sent, start it again; return the share of a half that was sent twice."""
     folder, before, half = make_project(), disk.sent(), SIZE // 2
     command = [str(ROOT / ".venv/bin/python"), "-m", "scripts.archives.fetch", "weights.zip", OUT]
     variables = clean_environment(PYTHONPATH=str(ROOT), **name_server(disk))
@@ -56,7 +56,7 @@ def measure_kill(disk: YandexDisk) -> float:
             if first.poll() is not None:
                 raise SystemExit("bench: the download ended before it could be killed")
             time.sleep(0.01)
-        time.sleep(0.5)  # until it has taken what was sent
+        time.sleep(0.5)  # until the program has received what was sent
         first.kill()
         first.wait()
         kept, stopped = (folder / f"{OUT}.part").stat().st_size, disk.sent()
@@ -68,7 +68,7 @@ def measure_kill(disk: YandexDisk) -> float:
 
 
 def bench_unpack(tree: Tree, rounds: int) -> list[Row]:
-    """scripts/archives/unpack.py against unzip."""
+    """Compare the speed of scripts/archives/unpack.py with unzip."""
     if not shutil.which("unzip"):
         return [Row("unpacking, of unzip's speed", None, "≥", 0.8, "x", "no unzip on this machine")]
     archive, folder = make_archive(), FOLDER / "unpacked"
@@ -101,7 +101,7 @@ def bench_unpack(tree: Tree, rounds: int) -> list[Row]:
 
 
 def make_archive() -> Path:
-    """An archive of SIZE bytes: half deflated, like weights, half stored."""
+    """Return an archive of SIZE bytes: half of it deflated, like weights, and half stored."""
     path = FOLDER / "weights.zip"
     if path.exists() and path.stat().st_size == SIZE:
         return path
@@ -112,7 +112,7 @@ def make_archive() -> Path:
         number = 0
         while written.seek(0, os.SEEK_END) < SIZE // 2:
             piece = bytearray(generator.randbytes(min(PIECE, SIZE // 8)))
-            piece[3::4] = b"\x3d" * len(piece[3::4])  # the exponent of a small float32
+            piece[3::4] = b"\x3d" * len(piece[3::4])  # the exponent of a small float32, as most weights are
             archive.writestr(f"CT-RATE/{number}.pt", piece)
             number += 1
         name = "CT-RATE/models/stored.bin"
@@ -126,7 +126,7 @@ def make_archive() -> Path:
 
 
 def make_project() -> Path:
-    """An empty folder to download in."""
+    """Return an empty project folder to download into."""
     shutil.rmtree(folder := FOLDER / "project", ignore_errors=True)
     (folder / "training").mkdir(parents=True)
     shutil.copy(ROOT / "training/archives.json", folder / "training")
@@ -134,5 +134,5 @@ def make_project() -> Path:
 
 
 def name_server(disk: YandexDisk) -> dict[str, str]:
-    """The variables that make scripts/archives/fetch.py ask this server."""
+    """Return the variables that make scripts/archives/fetch.py ask this server."""
     return {name: value for name, value in disk.environment().items() if name.startswith(("YANDEX_DISK", "FETCH"))}

@@ -1,4 +1,4 @@
-"""`make infer`: what a study costs by stage, what a folder of them, and what handing a volume to a Triton does."""
+"""Measure `make infer`: the stages of one study, a folder of studies, and the hand-over of a volume to a Triton."""
 
 import json
 import os
@@ -30,10 +30,10 @@ from scripts.serve.verdict import CHANNEL, make_input
 
 FOLDER = BENCH / "infer"
 SLICES, SIDE = 300, 512
-MORE = 8  # studies of the folder, beyond the first
+MORE = 8  # studies of the folder besides the first
 STAGES = "reading", "preprocessing", "networks"
 VOLUME = 240, 480, 480
-# Takes a volume and computes nothing, so that what is measured is the way to it
+# This model computes nothing, so that only the way of a volume to the server is measured
 CONFIG = """name: "vit_onnx"
 backend: "python"
 max_batch_size: 4
@@ -53,10 +53,10 @@ class TritonPythonModel:
 
 
 def bench_infer(tree: Tree, rounds: int) -> list[Row]:
-    """Stages, folder, memory; then the hand-over."""
-    tree.ready("repository")
+    """Measure stages, folder and memory, then the hand-over."""
+    tree.build("repository")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    show_progress(f"a study of {SLICES} slices of {SIDE} x {SIDE}")
+    show_progress(f"writing a study of {SLICES} slices of {SIDE} x {SIDE}")
     words = str(FOLDER / "study"), str(SLICES), str(SIDE)
     run_probe("module", "scripts.bench.studies", *words, cwd=ROOT, venv=".venv-inference")
     try:
@@ -66,7 +66,7 @@ def bench_infer(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_folder(repository: Path, rounds: int) -> list[Row]:
-    """Of one study alone the stages, and what each further one of a folder adds."""
+    """Measure the stages of one study alone, and how much time each further study of a folder adds."""
     found: dict[int, list[dict[str, Any]]] = {1: [], 1 + MORE: []}
     for number in range(rounds):
         for count, runs in found.items():
@@ -86,7 +86,7 @@ def bench_folder(repository: Path, rounds: int) -> list[Row]:
 
 
 def run_infer(repository: Path, count: int) -> dict[str, Any]:
-    """Wall time in s, most RSS in bytes of any of its processes, and rows of a run on `count` copies of the study."""
+    """Run `make infer` on `count` copies of the study; return wall time in s, largest RSS of a process in bytes, rows."""
     top, out = FOLDER / "in", FOLDER / "out"
     for path in (top, out):
         shutil.rmtree(path, ignore_errors=True)
@@ -114,7 +114,7 @@ def run_infer(repository: Path, count: int) -> dict[str, Any]:
 
 
 def bench_handover(rounds: int) -> list[Row]:
-    """The three ways that a volume can take to a server here, in turn."""
+    """Measure the three ways in which a volume can reach a server on this machine, in turn."""
     version = FOLDER / "repository/vit_onnx/1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(CONFIG.format(*VOLUME))
@@ -125,11 +125,11 @@ def bench_handover(rounds: int) -> list[Row]:
         client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
         messages, shared = Messages(server.grpc), Shared(server.grpc, client, server.key)
 
-        def plain() -> Any:
+        def send_plainly() -> Any:
             return client.infer("vit_onnx", [make_input("input", volume)], model_version="1").as_numpy("output")
 
         ways: dict[str, Callable[[], Any]] = {
-            "plain": plain,
+            "plain": send_plainly,
             "messages": lambda: messages.infer("vit_onnx", {"input": volume}, 600),
             "shared": lambda: shared.infer("vit_onnx", {"input": volume}, 600),
         }
@@ -140,11 +140,11 @@ def bench_handover(rounds: int) -> list[Row]:
                 answer = way()
                 times[name].append(time.perf_counter() - start)
                 if answer.ravel()[0] != volume.ravel()[-1]:
-                    raise SystemExit(f"bench: a volume reached Triton altered ({name})")
+                    raise SystemExit(f"bench: Triton received another volume than was sent ({name})")
         shared.close()
         messages.close()
         client.close()
-    taken = {name: seconds[1:] for name, seconds in times.items()}  # the first one sets things up
+    taken = {name: seconds[1:] for name, seconds in times.items()}  # the first call of each way prepares it
     return [
         compare_medians(
             "a volume to a Triton here, shared memory", taken["shared"], taken["plain"], 0.35, "s", "plain gRPC"

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a row of the table, a fresh process to measure in, a copy of the project to build in."""
+"""Shared by all benchmarks: a row of the table, a fresh process to measure in, a copy of the project to build in."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ KNOBS = (
 
 @dataclass
 class Row:
-    """One figure.  `value` None: it could not be measured here, `note` says why; `goal` None: shown, not judged."""
+    """One figure.  `value` None: it could not be measured here, and `note` says why; `goal` None: it is only shown."""
 
     what: str
     value: float | None
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Return "pass", "MISS", "not measured" or, without a goal, nothing."""
+        """Return "pass", "MISS", "not measured" or, without a goal, ""."""
         if self.value is None:
             return "not measured"
         if self.goal is None:
@@ -62,19 +62,19 @@ class Row:
 def compare_medians(
     what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None, unit: str, other: str = "straight"
 ) -> Row:
-    """A row that compares the medians of two measurements, in `unit`, of one run: of what is built and of the other."""
+    """Return a row whose value is the median of `ours` divided by the median of `theirs`, both in `unit`."""
     a, b = statistics.median(ours), statistics.median(theirs)
     note = f"{a:.3g} {unit}, {other} {b:.3g} {unit}"
     return Row(what, a / b, "≤", goal, "x", note, [x / b for x in ours])
 
 
 def show_progress(text: str) -> None:
-    """Show how far the benchmark is."""
+    """Print what the benchmark does now."""
     print(f"  … {text}", flush=True)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without what a make above it, or the user, has set for another build."""
+    """Return this process's environment without what a calling make, or the user, set for another build."""
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS")) and key not in KNOBS
     }
@@ -97,17 +97,18 @@ def run_probe(*words: str | Path, cwd: Path, venv: str = ".venv", **more: str) -
 
 
 class Tree:
-    """A copy of the project where the real Makefile builds synthetic models of the size models.yaml says.
+    """A copy of the project where the real Makefile builds synthetic models at the size that models.yaml says.
 
-    The sources are this checkout's, the environments links to its own; the user's build/ and repository stay untouched.
+    Its sources are copies of this checkout's, its environments are links to this checkout's.  The user's build/ and
+    repository are not touched.
     """
 
     def __init__(self, path: Path = BENCH / "tree") -> None:
         self.path = path
         self.current: set[str] = set()
 
-    def sync(self) -> None:
-        """Make the sources those of this checkout; what was built from other ones is stale then, by content."""
+    def update_sources(self) -> None:
+        """Copy this checkout's sources and the records of its environments; make finds what is stale by content."""
         (self.path / ".make/made").mkdir(parents=True, exist_ok=True)
         copy_sources(self.path)
         for venv in ENVIRONMENTS:
@@ -119,11 +120,13 @@ class Tree:
             shutil.copy(ROOT / made, self.path / made)
             words = (ROOT / made).read_text().partition(" : ")[2].split()
             inputs = (word.rpartition("=") for word in words)
-            if any(hash_file(self.path / name) != was for name, _, was in inputs):  # the copy only borrows it
-                raise SystemExit(f"{venv} is not what its requirements say; run make {venv}/installed")
+            if any(
+                hash_file(self.path / name) != was for name, _, was in inputs
+            ):  # the copy cannot install another one
+                raise SystemExit(f"{venv} does not fit its requirements; run make {venv}/installed")
 
     def make(self, *words: str, loud: bool = False) -> tuple[float, str]:
-        """Run make, which must succeed; return its wall time and what it said."""
+        """Run make, which must succeed; return its wall time in s and what it printed."""
         start, said = time.perf_counter(), []
         run = subprocess.Popen(
             ["make", "WEIGHTS=synthetic", *words], cwd=self.path, env=clean_environment(), text=True,
@@ -138,27 +141,27 @@ class Tree:
             raise SystemExit(f"bench: make {' '.join(words)} failed in {self.path}\n{''.join(said)[-3000:]}")
         return time.perf_counter() - start, "".join(said)
 
-    def ready(self, goal: str) -> None:
-        """Bring `goal`, or the whole repository where there is one, up to date; once per run."""
+    def build(self, goal: str) -> None:
+        """Bring `goal`, or the whole repository if one is published here, up to date; once per run."""
         published = any(self.path.glob(f"{REPOSITORY}/*/config.pbtxt"))
         goal = "repository" if published else goal
         if goal not in self.current:
             show_progress(f"{self.path.relative_to(ROOT)}: make {goal}")
-            self.sync()
+            self.update_sources()
             self.make(goal, loud=True)
             self.current.add(goal)
 
-    def onnx(self, model: str) -> Path:
-        """The model's ONNX file, published or not."""
+    def find_onnx(self, model: str) -> Path:
+        """Return the model's ONNX file: published, or else in build/onnx/."""
         built = f"build/onnx/{model}.onnx"
-        self.ready(built)
+        self.build(built)
         published = self.path / f"{REPOSITORY}/{model}_onnx/1/model.onnx"
         return published if published.exists() else self.path / built
 
-    def entry(self, model: str) -> Path:
+    def find_entry(self, model: str) -> Path:
         return self.path / f"build/models/{model}.json"
 
-    def checkpoint(self, model: str) -> Path:
+    def find_checkpoint(self, model: str) -> Path:
         return next(
             self.path / word.rpartition("=")[0]
             for word in (self.path / f".make/made/build%onnx%{model}.onnx").read_text().split(" : ")[1].split()
@@ -167,7 +170,7 @@ class Tree:
 
 
 def copy_sources(path: Path) -> None:
-    """Copy what git holds of the pipeline into `path`, with new times, as a clone has them."""
+    """Copy the pipeline's sources into `path`, with new file times, as a clone has them."""
     ignore = shutil.ignore_patterns("__pycache__", "weights")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -188,17 +191,17 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def watch_others() -> Iterator[list[float]]:
-    """Fill the list with the cores' mean number that other programs kept busy meanwhile (and the kernel's own work)."""
+    """On leaving, add to the yielded list how many cores, on average, other programs and the kernel kept busy."""
     found: list[float] = []
-    before, start = _busy_seconds(), time.monotonic()
+    before, start = read_busy_seconds(), time.monotonic()
     try:
         yield found
     finally:
-        all_busy, ours = (after - was for after, was in zip(_busy_seconds(), before, strict=True))
+        all_busy, ours = (after - was for after, was in zip(read_busy_seconds(), before, strict=True))
         found.append(max(0.0, (all_busy - ours) / (time.monotonic() - start)))
 
 
-def _busy_seconds() -> tuple[float, float]:
-    """CPU seconds so far of the machine, and of this process and its children."""
+def read_busy_seconds() -> tuple[float, float]:
+    """Return the CPU seconds so far of the whole machine, and of this process with its children."""
     fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])

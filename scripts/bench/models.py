@@ -1,4 +1,4 @@
-"""The models' figures against a straight export of the same weights (convertation/straight_export.py), on the CPU."""
+"""Measure the models on the CPU, and a straight export of the same weights (convertation/straight_export.py)."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, compare_medians, run_probe, show_progress
 
-RELEASE = "1.18.1"  # the last patch of the usual release's ONNX Runtime, which the index has
+RELEASE = "1.18.1"  # the last patch on PyPI of ONNX Runtime's version in the usual release of Triton
 SERIES = 400, 512  # slices, pixels
 MULTIPLY_ADDS = """import json, sys
 from convertation.bpr.vgg import multiply_adds
@@ -21,11 +21,13 @@ Found = list[dict[str, Any]]
 
 
 def bench_vit(tree: Tree, rounds: int) -> list[Row]:
-    """Load, memory and run of the ViT."""
-    ours, entry = tree.onnx("vit"), tree.entry("vit")
+    """Measure load, memory and run of the ViT."""
+    ours, entry = tree.find_onnx("vit"), tree.find_entry("vit")
     theirs = export_straight(tree, "vit")
     for path in (ours, theirs):
-        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # both come from the page cache
+        subprocess.run(
+            ["cat", path], stdout=subprocess.DEVNULL, check=True
+        )  # so that both are read from the page cache
     flops = measure_matmul(tree)
     a, b = run_in_turn(tree, ours, theirs, rounds, runs=3)
     flops = max(flops, measure_matmul(tree))
@@ -53,7 +55,7 @@ def bench_vit(tree: Tree, rounds: int) -> list[Row]:
         return [Row(f"session load, ONNX Runtime {RELEASE}", None, "≤", 1 / 12, "x", str(reason)), *rows]
     a, b = run_in_turn(tree, ours, theirs, rounds, runs=0, **release)
     if a[0]["version"] != RELEASE:
-        raise SystemExit(f"bench: ONNX Runtime {RELEASE} was asked for, {a[0]['version']} loaded")
+        raise SystemExit(f"bench: ONNX Runtime {a[0]['version']} was loaded, expected {RELEASE}")
     return [
         compare_medians(
             f"session load, ONNX Runtime {RELEASE}", list_values(a, "load"), list_values(b, "load"), 1 / 12, "s"
@@ -63,9 +65,9 @@ def bench_vit(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_export(tree: Tree, rounds: int) -> list[Row]:
-    """The export step against the straight one."""
-    tree.onnx("vit")
-    checkpoint, entry, out = tree.checkpoint("vit"), tree.entry("vit"), BENCH / "exported.onnx"
+    """Compare the export step with the straight export."""
+    tree.find_onnx("vit")
+    checkpoint, entry, out = tree.find_checkpoint("vit"), tree.find_entry("vit"), BENCH / "exported.onnx"
     ours: Found = []
     theirs: Found = []
     for number in range(rounds):
@@ -84,12 +86,12 @@ def bench_export(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_heads(tree: Tree, rounds: int) -> list[Row]:
-    """A run of each head at its largest batch."""
+    """Measure a run of each head at its largest batch."""
     rows = []
     for name in ("binary", "multilabel"):
-        ours, theirs, entry = tree.onnx(name), export_straight(tree, name), tree.entry(name)
+        ours, theirs, entry = tree.find_onnx(name), export_straight(tree, name), tree.find_entry(name)
         batch = str(json.loads(entry.read_text())["batch"][-1])
-        show_progress(f"{name}, batch {batch}")
+        show_progress(f"running {name}, batch {batch}")
         found = [run_probe("pair", ours, theirs, entry, batch, cwd=tree.path)["runs"] for _ in range(rounds)]
         a, b = ([1e6 * pair[side] for pair in found] for side in (0, 1))
         rows.append(compare_medians(f"{name}, batch {batch}", a, b, 1.05, "µs"))
@@ -97,8 +99,8 @@ def bench_heads(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_fp16(tree: Tree, rounds: int) -> list[Row]:
-    """The ViT rounded to fp16: its size, whether the release reads it, and a GPU's runs of it where there is one."""
-    exact, entry, rounded = tree.onnx("vit"), tree.entry("vit"), BENCH / "vit.fp16.onnx"
+    """Measure the ViT rounded to fp16: its size, its load in the release, and its runs on a GPU where there is one."""
+    exact, entry, rounded = tree.find_onnx("vit"), tree.find_entry("vit"), BENCH / "vit.fp16.onnx"
     show_progress("exporting the ViT for a GPU, and rounding it to fp16")
     tree.make("build/onnx/vit.tf32.onnx")
     run_probe(
@@ -130,14 +132,14 @@ def bench_fp16(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_bpr(tree: Tree, rounds: int) -> list[Row]:
-    """One series through bpr_model, with the packages that Triton runs it with."""
-    tree.ready("repository")
+    """Measure one series in bpr_model, with the packages that Triton runs it with."""
+    tree.build("repository")
     depth, side = SERIES
     flops = measure_matmul(tree)
-    show_progress(f"bpr_model, {side} x {side} x {depth}")
+    show_progress(f"running bpr_model on {side} x {side} x {depth}")
     version = tree.path / REPOSITORY / "bpr_model/1"
     found = run_probe("bpr", version, str(depth), str(side), cwd=tree.path, venv=".venv-triton")
-    command = [str(ROOT / ".venv/bin/python"), "-c", MULTIPLY_ADDS, str(tree.entry("bpr"))]
+    command = [str(ROOT / ".venv/bin/python"), "-c", MULTIPLY_ADDS, str(tree.find_entry("bpr"))]
     said = subprocess.run(command, cwd=tree.path, stdout=subprocess.PIPE, check=True).stdout
     work, flops = 2 * int(said) * depth, max(flops, found["flops"])
     note = f"{found['seconds']:.1f} s; {work / 1e12:.2f} TFLOP at {flops / 1e9:.0f} GFLOP/s are {work / flops:.1f} s"
@@ -148,11 +150,11 @@ def bench_bpr(tree: Tree, rounds: int) -> list[Row]:
 
 
 def run_in_turn(tree: Tree, ours: Path, theirs: Path, rounds: int, runs: int, **more: str) -> tuple[Found, Found]:
-    """Sessions of both files in turn, each in a process of its own."""
+    """Measure sessions of both files in turn, each in a process of its own."""
     found: tuple[Found, Found] = ([], [])
     for number in range(rounds):
         for kind, path, into in zip(("ours", "straight"), (ours, theirs), found, strict=True):
-            last = run_probe("session", path, tree.entry("vit"), str(runs), cwd=tree.path, **more)
+            last = run_probe("session", path, tree.find_entry("vit"), str(runs), cwd=tree.path, **more)
             into.append(last)
             times = "".join(f", {seconds:.2f} s" for seconds in last["runs"])
             show_progress(
@@ -162,28 +164,33 @@ def run_in_turn(tree: Tree, ours: Path, theirs: Path, rounds: int, runs: int, **
 
 
 def export_straight(tree: Tree, model: str) -> Path:
-    """The straight export of a model's checkpoint; made once, unless its sources change."""
+    """Return the straight export of a model's checkpoint; it is made again only if its sources change."""
     out = BENCH / f"straight/{model}.onnx"
-    tree.onnx(model)
+    tree.find_onnx(model)
     names = (
         "scripts/convert/synthesize.py",
         *(f"convertation/{name}.py" for name in ("straight_export", "vit/ctvit", "head/mlp")),
     )
-    sources = *(tree.path / name for name in names), tree.entry(model)
+    sources = *(tree.path / name for name in names), tree.find_entry(model)
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     note = out.with_suffix(".key")
     if not out.exists() or not note.exists() or note.read_text() != key:
-        show_progress(f"the straight export of {model}")
+        show_progress(f"making the straight export of {model}")
         out.parent.mkdir(parents=True, exist_ok=True)
         run_probe(
-            "module", "convertation.straight_export", tree.checkpoint(model), tree.entry(model), out, cwd=tree.path
+            "module",
+            "convertation.straight_export",
+            tree.find_checkpoint(model),
+            tree.find_entry(model),
+            out,
+            cwd=tree.path,
         )
         note.write_text(key)
     return out
 
 
 def install_onnxruntime(version: str) -> Path:
-    """A folder with this ONNX Runtime; SystemExit with pip's last line if there is none to be had."""
+    """Return a folder with this ONNX Runtime; SystemExit with pip's last line if pip cannot install it."""
     folder = BENCH / f"onnxruntime-{version}"
     if not (folder / "onnxruntime").exists():
         show_progress(f"installing ONNX Runtime {version}")
@@ -196,7 +203,7 @@ def install_onnxruntime(version: str) -> Path:
 
 
 def measure_matmul(tree: Tree) -> float:
-    """The machine's best at float32, in operations per second."""
+    """Return the machine's float32 peak in operations per second."""
     return float(run_probe("matmul", "4096", cwd=tree.path)["flops"])
 
 
@@ -209,12 +216,12 @@ def list_gigabytes(found: Found, name: str) -> list[float]:
 
 
 def list_times(found: Found) -> list[float]:
-    """The times of all runs but each session's first, which lays out its memory."""
+    """Return the times of all runs but the first of each session, which allocates memory."""
     return [seconds for one in found for seconds in one["runs"][1:]]
 
 
 def count_multiply_adds(entry: dict[str, Any]) -> int:
-    """Multiplications, each with its addition, that one volume costs; not those of the spatial bias."""
+    """Return how many multiplications, each with its addition, one volume costs; without those of the spatial bias."""
     network, (channels, *volume) = entry["network"], entry["input"]
     t, h, w = (size // part for size, part in zip(volume, network["patch"], strict=True))
     dim, inner = int(network["dim"]), network["heads"] * network["dim_head"]

@@ -1,4 +1,4 @@
-"""The pipeline's figures: the first build, a build with nothing to do, and what a change rebuilds."""
+"""Measure the pipeline: the first build, a build with nothing to do, and what a change rebuilds."""
 
 import contextlib
 import json
@@ -29,14 +29,14 @@ CHANGE = """import sys, torch
 state = torch.load(sys.argv[1])
 next(iter(state.values())).view(-1)[0] += 0.001
 torch.save(state, sys.argv[1])"""
-SMALL = 65536  # bytes; smaller files (configs, scripts) may lie in two places
+SMALL = 65536  # bytes; copies of smaller files (configs, scripts) are not counted
 
 
 def bench_cold(tree: Tree, rounds: int) -> list[Row]:
-    """`make repository WEIGHTS=synthetic` in a new copy of the project."""
+    """Measure `make repository WEIGHTS=synthetic` in a new copy of the project."""
     shutil.rmtree(tree.path, ignore_errors=True)
     show_progress(f"make repository WEIGHTS=synthetic in a new {tree.path.relative_to(ROOT)}")
-    tree.sync()
+    tree.update_sources()
     before = sum(os.times()[2:4])
     seconds, _ = tree.make("repository", loud=True)
     cpu = sum(os.times()[2:4]) - before
@@ -53,19 +53,19 @@ def bench_cold(tree: Tree, rounds: int) -> list[Row]:
 
 
 def bench_noop(tree: Tree, rounds: int) -> list[Row]:
-    """What make does when little or nothing has changed."""
-    tree.ready("repository")
+    """Measure make when little or nothing has changed, and the disk use."""
+    tree.build("repository")
     return [
-        bench_nothing(tree),
-        bench_bare(tree),
-        *bench_touched(tree, rounds),
+        bench_unchanged(tree),
+        bench_without_environments(tree),
+        *bench_touched_files(tree, rounds),
         *bench_clone(tree),
-        bench_disk(tree),
+        bench_disk_use(tree),
         *bench_one_head(tree),
     ]
 
 
-def bench_nothing(tree: Tree) -> Row:
+def bench_unchanged(tree: Tree) -> Row:
     times = [measure_idle(tree) for _ in range(11)]
     return Row(
         "nothing to do",
@@ -78,7 +78,7 @@ def bench_nothing(tree: Tree) -> Row:
     )
 
 
-def bench_bare(tree: Tree) -> Row:
+def bench_without_environments(tree: Tree) -> Row:
     for venv in ENVIRONMENTS:
         (tree.path / venv).unlink()
     try:
@@ -89,7 +89,7 @@ def bench_bare(tree: Tree) -> Row:
     return Row("nothing to do, no environment", statistics.median(times), "≤", 0.3, "s", "of 5", times)
 
 
-def bench_touched(tree: Tree, rounds: int) -> Iterator[Row]:
+def bench_touched_files(tree: Tree, rounds: int) -> Iterator[Row]:
     times, steps = [], 0
     for _ in range(rounds):
         show_progress("touching every file")
@@ -107,7 +107,7 @@ def bench_touched(tree: Tree, rounds: int) -> Iterator[Row]:
 
 
 def bench_clone(tree: Tree) -> Iterator[Row]:
-    """Sources of a new clone, and the cached records and repository, as CI restores them."""
+    """Measure make in a new clone whose records and repository come from a cache, as in CI."""
     archive, fresh = BENCH / "cache.tar", BENCH / "clone"
     shutil.rmtree(fresh, ignore_errors=True)
     show_progress("restoring records and repository into a new copy")
@@ -127,8 +127,8 @@ def bench_clone(tree: Tree) -> Iterator[Row]:
     yield Row("clone + restored cache: steps run", len(list_announced(said)), "≤", 0)
 
 
-def bench_disk(tree: Tree) -> Row:
-    """Bytes on disk against those of distinct contents: 1 if each artifact is there once."""
+def bench_disk_use(tree: Tree) -> Row:
+    """Measure the bytes on disk divided by the bytes of distinct contents: 1 if each artifact is there once."""
     copies: dict[str, list[Path]] = defaultdict(list)
     inodes: set[int] = set()
     for path in list_files(tree.path):
@@ -149,13 +149,13 @@ def bench_disk(tree: Tree) -> Row:
 
 
 def bench_one_head(tree: Tree) -> Iterator[Row]:
-    """One weight of one head differs, as if the step before had made another: its export, check and the verdict run."""
-    checkpoint = tree.checkpoint(HEAD)
+    """Change one weight of one head, as a step before would: only its export, its check and the verdict may run."""
+    checkpoint = tree.find_checkpoint(HEAD)
     record = tree.path / f".make/made/{str(checkpoint.relative_to(tree.path)).replace('/', '%')}"
     before = hash_file(checkpoint)
     subprocess.run([ROOT / ".venv/bin/python", "-c", CHANGE, checkpoint], check=True)
     record.write_text(record.read_text().replace(before, hash_file(checkpoint), 1))
-    show_progress("one weight of one head changed")
+    show_progress("changing one weight of one head")
     seconds, said = tree.make("repository", loud=True)
     expected = {f"build/onnx/{HEAD}.onnx", f"build/checks/{HEAD}.json", "build/checks/verdict.json"}
     steps = list_announced(said)
@@ -167,23 +167,23 @@ def bench_one_head(tree: Tree) -> Iterator[Row]:
         0,
         note=", ".join(wrong) or f"exactly {len(steps)}: {', '.join(sorted(steps))}",
     )
-    yield Row("one head changed", seconds, unit="s", note="most of it Triton's verdict on the whole set")
+    yield Row("one head changed", seconds, unit="s", note="mostly the verdict on the whole set")
 
 
 def measure_idle(tree: Tree) -> float:
     seconds, said = tree.make("repository")
     if list_announced(said):
-        raise SystemExit(f"bench: make had something to do the second time\n{said}")
+        raise SystemExit(f"bench: make ran steps, expected nothing to do\n{said}")
     return seconds
 
 
 def list_announced(said: str) -> set[str]:
-    """The artifacts that make announced: lines such as `build/onnx/vit.onnx: models.yaml changed`."""
+    """Return the artifacts that make announced, in lines such as `build/onnx/vit.onnx: models.yaml changed`."""
     return set(re.findall(r"^((?:build|training|\.venv)[^ :]*): (?!waiting)", said, re.MULTILINE))
 
 
 def list_files(top: Path) -> Iterator[Path]:
-    """Every file below `top`, without following links (the environments are two)."""
+    """Yield every file below `top`; links, such as the two environments, are not followed."""
     for folder, _, names in os.walk(top):
         for name in names:
             path = Path(folder, name)

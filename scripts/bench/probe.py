@@ -1,14 +1,14 @@
 """Measure one thing in a process of its own: python -m scripts.bench.probe OUT.json WHAT ARGUMENT...
 
-    nothing                                the interpreter alone
+    nothing                                only the interpreter
     module NAME ARGUMENT...                a program of the project
-    session MODEL.onnx ENTRY.json RUNS     ONNX Runtime on the CPU: load, then RUNS times one sample
-    gpu MODEL.onnx ENTRY.json RUNS         ONNX Runtime on the GPU, one sample: median run, most memory on the GPU
-    pair A.onnx B.onnx ENTRY.json BATCH    two models in turn, thousands of times
+    session MODEL.onnx ENTRY.json RUNS     ONNX Runtime on the CPU: load, then RUNS runs of one sample
+    gpu MODEL.onnx ENTRY.json RUNS         ONNX Runtime on the GPU, one sample: median run, largest memory on the GPU
+    pair A.onnx B.onnx ENTRY.json BATCH    two models in turn, thousands of runs
     bpr VERSION_FOLDER DEPTH SIDE          Triton's bpr_model on one series
-    matmul SIZE                            the machine's best at float32
+    matmul SIZE                            the machine's float32 peak: a product of two matrices
 
-Memory in bytes; numbers of this process alone, from its start.  Whatever ONNX Runtime PYTHONPATH has is the one used.
+Memory is in bytes, of this process alone and from its start.  If PYTHONPATH has an ONNX Runtime, that one is used.
 """
 
 import json
@@ -21,29 +21,29 @@ from types import ModuleType
 from typing import Any
 
 
-def memory(name: str) -> int:
-    """Bytes of this process: VmRSS is now, VmHWM the most there ever was."""
+def read_memory(name: str) -> int:
+    """Return bytes of this process: VmRSS is the memory now, VmHWM its maximum so far."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 
-def module(name: str, *arguments: str) -> dict[str, Any]:
+def measure_module(name: str, *arguments: str) -> dict[str, Any]:
     sys.argv = [name, *arguments]
     start = time.perf_counter()
     runpy.run_module(name, run_name="__main__", alter_sys=True)
     return {"seconds": time.perf_counter() - start}
 
 
-def session(path: str, entry: str, runs: str) -> dict[str, Any]:
+def measure_session(path: str, entry: str, runs: str) -> dict[str, Any]:
     import onnxruntime  # type: ignore[import-untyped]
 
     from scripts.convert.sample import make_sample
 
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = read_memory("VmRSS"), time.perf_counter()
     model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     load = time.perf_counter() - start
     measured = {"version": onnxruntime.__version__, "load": load, "before": before}
-    measured |= {"loaded": memory("VmRSS"), "loaded_peak": memory("VmHWM"), "runs": []}
+    measured |= {"loaded": read_memory("VmRSS"), "loaded_peak": read_memory("VmHWM"), "runs": []}
     if int(runs):
         request = make_sample(json.loads(Path(entry).read_text()), 0, 1)
     for run in range(int(runs)):
@@ -51,22 +51,22 @@ def session(path: str, entry: str, runs: str) -> dict[str, Any]:
         output = model.run(["output"], request)[0]
         measured["runs"].append(time.perf_counter() - start)
         if run == 0:
-            measured |= {"first_peak": memory("VmHWM"), "output": output.ravel().tolist()}
+            measured |= {"first_peak": read_memory("VmHWM"), "output": output.ravel().tolist()}
     return measured
 
 
-def gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
+def measure_gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
     from scripts.convert.sample import make_sample
 
-    def used() -> int:
+    def read_used_memory() -> int:
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
         return int(subprocess.run(query, stdout=subprocess.PIPE, check=True).stdout) << 20
 
-    before = used()
-    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}  # float32 that is float32
+    before = read_used_memory()
+    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}  # products in float32, without TF32
     model = onnxruntime.InferenceSession(path, providers=[("CUDAExecutionProvider", options)])
     if model.get_providers()[0] != "CUDAExecutionProvider":
         raise SystemExit(f"ONNX Runtime {onnxruntime.__version__} could not load its CUDA provider")
@@ -75,10 +75,10 @@ def gpu(path: str, entry: str, runs: str) -> dict[str, Any]:
         start = time.perf_counter()
         model.run(["output"], request)
         times.append(time.perf_counter() - start)
-    return {"run": float(np.median(times[1:])), "most": used() - before}  # an arena gives nothing back
+    return {"run": float(np.median(times[1:])), "most": read_used_memory() - before}  # the arena returns no memory
 
 
-def pair(first: str, second: str, entry: str, batch: str) -> dict[str, Any]:
+def measure_pair(first: str, second: str, entry: str, batch: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
@@ -96,7 +96,7 @@ def pair(first: str, second: str, entry: str, batch: str) -> dict[str, Any]:
     return {"runs": [float(np.median(taken)) for taken in times], "difference": float(np.abs(a - b).max())}
 
 
-def bpr(version: str, depth: str, side: str) -> dict[str, Any]:
+def measure_bpr(version: str, depth: str, side: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
@@ -104,7 +104,7 @@ def bpr(version: str, depth: str, side: str) -> dict[str, Any]:
         def __init__(self, name: str, array: Any) -> None:
             self.name, self.as_numpy = name, lambda: array
 
-    triton: Any = ModuleType("triton_python_backend_utils")  # exists inside Triton only
+    triton: Any = ModuleType("triton_python_backend_utils")  # this module exists inside Triton only
     triton.Tensor = Tensor
     triton.TritonError = str
     triton.InferenceResponse = lambda tensors, error=None: (tensors, error)
@@ -113,7 +113,7 @@ def bpr(version: str, depth: str, side: str) -> dict[str, Any]:
     sys.modules[triton.__name__] = triton
     model = runpy.run_path(f"{version}/model.py")["TritonPythonModel"]()
     model.initialize({"model_name": "bpr_model", "model_instance_kind": "CPU", "model_instance_device_id": "0"})
-    peak = _matmul(4096, 3)
+    peak = multiply_matrices(4096, 3)
     generator = np.random.default_rng(0)
     volume = np.empty((1, int(depth), int(side), int(side)), np.int16)
     for z, plane in enumerate(volume[0]):
@@ -124,21 +124,21 @@ def bpr(version: str, depth: str, side: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if error:
         raise SystemExit(error)
-    most = memory("VmHWM")
+    most = read_memory("VmHWM")
     return {
         "version": onnxruntime.__version__,
         "seconds": seconds,
         "most": most,
-        "flops": max(peak, _matmul(4096, 3)),
+        "flops": max(peak, multiply_matrices(4096, 3)),
         "tag": tensors[0].as_numpy()[0].decode(),
     }
 
 
-def matmul(size: str) -> dict[str, Any]:
+def measure_matmul(size: str) -> dict[str, Any]:
     import torch
 
     a = torch.rand(int(size), int(size))
-    best = _matmul(int(size), 4)
+    best = multiply_matrices(int(size), 4)
     for _ in range(4):
         start = time.perf_counter()
         a @ a
@@ -146,8 +146,8 @@ def matmul(size: str) -> dict[str, Any]:
     return {"flops": best}
 
 
-def _matmul(size: int, times: int) -> float:
-    """Floating-point operations per second, the best of `times` products of two float32 matrices."""
+def multiply_matrices(size: int, times: int) -> float:
+    """Return floating-point operations per second, the best of `times` products of two float32 matrices."""
     import numpy as np
 
     a, best = np.random.default_rng(0).random((size, size), np.float32), 0.0
@@ -162,15 +162,15 @@ def main() -> None:
     out, what, *arguments = sys.argv[1:]
     measures = {
         "nothing": dict,
-        "module": module,
-        "session": session,
-        "gpu": gpu,
-        "pair": pair,
-        "bpr": bpr,
-        "matmul": matmul,
+        "module": measure_module,
+        "session": measure_session,
+        "gpu": measure_gpu,
+        "pair": measure_pair,
+        "bpr": measure_bpr,
+        "matmul": measure_matmul,
     }
     measured = measures[what](*arguments)  # type: ignore[operator]
-    measured |= {"cpu": time.process_time(), "peak": memory("VmHWM")}
+    measured |= {"cpu": time.process_time(), "peak": read_memory("VmHWM")}
     Path(out).write_text(json.dumps(measured))
 
 

@@ -1,6 +1,7 @@
 """Write a CT study as a scanner does, uncompressed DICOM: python -m scripts.bench.studies FOLDER SLICES SIDE
 
-In .venv-inference, which has pydicom. A body of 40 HU with noise and a lung of -800; 1 mm slices, 0.7 mm pixels.
+It runs in .venv-inference, which has pydicom.  The study is a body of 40 HU with noise and a lung of -800 HU, in 1 mm
+slices with 0.7 mm pixels.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def write_study(folder: Path, slices: int, side: int) -> None:
-    """One file for each slice, 16 bits, rescaled by -1024."""
+    """Write one file for each slice: 16-bit values, rescale intercept -1024."""
     folder.mkdir(parents=True)
     chance = np.random.default_rng(0)
     study, series = (generate_uid(entropy_srcs=[name]) for name in ("study", "series"))

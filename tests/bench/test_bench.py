@@ -74,7 +74,7 @@ def test_a_miss_is_named_at_the_end_and_in_the_exit_status(monkeypatch: pytest.M
     out = tmp_path / "bench.json"
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, out, {"one": [HIT], "two": [MISS]})
-    assert stop.value.code == f"1 figures miss their goals ({out} has all):\n  two: small enough"
+    assert stop.value.code == f"1 figures miss their goals (all figures are in {out}):\n  two: small enough"
     assert [row["verdict"] for row in json.loads(out.read_text())["rows"]] == ["pass", "MISS"]
 
 
@@ -101,7 +101,7 @@ def test_an_artifact_that_is_there_twice_is_named(tmp_path: Path) -> None:
     for name in ("once", "copy"):
         (tmp_path / name).write_bytes(b"weights " * 20_000)
     (tmp_path / "other").write_bytes(b"numbers " * 20_000)
-    row = bench_pipeline.bench_disk(Tree(tmp_path))
+    row = bench_pipeline.bench_disk_use(Tree(tmp_path))
     assert row.value == 1.5 and row.verdict == "MISS" and row.note in ("copy", "once")
 
 
@@ -182,7 +182,7 @@ def test_another_machine_and_figures_of_one_run_alone_are_said() -> None:
     old, new = run_of(load=[1.0, 1.0], gone=[1.0, 1.0]), run_of(load=[1.0, 1.0], added=[1.0, 1.0])
     new["machine"]["processor"] = "another"
     assert bench_compare.compare_runs(old, new) == [
-        "other processor: one, now another; times of two machines tell little",
+        "other processor: one, now another; times of two machines cannot be compared",
         "vit: load  within noise  1 → 1 x (+0 %), noise ±0",
         "vit: gone  only in the old run",
         "vit: added  only in the new run",
@@ -204,7 +204,7 @@ def test_what_is_no_benchmark_is_refused_before_hours_of_measuring(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "old.json").write_text('{"rows": [{}], "machine": {}}')
-    for name, message in (("old.json", "no benchmark"), ("absent.json", "No such file")):
+    for name, message in (("old.json", "not the result of a benchmark"), ("absent.json", "No such file")):
         with pytest.raises(SystemExit, match=f"{name}: {message}.*; expected an earlier build/bench.json"):
             run(monkeypatch, tmp_path / "out.json", {"one": [MISS]}, "--compare", str(tmp_path / name))
     assert not (tmp_path / "out.json").exists()

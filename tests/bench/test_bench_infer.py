@@ -12,7 +12,7 @@ from scripts.bench.measure import Tree
 def test_stages_folder_memory_and_hand_over_are_measured(
     built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tree, "ready", lambda *_: None)
+    monkeypatch.setattr(Tree, "build", lambda *_: None)
     for name, value in {"FOLDER": tmp_path / "infer", "ROOT": ROOT, "SLICES": 30, "SIDE": 128, "MORE": 2,
                         "VOLUME": (24, 48, 480)}.items():  # fmt: skip
         monkeypatch.setattr(bench_infer, name, value)
