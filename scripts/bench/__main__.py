@@ -53,7 +53,7 @@ DISTURBED = 0.25  # cores that other programs keep busy; above it a line warns t
 
 
 def run_groups(groups: Mapping[str, Group], rounds: int, out: Path) -> list[Row]:
-    """Run the groups in turn, print the rows of each, write all rows to `out`; return the rows that miss their goals."""
+    """Run the groups in turn, print their rows, write all rows to `out`; return the rows that miss their goals."""
     machine = {"cores": os.cpu_count(), "processor": read_processor_name(), "python": platform.python_version()}
     tree, rows = Tree(), list[Row]()
     busy: dict[str, float] = {}

@@ -86,7 +86,7 @@ def bench_folder(repository: Path, rounds: int) -> list[Row]:
 
 
 def run_infer(repository: Path, count: int) -> dict[str, Any]:
-    """Run `make infer` on `count` copies of the study; return wall time in s, largest RSS of a process in bytes, rows."""
+    """Run `make infer` on `count` copies of the study; return wall time in s, largest RSS in bytes, and rows."""
     top, out = FOLDER / "in", FOLDER / "out"
     for path in (top, out):
         shutil.rmtree(path, ignore_errors=True)
