@@ -14,8 +14,8 @@ from scripts.bench.measure import BENCH, REPOSITORY, ROOT, Row, Tree, compare_me
 RELEASE = "1.18.1"  # the last patch on PyPI of ONNX Runtime's version in the usual release of Triton
 SERIES = 400, 512  # slices, pixels
 MULTIPLY_ADDS = """import json, sys
-from convertation.bpr.vgg import multiply_adds
-print(multiply_adds(json.load(open(sys.argv[1]))))"""
+from convertation.bpr.vgg import count_multiply_adds
+print(count_multiply_adds(json.load(open(sys.argv[1]))))"""
 
 Found = list[dict[str, Any]]
 
