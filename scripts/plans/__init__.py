@@ -1,3 +1,4 @@
-"""TensorRT plans: which GPU is here, trtexec in Docker, comparison with ONNX Runtime, Slurm. Make calls these for
-`make trt`, `make trt-fleet` and `make doctor`; they write build/plan/.
+"""TensorRT plans: find the GPU, run trtexec in Docker, compare with ONNX Runtime, submit jobs to Slurm.
+
+Make calls these programs for `make trt`, `make trt-fleet` and `make doctor`; they write build/plan/.
 """

@@ -1,11 +1,12 @@
-"""Let NVIDIA's TensorRT for RTX take an ONNX file, on a CPU: python -m scripts.plans.build_rtx CARDS.yaml FLEET.yaml
-ONNX ENTRY.json OUT.json
+"""Check on a CPU that NVIDIA's TensorRT for RTX accepts an ONNX file; it runs in .venv-rtx.
 
-Runs in .venv-rtx.  Its parser reads the file and its builder compiles it ahead of time, for the kinds of GPU in
-FLEET.yaml that it knows.  It is another product than the trtexec that builds the plans (always strongly typed, another
-optimiser; Triton loads no such engine): that it takes a file is evidence that TensorRT does, no proof.
-SystemExit: the parser or the builder refuses the file, or attention is no longer recognised as such.
-OUT tells what was built, and the memory that it asks for; the builder's whole log is in build/logs/.
+    python -m scripts.plans.build_rtx CARDS.yaml FLEET.yaml ONNX ENTRY.json OUT.json
+
+Its parser reads the file, and its builder compiles an engine for those kinds of GPU in FLEET.yaml that it knows.
+TensorRT for RTX is another product than the trtexec that builds the plans: it is always strongly typed, has another
+optimiser, and Triton does not load its engines.  If it accepts a file, TensorRT probably does; this is no proof.
+SystemExit: the parser or the builder refuses the file, or TensorRT no longer recognises attention as attention.
+OUT says what was built and how much memory it needs; the builder's whole log is in build/logs/.
 """
 
 import argparse
@@ -18,15 +19,15 @@ from typing import Any
 import tensorrt_rtx as trt  # type: ignore[import-not-found]
 import yaml
 
-# The package's name of each compute capability.  For 7.5 (Turing) its compiler has no float32 products, which all files
-# have; 9.0 and 10.0 it does not know
+# The package's name of each compute capability.  It does not know 9.0 and 10.0; for 7.5 (Turing) its compiler lacks the
+# float32 products that all our files have
 KNOWN = {"8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
 WHY = {"7.5": "it has no float32 products for compute capability 7.5"}
 RECOGNISED = re.compile(r"Found (\S+) to be part of self-attention pattern")
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT says: (severity, text)."""
+    """Keeps TensorRT's messages: (severity, text)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,16 +36,16 @@ class Log(trt.ILogger):  # type: ignore[misc]
     def log(self, severity: Any, text: str) -> None:
         self.lines.append((severity.name, text))
 
-    def said(self, *severities: str) -> list[str]:
+    def list_texts(self, *severities: str) -> list[str]:
         return [text for severity, text in self.lines if severity in severities]
 
-    def size(self, what: str) -> int:
-        """Return the bytes of `what`, such as Total Activation Memory."""
+    def find_bytes(self, what: str) -> int:
+        """Return the largest number of bytes that the log gives for `what`, such as Total Activation Memory."""
         return max(int(found[1]) for _, text in self.lines if (found := re.match(rf"{what}: (\d+) bytes", text)))
 
 
 def judge_kinds(cards: dict[str, Any], kinds: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the compute capabilities of `kinds` that can be built for, and why each other kind cannot."""
+    """Return the compute capabilities of `kinds` that TensorRT for RTX builds for, and a reason for each other kind."""
     chosen, others = set(), {}
     for kind in kinds:
         capability = cards.get(kind, {}).get("capability", "")
@@ -53,12 +54,12 @@ def judge_kinds(cards: dict[str, Any], kinds: Iterable[str]) -> tuple[list[str],
         elif capability:
             others[kind] = WHY.get(capability, f"it does not know compute capability {capability}")
         else:
-            others[kind] = "scripts/plans/cards.yaml does not tell its compute capability"
+            others[kind] = "scripts/plans/cards.yaml has no compute capability for it"
     return sorted(chosen, key=float), others
 
 
 def find_attention(network: Any) -> tuple[set[str], set[str]]:
-    """Return the names of the softmaxes and of the products of two computed values, which only attention has."""
+    """Return the names of the softmaxes and of the matrix products of two computed values; only attention has these."""
     computed = {network.get_input(index).name for index in range(network.num_inputs)}
     softmaxes, products = set(), set()
     for index in range(network.num_layers):
@@ -75,7 +76,7 @@ def find_attention(network: Any) -> tuple[set[str], set[str]]:
 
 
 def describe_refusal(parser: Any) -> str:
-    """Return the parser's words on each node that it refuses."""
+    """Return the parser's message on each node that it refuses."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return "\n".join(
         f"  {error.node_operator()}, node {error.node_name()}: {error.code().name}"
@@ -85,20 +86,20 @@ def describe_refusal(parser: Any) -> str:
 
 
 def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], log: Log) -> dict[str, Any]:
-    """Parse and build; return what OUT holds of it. SystemExit if TensorRT refuses, or recognises too little."""
+    """Parse and build; return OUT's part about the engine. SystemExit if TensorRT refuses, or misses an attention."""
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx)):
         raise SystemExit(
-            f"{onnx}: TensorRT's parser refuses it; expected nodes that it knows:\n{describe_refusal(parser)}"
+            f"{onnx}: TensorRT's parser refuses these nodes; expected nodes that it knows:\n{describe_refusal(parser)}"
         )
     softmaxes, products = find_attention(network)
     layers = sum(number for name, number in entry["network"].items() if name.endswith("_depth"))
     if len(softmaxes) < layers or len(products) < 2 * layers:
         raise SystemExit(
             f"{onnx}: {len(softmaxes)} softmaxes and {len(products)} products of attention; expected at least "
-            f"{layers} and {2 * layers},\none and two for each of the network's layers: has its export changed?"
+            f"{layers} and {2 * layers},\none and two for each layer of the network: has its export changed?"
         )
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)
@@ -109,21 +110,23 @@ def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], lo
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise SystemExit(f"{onnx}: TensorRT's builder refuses it:\n" + "\n".join(log.said("ERROR", "INTERNAL_ERROR")))
-    recognised = {found[1] for text in log.said("VERBOSE") if (found := RECOGNISED.match(text))}
+        raise SystemExit(
+            f"{onnx}: TensorRT's builder refuses it:\n" + "\n".join(log.list_texts("ERROR", "INTERNAL_ERROR"))
+        )
+    recognised = {found[1] for text in log.list_texts("VERBOSE") if (found := RECOGNISED.match(text))}
     if lost := sorted((softmaxes | products) - recognised):
         raise SystemExit(
-            f"{onnx}: TensorRT takes it, and no longer for attention: {len(lost)} of {len(softmaxes | products)}\n"
-            f"nodes are not recognised, and would run one by one: {' '.join(lost[:6])}{' …' if lost[6:] else ''}\n"
-            "expected product, softmax, product with nothing else between than a scale; what has the export changed?"
+            f"{onnx}: TensorRT accepts it but does not recognise {len(lost)} of {len(softmaxes | products)}\n"
+            f"nodes as attention, and would run them one by one: {' '.join(lost[:6])}{' …' if lost[6:] else ''}\n"
+            "expected product, softmax, product with nothing but a scale between them: has its export changed?"
         )
     return {
         "layers": network.num_layers,
         "attention_nodes": len(recognised),
         "engine_bytes": engine.nbytes,
-        "weights_bytes": log.size("Total Weights Memory"),
-        "activation_bytes": log.size("Total Activation Memory"),
-        "warnings": log.said("WARNING"),
+        "weights_bytes": log.find_bytes("Total Weights Memory"),
+        "activation_bytes": log.find_bytes("Total Activation Memory"),
+        "warnings": log.list_texts("WARNING"),
     }
 
 
@@ -149,7 +152,7 @@ def main() -> None:
     judge = {"judge": f"TensorRT for RTX {trt.__version__}", "built_for": capabilities, "not_built_for": others}
     given.out.write_text(json.dumps({**judge, "profile": profile, **found}, indent=1) + "\n")
     print(
-        f"  {given.onnx}: taken by TensorRT for RTX {trt.__version__} for {', '.join(capabilities)}: "
+        f"  {given.onnx}: accepted by TensorRT for RTX {trt.__version__} for {', '.join(capabilities)}: "
         f"{found['layers']} layers, {found['attention_nodes']} nodes of attention"
     )
 

@@ -2,12 +2,12 @@
 
     python -m scripts.plans.compare_plan PLAN EXPECTED.npy ENTRY.json TOLERANCE.json CHECK.json OUT HEAD …
 
-trtexec runs the plan on stored seeded inputs at the smallest, usual and largest batch; EXPECTED is what ONNX Runtime
-answers to the same (scripts/plans/expected.py).  Compared are the output, of a ViT also the cosine of each embedding,
-and the probabilities of the classes: of a ViT those that each HEAD, an ONNX file, makes of both embeddings.  Codes that
-rounding may turn, as CHECK, the ONNX file's own comparison, says of each volume, are taken out first.  OUT, written
-only if all are within the tolerance (models.yaml: gpu, cosine, probability), also holds the answers that a server with
-a GPU must give.
+trtexec runs the plan on seeded inputs at the smallest, usual and largest batch; EXPECTED holds the answers of ONNX
+Runtime to the same inputs (scripts/plans/expected.py).  It compares the output, for a ViT also the cosine of each
+embedding, and the probabilities of the classes; for a ViT each HEAD, an ONNX file, computes them from both embeddings.
+CHECK, the comparison of the ONNX file, lists for each volume the codes that rounding may flip; their effect is removed
+first.  OUT is written only if everything is within TOLERANCE (models.yaml: gpu, cosine, probability); it also holds the
+answers that a server with a GPU must give.
 """
 
 import argparse
@@ -42,9 +42,9 @@ def compare_answers(
     scratch: Path,
     ties: Mapping[int, Any] = NONE,
 ) -> dict[str, Any]:
-    """What OUT holds; SystemExit if trtexec does not run the plan, or it differs by more than it may.
+    """Return what OUT holds; SystemExit if trtexec does not run the plan, or an answer differs too much.
 
-    `ties`: of each sample, what the near ties of the quantiser would change, as `remove_flips` takes them.
+    `ties`: for each sample, how each flip that is possible there would change the answer, as `remove_flips` takes it.
     """
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
     if missing := [key for key in wanted if key not in tolerance]:
@@ -59,9 +59,11 @@ def compare_answers(
         right = expected[:batch]
         where = f"{plan} at batch {batch}"
         if answer.shape != right.shape:
-            raise SystemExit(f"{where}: output {answer.shape}, expected {right.shape}; it is a plan of another model")
+            raise SystemExit(f"{where}: output {answer.shape}, expected {right.shape}; this plan is of another model")
         if bad := int(answer.size - np.isfinite(answer).sum()):
-            raise SystemExit(f"{where}: {bad} of {answer.size} values are NaN or infinite, expected none; it overflows")
+            raise SystemExit(
+                f"{where}: {bad} of {answer.size} values are NaN or infinite, expected none; the plan overflows"
+            )
         for row, place in enumerate(places[:batch]):
             left, flips = remove_flips(
                 answer[row].astype(np.float64) - right[row], ties.get(place, []), tolerance["gpu"] * scale
@@ -77,7 +79,7 @@ def compare_answers(
         ):
             result["probability"] = max(result["probability"], float(np.abs(ours - theirs).max()))
     if batches[-1] > 1 and not np.abs(answer[1:] - answer[0]).max() > np.abs(expected[1:] - expected[0]).max() / 10:
-        raise SystemExit(f"{plan}: answers the same for every sample; it does not read its input")
+        raise SystemExit(f"{plan}: gives the same answer for every sample; it does not read its input")
     faults = [
         f"{plan}: {what} differs from ONNX Runtime's by {result[key]:.2e}, expected at most {tolerance[name]:g}"
         for what, key, name in (
@@ -92,7 +94,12 @@ def compare_answers(
         )
     if faults:
         raise SystemExit(
-            "\n".join([*faults, "nothing is published; TF32 and fp16 round to 10 bits: PRECISION=fp32 builds without"])
+            "\n".join(
+                [
+                    *faults,
+                    "nothing is published; TF32 and fp16 round to 10 bits: PRECISION=fp32 builds a plan without them",
+                ]
+            )
         )
     served = [
         {
@@ -111,7 +118,7 @@ def compare_answers(
 
 
 def run_plan(plan: Path, request: Array, scratch: Path) -> Array:
-    """The plan's float32 output for a batch, by trtexec: six significant digits, which is what it prints."""
+    """Return the plan's float32 output for a batch; trtexec prints it with six significant digits."""
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "out").mkdir(parents=True)
     stored = scratch / "input.bin"
@@ -128,20 +135,22 @@ def run_plan(plan: Path, request: Array, scratch: Path) -> Array:
         trtexec.run_trtexec(artifact, inputs, str(scratch / "out"), options)
         text = (scratch / "out/output.json").read_text()
     except trtexec.TrtexecError as error:
-        raise SystemExit(f"{plan}: trtexec does not run it\n{trtexec.explain_trouble(error, artifact)}") from None
+        raise SystemExit(
+            f"{plan}: trtexec does not run this plan\n{trtexec.explain_trouble(error, artifact)}"
+        ) from None
     except FileNotFoundError:
         raise SystemExit(f"{plan}: trtexec wrote no output; whole log: {trtexec.log_path(artifact)}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     names = {"nan": "NaN", "inf": "Infinity"}
-    text = re.sub(r"(?<=[\s,\[-])(nan|inf)\b", lambda match: names[match[1]], text)  # C++ spells them its own way
+    text = re.sub(r"(?<=[\s,\[-])(nan|inf)\b", lambda match: names[match[1]], text)  # as C++ spells them
     output = next(tensor for tensor in json.loads(text) if tensor["name"] == "output")
     values = np.array(output["values"], np.float32)
     return values.reshape([int(size) for size in output["dimensions"].split("x")])
 
 
 def compute_probabilities(entry: dict[str, Any], output: Array, heads: list[Path]) -> list[Array]:
-    """The classes' probabilities, per head (batch, classes): as the client makes them of logits and embeddings."""
+    """Return the classes' probabilities, (batch, classes) for each head, computed as the client computes them."""
     if entry["family"] != "vit":
         return [client.compute_probabilities(output)]
     embedding = client.normalise_rows(output)
@@ -149,7 +158,7 @@ def compute_probabilities(entry: dict[str, Any], output: Array, heads: list[Path
 
 
 def find_ties(check: dict[str, Any]) -> dict[int, Any]:
-    """Of each sample that a server is asked, what its near ties would change."""
+    """Return, for each sample that a server is asked, how each possible flip would change the answer."""
     return {
         answer["first"] + row: ties for answer in check["served"] for row, ties in enumerate(answer.get("flips", []))
     }
@@ -172,8 +181,8 @@ def main() -> None:
     trtexec.end_with_parent()
     if (here := gpu.find_gpu(os.environ["TENSORRT_IMAGE"])).folder != given.plan.parent.name:
         raise SystemExit(
-            f"{given.plan}: to be compared on {given.plan.parent.name}, this is {here.folder} ({here.name});\n"
-            "make trt on such a machine, or make trt-fleet"
+            f"{given.plan}: must be compared on {given.plan.parent.name}, here is {here.folder} ({here.name});\n"
+            "run make trt on a machine with such a GPU, or make trt-fleet"
         )
     scratch, ties = Path(f"{given.out}.d"), find_ties(json.loads(given.check.read_text()))
     result = compare_answers(given.plan, np.load(given.expected), entry, tolerance, given.heads, scratch, ties)

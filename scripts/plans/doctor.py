@@ -1,7 +1,7 @@
 """Say what this machine has, what is needed, and what to do: python3 -sESB -m scripts.plans.doctor [--gpu] [PORT ...]
 
-First what `make repository` needs, then what plans and containers need besides.  Exit status 1 if the first part lacks
-something, with --gpu also if the second does; without, a missing GPU is told and is no failure.  Standard library only.
+The first part is about `make repository`, the second about plans and containers.  Exit status 1 if the first part lacks
+something; with --gpu also if Docker or the GPU is missing, which is otherwise only printed.  Standard library only.
 """
 
 import argparse
@@ -27,7 +27,7 @@ GB = 1e9
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what is there, what is needed, and what to do about it ("" where it suffices)."""
+    """One line: what was checked, what was found, what is needed, and what to do ("" if nothing is lacking)."""
 
     what: str
     found: str
@@ -50,12 +50,12 @@ def check_python() -> Finding:
     )
     new = re.fullmatch(r"3\.(\d+)", version) is not None and int(version.partition(".")[2]) >= 13
     todo = "" if new or version in ("3.11", "3.12") else "apt install python3 python3-venv, or PYTHON=python3.12"
-    needed = "3.11 or 3.12, with venv; where it is newer, python3.12 or uv's is taken"
+    needed = "3.11 or 3.12, with venv; if it is newer, python3.12 or the one from uv is used"
     return Finding(f"Python ({name})", version, needed, todo)
 
 
 def check_checkout() -> Finding:
-    """Whether make can write and lock files here, as it has to; nothing is left of the try."""
+    """Check that make can write and lock files here; the file of the check is removed."""
     folder = ".make" if Path(".make").is_dir() else "."
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -79,13 +79,13 @@ def check_checkout() -> Finding:
 
 
 def check_environments() -> Finding:
-    """The environments of this checkout that are there, each with a Python that runs."""
+    """Check that each environment in this checkout has a Python that runs."""
     here = [folder for folder in ENVIRONMENTS if Path(folder, "bin").is_dir()]
     dead = [
         folder for folder in here if not any(run_command(str(file), "-c", "print(1)") for file in list_pythons(folder))
     ]
-    found = f"{', '.join(dead)}: its Python went away" if dead else ", ".join(here) or "none yet"
-    todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it anew" if dead else ""
+    found = f"{', '.join(dead)}: its Python no longer runs" if dead else ", ".join(here) or "none yet"
+    todo = f"rm -rf {' '.join(dead)}; the next make that needs it makes it again" if dead else ""
     return Finding("environments", found, "each with a Python that runs", todo)
 
 
@@ -107,7 +107,10 @@ def check_memory() -> Finding:
     found = re.search(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())
     size = int(found[1]) * 1024 if found else 0
     return Finding(
-        "memory", f"{size / GB:.0f} GB", "8 GB", "" if size > 7 * GB else "the ViT's steps may be killed; use more"
+        "memory",
+        f"{size / GB:.0f} GB",
+        "8 GB",
+        "" if size > 7 * GB else "the ViT's steps may be killed; use a machine with more memory",
     )
 
 
@@ -136,26 +139,26 @@ def is_free(port: int) -> bool:
 
 def check_docker() -> Finding:
     try:
-        return Finding("Docker", gpu.ask_daemon(), "any since 20.10", "")
+        return Finding("Docker", gpu.ask_daemon(), "20.10 or newer", "")
     except SystemExit as error:
-        return Finding("Docker", "none that answers", "any since 20.10", str(error))
+        return Finding("Docker", "none that answers", "20.10 or newer", str(error))
 
 
 def check_image(variable: str) -> Finding:
     name = os.environ[variable]
     try:
-        return Finding(name, f"TensorRT {gpu.find_image(name, pull=False).tensorrt}", "here", "")
+        return Finding(name, f"TensorRT {gpu.find_image(name, pull=False).tensorrt}", "on this machine", "")
     except SystemExit:
         return Finding(
             name,
-            "not here",
-            "here; it is pulled when first needed",
-            f"docker pull {name}, or docker load where there is no network",
+            "not on this machine",
+            "on this machine; it is pulled when it is first needed",
+            f"docker pull {name}; without a network: docker load",
         )
 
 
 def check_gpu() -> Finding:
-    needed = "one that a container gets"
+    needed = "one that containers can use"
     try:
         if not gpu.is_driver_visible():
             return Finding("NVIDIA GPU", "none", needed, gpu.NO_GPU)
@@ -167,7 +170,7 @@ def check_gpu() -> Finding:
     told = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
     old = found.driver.partition(".")[0].isdigit() and int(found.driver.partition(".")[0]) < gpu.DRIVER
     todo = (
-        f"the images ask for R{gpu.DRIVER} (a data-centre GPU: some older ones too); they start, or say so"
+        f"install R{gpu.DRIVER}, which the images need; on a data-centre GPU some older drivers work, too"
         if old
         else ""
     )
@@ -176,7 +179,7 @@ def check_gpu() -> Finding:
 
 def check_toolkit() -> Finding:
     name = next(filter(shutil.which, ("nvidia-ctk", "nvidia-container-runtime-hook", "nvidia-container-cli")), "")
-    needed = "so that Docker gives containers the GPU"
+    needed = "so that containers can use the GPU"
     if os.environ.get("DOCKER_GPUS"):
         return Finding("NVIDIA Container Toolkit", f"DOCKER_GPUS={os.environ['DOCKER_GPUS']} instead", needed, "")
     return Finding("NVIDIA Container Toolkit", name or "none", needed, "" if name else gpu.INSTALL_TOOLKIT)
@@ -199,7 +202,9 @@ def print_findings(findings: list[Finding]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="store_true", help="what make verify-gpu needs: a GPU too, no ports")
+    parser.add_argument(
+        "--gpu", action="store_true", help="fail also without Docker or a GPU, which make verify-gpu needs"
+    )
     parser.add_argument("ports", type=int, nargs="*")
     given = parser.parse_args()
     checks: list[Callable[[], Finding]] = [
@@ -214,9 +219,9 @@ def main() -> None:
     here = [check() for check in checks]
     print_text("make repository:")
     print_findings(here)
-    if given.ports:  # taken ones hinder make serve alone
+    if given.ports:  # ports in use matter to make serve only
         print_findings([check_ports(given.ports)])
-    for told in list_notes():  # never a hindrance
+    for told in list_notes():  # notes never count as lacking
         print_text(f"note     {told}")
     print_text("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
     beyond = [check_docker(), check_image("TENSORRT_IMAGE"), check_image("TRITON_IMAGE"), check_toolkit(), check_gpu()]

@@ -1,8 +1,8 @@
-"""Write what a plan is to answer: python -m scripts.plans.expected ONNX ENTRY.json OUT.npy
+"""Write the answers that a plan is compared with: python -m scripts.plans.expected ONNX ENTRY.json OUT.npy
 
-OUT holds what ONNX Runtime answers on the CPU, float32 (largest batch, ...), to the seeded inputs on which
-scripts/plans/compare_plan.py runs a plan.  It needs no GPU, and one is enough for the plans of all GPUs.  Of a ViT they
-are two volumes again and again: of these build/checks/vit.json says which codes rounding may turn.
+OUT holds the answers of ONNX Runtime on the CPU, float32 (largest batch, ...), to the seeded inputs on which
+scripts/plans/compare_plan.py runs a plan.  This needs no GPU, and one OUT serves the plans of all GPUs.  A ViT is asked
+the same two volumes in turn, because build/checks/vit.json lists their codes that rounding may flip.
 """
 
 import argparse
@@ -21,7 +21,7 @@ VOLUMES = 2
 
 
 def answer_samples(onnx: Path, entry: dict[str, Any]) -> NDArray[Any]:
-    """What OUT holds; one sample at a time, so that the batch costs no memory."""
+    """Return what OUT holds; the samples are asked one at a time, so that a large batch needs no more memory."""
     session, places = open_onnx(onnx), choose_samples(entry)
     request = make_sample(entry, SEED, max(places) + 1)["input"]
     answers = np.concatenate([session.run(["output"], {"input": one[None]})[0] for one in request])
@@ -30,7 +30,7 @@ def answer_samples(onnx: Path, entry: dict[str, Any]) -> NDArray[Any]:
 
 
 def choose_samples(entry: dict[str, Any]) -> list[int]:
-    """The samples of the seed that a plan is asked at its largest batch."""
+    """Return the numbers of the seeded samples that make up a plan's largest batch."""
     return [place % VOLUMES if entry["family"] == "vit" else place for place in range(max(entry["batch"]))]
 
 

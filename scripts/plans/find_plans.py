@@ -1,10 +1,11 @@
-"""Find plans of other machines; prints taken=sm89/vit ... for make.
+"""Find plans that other machines built, and print for make where they are, as taken=sm89/vit ...
 
     python3 -sESB -m scripts.plans.find_plans FOLDER...
 
-A folder is like build/plan of another machine, sm89/vit.plan in it with its two records.  For each plan
-build/brought/sm89/vit.json tells where it lies and the digests of the three files, so that make sees when one changes.
-there=sm89/vit: it lies in this project's own build/plan, where a fleet built it.  Standard library only.
+A FOLDER is a copy of another machine's build/plan: it holds sm89/vit.plan and its two records.  For each plan,
+build/brought/sm89/vit.json says where the plan is and gives the digests of the three files, so that make sees when one
+changes.  there=sm89/vit is printed for a plan in this project's own build/plan, where make trt-fleet built it.
+Standard library only.
 """
 
 import json
@@ -16,7 +17,7 @@ from scripts.steps.records import current_digest, read_text, write_text
 
 
 def find_plans(folders: list[str]) -> list[str]:
-    """Return the words for make; SystemExit where two folders have the same plan."""
+    """Return the words for make; SystemExit if two folders have the same plan."""
     words, places = list[str](), dict[str, str]()
     for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
         for plan in sorted(map(str, Path(folder).glob("*/*.plan"))):

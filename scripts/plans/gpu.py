@@ -1,9 +1,10 @@
-"""Ask Docker which GPU its containers get, and of which TensorRT an image is; say what is missing and what helps.
+"""Ask Docker which GPU its containers get, and which TensorRT an image has; say what is missing and what helps.
 
     python3 -sESB -m scripts.plans.gpu [--triton IMAGE] [--flags=OPTIONS]   prints gpu=sm86 tensorrt=10.1.0.27, for make
 
 TENSORRT_IMAGE names the image, DOCKER_GPUS the options that give a container the GPU (default: --gpus all).
---triton: that image is of the same TensorRT, else its server would not load what is built.  Standard library only.
+--triton: check that this image has the same TensorRT; otherwise its server could not load the plans.  Standard library
+only.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from scripts.archives.base_image import check_base_image
 from scripts.plans.trtexec_options import check_options, split_options
 from scripts.serve.releases import find_release
 
-# What the release's CUDA asks for; on data-centre GPUs some older ones do as well
+# The driver that the release's CUDA needs; on data-centre GPUs some older ones work, too
 DRIVER = find_release().driver
 INSTALL_TOOLKIT = (
     "apt install nvidia-container-toolkit\n"
@@ -31,10 +32,10 @@ NO_GPU = (
     "there is no NVIDIA GPU here, or no driver for it (no nvidia-smi); plans are built and served on one:\n"
     "use a machine that has one; make repository without FORMAT needs none"
 )
-CHECK = "without a GPU, NVIDIA's own parser and builder judge the files meant for plans: make trt CHECK=1"
+CHECK = "without a GPU, NVIDIA's own parser and builder can check the files meant for plans: make trt CHECK=1"
 QUERY = ["--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader,nounits"]
 
-# What Docker, NVIDIA's container toolkit or TensorRT says, and what that means; the first that fits
+# Parts of messages of Docker, NVIDIA's container toolkit or TensorRT, and what they mean; the first that fits counts
 MEANINGS = [
     *(
         (sign, "the Docker daemon does not answer; start it: sudo systemctl start docker (as root: dockerd &)")
@@ -71,7 +72,7 @@ class Gpu(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The folder of its plans: sm86 for compute capability 8.6, all whose GPUs take one another's plans."""
+        """The folder of its plans: sm86 for compute capability 8.6; GPUs of one capability can share plans."""
         return "sm" + self.capability.replace(".", "")
 
 
@@ -82,25 +83,25 @@ class Image(NamedTuple):
     tensorrt: str
 
 
-def gpu_options() -> list[str]:
+def list_gpu_options() -> list[str]:
     """Return the options by which `docker run` gives a container the GPU."""
     return shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus all")
 
 
 def is_driver_visible() -> bool:
     """Tell whether this machine shows an NVIDIA driver, or was told how containers get the GPU."""
-    signs = ("/proc/driver/nvidia/gpus", "/dev/dxg")  # the second is that of WSL
+    signs = ("/proc/driver/nvidia/gpus", "/dev/dxg")  # /dev/dxg: in WSL
     return any(Path(sign).exists() for sign in signs) or bool(
         shutil.which("nvidia-smi") or os.environ.get("DOCKER_GPUS")
     )
 
 
 def run_docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a docker command and return its text; SystemExit if there is no docker."""
+    """Run a docker command and return its status and output; SystemExit if docker is not installed."""
     if not shutil.which("docker"):
         raise SystemExit(
             "docker is not installed; trtexec and Triton run in it: apt install docker.io\n"
-            "(or https://docs.docker.com/engine/install); make repository without FORMAT needs none of it"
+            "(or https://docs.docker.com/engine/install); make repository without FORMAT needs no Docker"
         )
     return subprocess.run(["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
@@ -114,7 +115,7 @@ def ask_daemon() -> str:
 
 
 def find_image(name: str, pull: bool = True) -> Image:
-    """Return what an image is; it is pulled only if it is not here (`docker load` brings it without a network)."""
+    """Return an image's id and TensorRT; pull it only if it is not on this machine (without a network: docker load)."""
     ask_daemon()
     if (run := run_docker("image", "inspect", name)).returncode:
         if not pull:
@@ -122,13 +123,13 @@ def find_image(name: str, pull: bool = True) -> Image:
         print(f"{name}: pulling, some GB", flush=True, file=sys.stderr)
         if (pulled := run_docker("pull", "--quiet", name)).returncode:
             raise SystemExit(
-                f"{name}: not on this machine, and pulling it failed: {last_line(pulled.stderr)}\n"
+                f"{name}: not on this machine, and pulling it failed: {find_last_line(pulled.stderr)}\n"
                 f"where there is a network: docker pull {name} && docker save {name} | gzip > image.tgz\n"
                 "then here: docker load < image.tgz (a mirror of nvcr.io: REGISTRY=registry.example.org/)"
             )
         run = run_docker("image", "inspect", name)
     found = json.loads(run.stdout)[0]
-    if pull:  # who only asks what is here locks nothing
+    if pull:  # a question alone, as of make doctor, locks no base image
         check_base_image(name, found)
     environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or [])
     version = environment.get("TRT_VERSION") or environment.get("TENSORRT_VERSION") or f"of {name.rpartition(':')[2]}"
@@ -136,9 +137,9 @@ def find_image(name: str, pull: bool = True) -> Image:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the first GPU that a container of the image gets, the one that --device=0 means in it."""
+    """Return the first GPU that a container of the image gets: --device=0 means this one."""
     run = run_docker(
-        "run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *gpu_options(), name, *QUERY
+        "run", "--rm", "--pull=never", "--network=none", "--entrypoint=nvidia-smi", *list_gpu_options(), name, *QUERY
     )
     if run.returncode or not (found := parse_gpu(run.stdout)):
         fail_with(f"{run.stderr}\n{run.stdout}")
@@ -154,7 +155,7 @@ def parse_gpu(said: str) -> Gpu | None:
 
 
 def explain_message(said: str) -> str:
-    """Return what a message means and what helps, "" if it is none of the known."""
+    """Return what a message means and what helps, "" if it is unknown."""
     text = said.lower()
     if "could not select device driver" in text or ("nvidia-smi" in text and "not found" in text):
         if is_driver_visible():
@@ -164,14 +165,16 @@ def explain_message(said: str) -> str:
 
 
 def fail_with(said: str) -> NoReturn:
-    """End with what a message means, and the message."""
+    """SystemExit with the meaning of a message, and the message."""
     raise SystemExit(
-        "\n".join(filter(None, [explain_message(said) or "Docker failed; `make doctor` tells more", last_line(said)]))
+        "\n".join(
+            filter(None, [explain_message(said) or "Docker failed; `make doctor` says more", find_last_line(said)])
+        )
     )
 
 
-def last_line(said: str) -> str:
-    """Return the last line that says something, without Docker's advice to read its help."""
+def find_last_line(said: str) -> str:
+    """Return the last line that is not empty and not Docker's advice to read its help."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and "docker run --help" not in line]
     return lines[-1] if lines else "(it said nothing)"
 
@@ -179,7 +182,7 @@ def last_line(said: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="IMAGE")
-    parser.add_argument("--flags", default="", help="for trtexec, judged before anything starts")
+    parser.add_argument("--flags", default="", help="options for trtexec, checked before anything starts")
     given = parser.parse_args()
     check_options(split_options(given.flags))
     try:
@@ -189,10 +192,10 @@ def main() -> None:
 
 
 def answer_make(triton: str | None) -> str:
-    """Return make's words on the GPU and on the TensorRT that builds for it; SystemExit if there is none."""
+    """Return the words for make that name the GPU and the TensorRT; SystemExit if one is missing."""
     name = os.environ["TENSORRT_IMAGE"]
     ask_daemon()
-    if not is_driver_visible():  # before some GB are pulled
+    if not is_driver_visible():  # checked before some GB are pulled
         raise SystemExit(NO_GPU)
     builder = find_image(name)
     if triton and (server := find_image(triton)).tensorrt != builder.tensorrt:

@@ -1,10 +1,10 @@
-"""Build one TensorRT plan with trtexec in Docker, and a record beside it. Standard library only.
+"""Build one TensorRT plan with trtexec in Docker, and write a record beside it. Standard library only.
 
     python3 -sESB -m scripts.plans.plan --gpu sm86 --tensorrt 10.1.0.27 REQUEST.json ONNX build/plan/sm86/vit.plan OUT
     python3 -sESB -m scripts.plans.plan --print --gpu sm86 [--precision P] [--flags F] ENTRY.json ONNX PLAN
 
---gpu, --tensorrt: what the plan is to be for; SystemExit if this machine's are others.  --print: the commands only.
-The record, build/plan/sm86/vit.json, tells what the plan was made of, by and on, and how fast trtexec found it.
+--gpu, --tensorrt: what the plan is for; SystemExit if this machine has others.  --print: only print the commands.
+The record, build/plan/sm86/vit.json, says from what, by what and on which GPU the plan was made, and how fast it is.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from scripts.steps.records import find_content, hash_file, read_inputs, write_te
 
 REJECTED = re.compile(r"timing ?cache.*(reject|mismatch|not be used|fail|invalid|different|corrupt|assert|skip)", re.I)
 LATENCY = re.compile(r"\[I\] Latency: (.*)")
-SPARE = 200 << 20  # bytes that stay free beside a plan as large as its ONNX file
+SPARE = 200 << 20  # bytes that must be free besides a plan as large as its ONNX file
 
 
 def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder: str, tensorrt: str) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
     if (here.folder, builder.tensorrt) != (folder, tensorrt):
         raise SystemExit(
             f"{plan} is for {folder} and TensorRT {tensorrt}; this machine builds for {here.folder} ({here.name}) and\n"
-            f"TensorRT {builder.tensorrt}; build it on such a GPU with the same NGC_RELEASE and bring it: PLANS=dir"
+            f"TensorRT {builder.tensorrt}; build it on such a GPU with the same\n"
+            "NGC_RELEASE, copy its folder here and name it: PLANS=dir"
         )
     scratch = prepare_folder(out, onnx)
     cache, draft = timing_cache_path(folder, tensorrt), scratch / "timing.cache"
@@ -56,7 +57,7 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
         seconds = time.monotonic() - start
         made = scratch / Path(plan).name
         if not made.is_file() or not made.stat().st_size:
-            raise SystemExit(f"{plan}: trtexec says PASSED and wrote no plan; whole log: {trtexec.log_path(plan)}")
+            raise SystemExit(f"{plan}: trtexec printed PASSED but wrote no plan; whole log: {trtexec.log_path(plan)}")
         if request["precision"] == "fp16":
             check_layers(plan, scratch / "layers.json")
         if draft.is_file():
@@ -89,7 +90,7 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
 
 
 def prepare_folder(out: Path, onnx: str) -> Path:
-    """Return an empty folder for the container; SystemExit where it cannot be written or lacks room."""
+    """Return an empty folder for the container; SystemExit if it cannot be written or the disk lacks space."""
     scratch = Path(f"{out}.d")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -103,43 +104,43 @@ def prepare_folder(out: Path, onnx: str) -> Path:
     free, needed = shutil.disk_usage(scratch).free, Path(onnx).stat().st_size + SPARE
     if free < needed:
         raise SystemExit(
-            f"{scratch}: {free >> 20} MiB free, a plan needs {needed >> 20}; make clean frees what can be made again"
+            f"{scratch}: {free >> 20} MiB free, a plan needs {needed >> 20}; make clean deletes what can be made again"
         )
     return scratch
 
 
 def complete_options(shaping: list[str], name: str, precision: str) -> list[str]:
-    """Return all of trtexec's options, those that name files included."""
+    """Return all options for trtexec: those that name files, and `shaping`."""
     files = ["--onnx=/in/model.onnx", f"--saveEngine=/out/{name}", "--timingCacheFile=/out/timing.cache"]
     return [*files, *shaping, *(["--exportLayerInfo=/out/layers.json"] if precision == "fp16" else [])]
 
 
 def timing_cache_path(folder: str, tensorrt: str) -> Path:
-    """Return where the measured times of kernels are kept, for all models of one GPU and TensorRT."""
+    """Return the path of the timing cache: TensorRT's times of kernels, for all models of one GPU and TensorRT."""
     return Path("build/plan/timing", f"{folder}-{tensorrt}.cache")
 
 
 def set_aside_cache(cache: Path) -> None:
-    """Keep a rejected timing cache for whoever wants to know, out of the way."""
-    print(f"  {cache}: TensorRT rejects it; set aside as {cache.name}.rejected, built without", flush=True)
-    with suppress(FileNotFoundError):  # another job was first
+    """Rename a rejected timing cache, so that it can be looked at but is not used."""
+    print(f"  {cache}: TensorRT rejects it; renamed to {cache.name}.rejected, the plan is built without it", flush=True)
+    with suppress(FileNotFoundError):  # another job has renamed it
         cache.replace(f"{cache}.rejected")
 
 
 def check_layers(plan: str, file: Path) -> None:
-    """SystemExit unless TensorRT's own layer information has fp16 tensors, as the ONNX file asks."""
+    """SystemExit unless TensorRT's layer information has fp16 tensors, as the ONNX file has."""
     kinds = re.findall(r'"Format/Datatype" *: *"([^"]*)"', file.read_text(errors="replace") if file.is_file() else "")
     half = sum(bool(re.search("FP16|Half", kind, re.IGNORECASE)) for kind in kinds)
     if not half:
         raise SystemExit(
-            f"{plan}: asked for fp16, and none of the {len(kinds)} tensors TensorRT tells of is;\n"
+            f"{plan}: asked for fp16, but none of the {len(kinds)} tensors that TensorRT lists is fp16;\n"
             f"whole log: {trtexec.log_path(plan)}"
         )
     print(f"  {plan}: {half} of {len(kinds)} tensors of its layers are fp16", flush=True)
 
 
 def read_latency(said: str) -> dict[str, float]:
-    """Return trtexec's last line of latencies: min, max, mean, median, percentile(99%), in ms."""
+    """Return the numbers of trtexec's last line of latencies: min, max, mean, median, percentile(99%), in ms."""
     lines = LATENCY.findall(said)
     return (
         {name.strip(): float(value) for name, value in re.findall(r"([^,=]+) = ([\d.]+) ms", lines[-1])}
@@ -162,16 +163,16 @@ def main() -> None:
     parser.add_argument("--gpu", required=True)
     parser.add_argument("--tensorrt", default="")
     parser.add_argument("--print", action="store_true")
-    parser.add_argument("--precision", default="fp32", help="with --print")
-    parser.add_argument("--flags", default="", help="with --print")
+    parser.add_argument("--precision", default="fp32", help="only with --print")
+    parser.add_argument("--flags", default="", help="only with --print")
     parser.add_argument("request", type=Path)
     parser.add_argument("onnx")
     parser.add_argument("plan")
     parser.add_argument("out", type=Path, nargs="?")
     given = parser.parse_args()
-    onnx, mine = given.onnx, written_digest(given.onnx)
-    if mine and not Path(onnx).exists():
-        onnx = find_content(mine) or onnx  # published
+    onnx, digest = given.onnx, written_digest(given.onnx)
+    if digest and not Path(onnx).exists():
+        onnx = find_content(digest) or onnx  # the published copy
     content = json.loads(given.request.read_text())
     if given.print:
         cache = timing_cache_path(given.gpu, given.tensorrt)
@@ -180,7 +181,9 @@ def main() -> None:
     if not Path(onnx).exists():
         raise SystemExit(f"{onnx}: no such file; make it with: make onnx")
     if (was := read_inputs(str(given.request)).get(given.onnx)) and was != hash_file(onnx):
-        raise SystemExit(f"{onnx}: not what {given.request} was written of, another make replaced it; run make again")
+        raise SystemExit(
+            f"{onnx}: not the file that {given.request} describes, another make replaced it; run make again"
+        )
     trtexec.end_with_parent()
     record = build_plan(given.plan, given.out, onnx, content, given.gpu, given.tensorrt)
     write_text(str(Path(given.plan).with_suffix(".json")), json.dumps(record, indent=1) + "\n")

@@ -1,12 +1,13 @@
 """Write the config.pbtxt of a model for a server with a GPU.
 
-    python -m scripts.plans.plan_config CONFIG ENTRY.json OUT sm86 [sm89 ...]        of its plan
-    python -m scripts.plans.plan_config --warm CONFIG OUT                            of its ONNX file
+    python -m scripts.plans.plan_config CONFIG ENTRY.json OUT sm86 [sm89 ...]        for its plans
+    python -m scripts.plans.plan_config --warm CONFIG OUT                            for its ONNX file
 
-CONFIG is that of the model's ONNX file: what the plan takes and gives, how many at once and how they are joined is the
-same.  Triton takes the plan of its GPU's compute capability; each lies as 1/sm86.plan in the model's folder.  Both are
-asked one sample of zeros before they are READY: the first request of a GPU takes long (the ViT by ONNX Runtime on an
-H200 0.6 s, the next ones 0.03 s).  On a CPU it does not, and a start would cost a run of the ViT.
+CONFIG is the config.pbtxt of the model's ONNX file: inputs, outputs, batch size and batching of the plan are the same.
+Triton loads the plan for its GPU's compute capability; the plans are 1/sm86.plan and so on in the model's folder.
+Triton runs both on one sample of zeros before they are READY, because the first request on a GPU is slow (the ViT by
+ONNX Runtime on an H200: 0.6 s, later requests 0.03 s).  On a CPU the first request is not
+slower, and a warm-up would cost a run of the ViT at each start.
 """
 
 import json
@@ -21,7 +22,7 @@ from scripts.serve.check_repository import read_config
 
 
 def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:
-    """Return the text; SystemExit where the ONNX model's config allows more than the plan's profile does."""
+    """Return the text; SystemExit if the ONNX model's config allows a larger batch than the plan's profile."""
     config = read_config(onnx)
     if not 0 < config.max_batch_size <= max(entry["batch"]):
         raise SystemExit(
@@ -30,7 +31,10 @@ def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> s
         )
     config.name = f"{entry['name']}_trt"
     config.backend, config.platform = "", "tensorrt_plan"
-    for field in "optimization", "parameters":  # they speak to ONNX Runtime; a plan has its precision inside
+    for field in (
+        "optimization",
+        "parameters",
+    ):  # they are for ONNX Runtime; the precision of a plan is fixed when it is built
         config.ClearField(field)
     add_warm_up(config)
     config.default_model_filename = f"{folders[0]}.plan"
@@ -38,13 +42,11 @@ def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> s
         if not (capability := re.fullmatch(r"sm(\d+)(\d)", folder)):
             raise SystemExit(f"{folder}: expected a folder named by compute capability, such as sm86, in PLANS")
         config.cc_model_filenames[f"{capability[1]}.{capability[2]}"] = f"{folder}.plan"
-    return (
-        f"# The TensorRT plan of {onnx}, written by scripts/plans/plan_config.py\n{text_format.MessageToString(config)}"
-    )
+    return f"# The plans of {onnx}, written by scripts/plans/plan_config.py\n{text_format.MessageToString(config)}"
 
 
 def add_warm_up(config: Any) -> None:
-    """Let Triton ask the model one sample of zeros before it is READY."""
+    """Let Triton run the model on one sample of zeros before it is READY."""
     sample = config.model_warmup.add(name="one sample of zeros", batch_size=min(1, config.max_batch_size))
     for tensor in config.input:
         sample.inputs[tensor.name].data_type = tensor.data_type
@@ -53,7 +55,7 @@ def add_warm_up(config: Any) -> None:
 
 
 def make_warm_config(onnx: Path) -> str:
-    """Return the text of an ONNX file's config, with that sample."""
+    """Return the text of an ONNX file's config with this warm-up."""
     config = read_config(onnx)
     warm = type(config)()
     add_warm_up(config)

@@ -1,9 +1,10 @@
-"""Write down all that shapes a plan but the GPU and TensorRT: python -m scripts.plans.plan_request ONNX ENTRY.json
-OUT.json
+"""Write down everything that determines a plan, except the GPU and TensorRT.
 
---precision fp32|tf32|fp16, --flags '--builderOptimizationLevel=4': what trtexec is asked for besides the profile.
-Unless asked for TF32, a plan multiplies float32 as float32: --noTF32.
-The ONNX file counts by its graph: what its metadata say of where the weights come from changes no plan.
+    python -m scripts.plans.plan_request [--precision P] [--flags F] ONNX ENTRY.json OUT.json
+
+--precision fp32|tf32|fp16, --flags '--builderOptimizationLevel=4': options for trtexec besides the profile.
+Without --precision tf32 the plan gets --noTF32: it multiplies float32 as float32.
+The ONNX file counts by its graph alone; its metadata, which say where the weights come from, change no plan.
 """
 
 import argparse
@@ -20,7 +21,7 @@ METADATA = 14  # ModelProto.metadata_props
 
 def hash_graph(onnx: Path) -> str:
     """Return the SHA-256 of an ONNX file's bytes without its metadata."""
-    from scripts.serve.check_repository import read_fields  # not needed by who only wants the options
+    from scripts.serve.check_repository import read_fields  # imported here: list_options, alone, does not need it
 
     digest = hashlib.sha256()
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -31,7 +32,7 @@ def hash_graph(onnx: Path) -> str:
 
 
 def list_options(entry: dict[str, Any], precision: str, flags: str) -> list[str]:
-    """Return trtexec's options for a model, those that name files excepted: the hand-run command line, and `flags`."""
+    """Return trtexec's options for a model, except those that name files: ours, as when typed by hand, and `flags`."""
     shapes = ["x".join(map(str, [batch, *entry["input"]])) for batch in entry["batch"]]
     profile = [f"--{end}Shapes=input:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     typed = ["--stronglyTyped", "--profilingVerbosity=detailed"] if precision == "fp16" else []
@@ -43,7 +44,7 @@ def list_options(entry: dict[str, Any], precision: str, flags: str) -> list[str]
 
 
 def make_request(onnx: Path, entry: dict[str, Any], precision: str, flags: str) -> dict[str, Any]:
-    """What OUT holds."""
+    """Return what OUT holds."""
     profile = {"input": entry["input"], "batch": entry["batch"]}
     return {
         "model": entry["name"],

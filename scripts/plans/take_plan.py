@@ -3,9 +3,9 @@
     python3 -sESB -m scripts.plans.take_plan --gpu sm89 --tensorrt 10.1.0.27 build/brought/sm89/vit.json REQUEST.json \
         TOLERANCE.json build/plan/sm89/vit.plan OUT
 
-It fits if it was built of the same ONNX graph with the same options, by the same TensorRT, for the GPUs of its folder,
-if it was compared with ONNX Runtime and is within the tolerance of this project, and if it is the file its records
-speak of: vit.json and vit.check.json beside it, which come along.
+It fits if it was built from the same ONNX graph with the same options, by the same TensorRT, for the GPU of its folder;
+if its comparison with ONNX Runtime is within this project's tolerance; and if it is the file that its records describe.
+The records, vit.json and vit.check.json beside it, are copied, too.
 """
 
 import argparse
@@ -21,20 +21,22 @@ from scripts.steps.records import hash_file
 def explain_refusal(
     plan: Path, request: dict[str, Any], tolerance: dict[str, float], folder: str, tensorrt: str
 ) -> str:
-    """Return why a plan does not fit, naming both sides; "" if it does."""
+    """Return why a plan does not fit, with its value and ours; "" if it fits."""
     record, check = read_record(plan.with_suffix(".json")), read_record(plan.with_suffix(".check.json"))
     if record["tensorrt"] != tensorrt:
-        return f"it was built by TensorRT {record['tensorrt']}, the images here have {tensorrt}; take one NGC_RELEASE"
+        return (
+            f"it was built by TensorRT {record['tensorrt']}, the images here have {tensorrt}; use the same NGC_RELEASE"
+        )
     if (built := "sm" + record["compute_capability"].replace(".", "")) != folder:
         return f"it was built for {built}, its folder says {folder}; put it into the folder of its GPU"
     for key, value in request.items():
         if record["request"].get(key) != value:
             its, ours = shorten_digest(record["request"].get(key)), shorten_digest(value)
-            return f"its {key} is {its}, ours is {ours}; build it of the same files"
+            return f"its {key} is {its}, ours is {ours}; build it from the same files"
     digest = hash_file(str(plan))
     for name, told in (("record", record), ("comparison", check)):
         if told["plan_sha256"] != digest:
-            return f"its sha256 is {digest[:12]}, its {name} tells of {told['plan_sha256'][:12]}; copy the folder again"
+            return f"its sha256 is {digest[:12]}, its {name} is of {told['plan_sha256'][:12]}; copy the folder again"
     for key in ["gpu", *(key for key in ("cosine", "probability") if key in tolerance)]:
         value, allowed = check["difference" if key == "gpu" else key], tolerance[key]
         if not (value >= allowed if key == "cosine" else value <= allowed):
@@ -43,17 +45,19 @@ def explain_refusal(
 
 
 def read_record(path: Path) -> Any:
-    """Return what a record says; SystemExit if it is none."""
+    """Return the content of a record; SystemExit if it is missing or no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise SystemExit(f"{path}: not there; a plan is taken with the records that make trt wrote beside it") from None
+        raise SystemExit(
+            f"{path}: not there; copy a plan together with the records that make trt wrote beside it"
+        ) from None
     except ValueError:
         raise SystemExit(f"{path}: no JSON; copy the folder again") from None
 
 
 def shorten_digest(value: object) -> str:
-    """Return a digest in short, anything else as it is."""
+    """Return the first 12 characters of a text, such as a digest; any other value as JSON."""
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
@@ -69,7 +73,7 @@ def main() -> None:
     try:
         reason = explain_refusal(given.brought, request, tolerance, given.gpu, given.tensorrt)
     except (LookupError, TypeError, AttributeError):
-        reason = f"its records lack what make trt writes; see {given.brought.with_suffix('.json')}"
+        reason = f"its records lack entries that make trt writes; see {given.brought.with_suffix('.json')}"
     if reason:
         raise SystemExit(f"{given.brought}: refused, {reason}")
     subprocess.run(["cp", "--reflink=auto", given.brought, given.out], check=True)

@@ -1,7 +1,7 @@
-"""Which further options trtexec of TensorRT 10.1 takes: python -m scripts.plans.trtexec_options 'OPTIONS'
+"""Check further options for trtexec of TensorRT 10.1: python -m scripts.plans.trtexec_options 'OPTIONS'
 
-Prints a sentence and ends with exit status 1 where an option is unknown, doubled, lacks its value, is of an older
-release, or makes a plan that cannot be served. Source: samples/common/sampleOptions.cpp of TensorRT, release/10.1.
+Exit status 1 and a sentence if an option is unknown, given twice, lacks its value, is of an older release, or makes a
+plan that cannot be served.  Source of the lists: samples/common/sampleOptions.cpp of TensorRT, release/10.1.
 """
 
 import os
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from scripts.serve.releases import find_release, list_releases, read_table
 
-TENSORRT = "10.1"  # whose trtexec has these options; another release's own trtexec judges
+TENSORRT = "10.1"  # these lists are of its trtexec; options for another release are left to that trtexec
 
 
 def split_words(text: str) -> frozenset[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
@@ -37,9 +37,9 @@ VALUED = split_words("""
     --saveDebugTensors --saveEngine --serialized --setPluginsToSerialize --shapes --sleepTime --staticPlugins --streams
     --tacticSources --tempdir --tempfileControls --timingCacheFile --useDLACore --useProfile --useRuntime --warmUp
     --weightStreamingBudget""")
-EITHER = frozenset({"--sparsity"})  # alone it means enable
+EITHER = frozenset({"--sparsity"})  # without a value it means enable
 REPEATED = frozenset({"--plugins", "--staticPlugins", "--dynamicPlugins", "--setPluginsToSerialize"})
-# Given by us; or they change the precision, which comes from the types in the ONNX file
+# OURS are given by this project; PRECISIONS change the precision, which comes from the types in the ONNX file
 OURS = split_words("""
     --onnx --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --timingCacheFile --device
     --exportOutput --loadInputs --skipInference""")
@@ -50,7 +50,7 @@ OLD = {
     "--workspace": "--memPoolSize=workspace:N",
     "--maxBatch": "convertation/models.yaml, batch",
     "--batch": "convertation/models.yaml, batch",
-    "--explicitBatch": "nothing: it is always so",
+    "--explicitBatch": "nothing: it is always on",
     "--explicitPrecision": "nothing",
     "--buildOnly": "nothing",
     "--nvtxMode": "--profilingVerbosity=…",
@@ -70,19 +70,19 @@ UNSERVABLE = {
     "--stripWeights": "its plan has no weights",
     "--stripAllWeights": "its plan has no weights",
     "--weightless": "its plan has no weights",
-    "--buildDLAStandalone": "it makes a loadable for DLA, no plan",
-    "--safe": "Triton loads no plan of the safety runtime",
-    "--excludeLeanRuntime": "Triton has no lean runtime to load it with",
+    "--buildDLAStandalone": "it makes a DLA loadable, which is no plan",
+    "--safe": "Triton does not load plans of the safety runtime",
+    "--excludeLeanRuntime": "Triton has no lean runtime, which would have to load the plan",
     "--versionCompatible": "Triton loads it only with --backend-config=tensorrt,version-compatible=true",
     "--vc": "Triton loads it only with --backend-config=tensorrt,version-compatible=true",
-    "--useDLACore": "its plan is for a DLA",
+    "--useDLACore": "its plan is for a DLA, not for a GPU",
     "--getPlanVersionOnly": "it builds nothing",
     "--help": "it builds nothing",
 }
 
 
 def split_options(flags: str) -> list[str]:
-    """The options in a shell's words; SystemExit where quotes do not match."""
+    """Split a text into options as a shell does; SystemExit if its quotes do not match."""
     try:
         return shlex.split(flags)
     except ValueError as error:
@@ -90,14 +90,14 @@ def split_options(flags: str) -> list[str]:
 
 
 def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), name: str | None = None) -> None:
-    """SystemExit with a sentence on the first option that trtexec refuses, or whose plan Triton does not serve.
+    """SystemExit with a sentence on the first option that trtexec refuses or that makes a plan Triton cannot serve.
 
-    `given`: options that are passed besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
+    `given`: the options that trtexec gets besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
     """
     asked = name or os.environ.get("NGC_RELEASE", "")
     tensorrt = (
         find_release(asked).tensorrt if not asked or asked in list_releases(read_table()) else ""
-    )  # unknown: it judges itself
+    )  # an unknown release: its trtexec checks
     seen = {word.partition("=")[0] for word in given}
     for word in more:
         name, equals, value = word.partition("=")
@@ -107,21 +107,21 @@ def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), na
 
 
 def explain_refusal(name: str, equals: bool, value: str, seen: set[str], tensorrt: str) -> str:
-    """Why an option is not passed on, "" if it is."""
+    """Return why an option is not passed on, "" if it is."""
     if name in PRECISIONS:
-        return "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"
+        return "another knob sets the precision: PRECISION=fp32, tf32 or fp16"
     if name in OURS or not name.startswith("--"):
         return "expected further options such as --builderOptimizationLevel=4"
     if name in seen and name not in REPEATED:
-        return "it is given already; leave it out"
+        return "it is already given; leave it out"
     if not f"{tensorrt}.".startswith(f"{TENSORRT}."):
         return ""
     if name in UNSERVABLE:
         return f"{UNSERVABLE[name]}; leave it out"
     if name in OLD:
-        return f"TensorRT 10.1 has it no more; instead: {OLD[name]}"
+        return f"TensorRT 10.1 no longer has it; use instead: {OLD[name]}"
     if name not in FLAGS | VALUED | EITHER:
-        return f"trtexec of TensorRT 10.1 has no such option; all are in {__name__.replace('.', '/')}.py"
+        return f"trtexec of TensorRT 10.1 has no such option; it knows those in {__name__.replace('.', '/')}.py"
     if name in VALUED and not value:
         return f"expected a value: {name}=…"
     if name in FLAGS and equals:

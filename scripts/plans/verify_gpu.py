@@ -1,11 +1,11 @@
-"""Judge ONNX models and plans in the real Triton image on a GPU, and measure them.
+"""Check ONNX models and plans in the real Triton image on a GPU, and measure them.
 
     python -m scripts.plans.verify_gpu --image IMAGE --gpu-checks build/plan/sm86/{}.check.json FILE=SOURCE... OUT.json
 
-First the verdict on the whole set, as before publishing.  Then each model alone in a server of its own: one, two and
-four clients at once, with one sample and with the most that it takes, until the rate is steady; and by how much the
-GPU's used memory grew, read from nvidia-smi five times a second.  Requests lie in shared memory, where the container
-can map ours, so that their way is not measured.  Other work on the GPU spoils both: stop it first.
+First it passes the verdict on the whole set, as before publishing.  Then it serves each model alone: one, two and four
+clients ask at once, with one sample and with the largest batch, until the rate is steady.  It also measures how much
+the GPU's used memory grows, read from nvidia-smi five times a second.  Requests are in shared memory if the container
+can map it, so that their transfer is not measured.  Other work on the GPU falsifies speed and memory: stop it first.
 """
 
 import argparse
@@ -32,22 +32,23 @@ from scripts.serve.verdict import CHANNEL, make_input, pass_verdict, stage_files
 
 BUILD = Path("build")
 CLIENTS = 1, 2, 4  # at once
-WINDOW = 10  # requests of each client whose rate is taken
-WINDOWS, STEADY, MOST_WINDOWS = 3, 0.1, 10  # windows in turn that agree, how far, and when to stop all the same
+WINDOW = 10  # requests of each client; each window gives one rate
+# The rate is steady if those of WINDOWS windows in turn spread by at most STEADY; else it ends after MOST_WINDOWS
+WINDOWS, STEADY, MOST_WINDOWS = 3, 0.1, 10
 
 
 def read_used_memory() -> int:
-    """MiB in use on all GPUs, whichever of them the container has."""
+    """Return the MiB in use on all GPUs, because any of them may be the container's."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         return sum(map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"nvidia-smi does not tell the GPU's memory ({error}); run it by hand") from None
+        raise SystemExit(f"nvidia-smi does not report the GPU's memory ({error}); run it by hand") from None
 
 
 @contextmanager
 def watch_peak() -> Iterator[dict[str, int]]:
-    """Yields what will hold, on leaving, the largest growth of used memory in MiB."""
+    """Yield a dict whose `mib` is, on leaving, the largest growth of used memory in MiB."""
     told, before, done = {"mib": 0}, read_used_memory(), threading.Event()
 
     def watch() -> None:
@@ -64,7 +65,7 @@ def watch_peak() -> Iterator[dict[str, int]]:
 
 
 def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
-    """Per batch, 1 and the largest: peak memory in MiB, and the `load` of so many clients at once."""
+    """Return, for batch 1 and the largest: latency, peak memory in MiB, and `load` by the number of clients at once."""
     stage_files([item for item in contents if item.startswith(f"{name}/")], BUILD / "staging")
     entry = json.loads((BUILD / f"models/{name.rpartition('_')[0]}.json").read_text())
     largest = max(1, read_config(BUILD / "staging" / name / "config.pbtxt").max_batch_size)
@@ -103,7 +104,7 @@ def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
 
 @contextmanager
 def put_in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
-    """A file in /dev/shm with the arrays one after another; made-up samples, so that any server may read it."""
+    """Yield a file in /dev/shm with the arrays one after another; any user may read it, the samples are made up."""
     path = SHM / f"verify-gpu-{os.getpid()}"
     try:
         path.write_bytes(b"".join(array.tobytes() for array in request.values()))
@@ -114,7 +115,7 @@ def put_in_shared_memory(request: dict[str, NDArray[Any]]) -> Iterator[Path]:
 
 
 def map_region(client: Any, key: str, region: Path, request: dict[str, NDArray[Any]]) -> tuple[str, list[Any]]:
-    """The way that the arrays take, and the inputs of a request; messages where the server cannot map the region."""
+    """Return how the arrays reach the server, and a request's inputs; gRPC if the server cannot map the region."""
     size = sum(array.nbytes for array in request.values())
     try:
         headers = {f"triton-grpc-protocol-{KEY_HEADER}": key}
@@ -130,22 +131,22 @@ def map_region(client: Any, key: str, region: Path, request: dict[str, NDArray[A
 
 
 def measure_load(ask: Callable[[], None], clients: int) -> dict[str, float]:
-    """p50 and p95 in ms and requests per second of so many clients at once, and the spread of the rate.
+    """Return p50 and p95 in ms, requests per second and the spread of the rate, with so many clients at once.
 
-    Over the last windows, once they agree; after MOST_WINDOWS of those that there are.
+    All are of the last WINDOWS windows: once the rate is steady, or after MOST_WINDOWS windows.
     """
     rates: list[float] = []
     times: list[list[float]] = []
     with ThreadPoolExecutor(clients) as pool:
 
-        def timed(_: int) -> float:
+        def time_request(_: int) -> float:
             start = time.perf_counter()
             ask()
             return 1000 * (time.perf_counter() - start)
 
         while len(rates) < MOST_WINDOWS and not (len(rates) >= WINDOWS and measure_spread(rates) <= STEADY):
             start = time.perf_counter()
-            times.append(list(pool.map(timed, range(WINDOW * clients))))
+            times.append(list(pool.map(time_request, range(WINDOW * clients))))
             rates.append(len(times[-1]) / (time.perf_counter() - start))
     last = sorted(taken for window in times[-WINDOWS:] for taken in window)
     return {
@@ -157,13 +158,13 @@ def measure_load(ask: Callable[[], None], clients: int) -> dict[str, float]:
 
 
 def measure_spread(rates: Sequence[float]) -> float:
-    """How far the last windows lie apart, of their median."""
+    """Return the largest minus the smallest rate of the last windows, as a share of their median."""
     last = rates[-WINDOWS:]
     return (max(last) - min(last)) / statistics.median(last)
 
 
 def find_slower(measured: dict[str, Any]) -> dict[str, str]:
-    """Of each plan that is slower than its ONNX twin at one sample, by more than both spread: both figures."""
+    """Return each plan that is slower than its ONNX model at one sample by more than the spread, with both times."""
     found = {}
     for name, batches in measured.items():
         twin = measured.get(name.replace("_trt", "_onnx"))
@@ -210,7 +211,7 @@ def main() -> None:
                 cells = f"{one['p50_ms']:>10}{one['p95_ms']:>10}{one['per_s']:>9}{row['memory_mib']:>22}"
                 print(f"{name:18}{batch:>6}{clients:>8}{cells}{told['models'][name]['relative']:>12.1e}")
     for name, figures in late.items():
-        print(f"{name} is slower than its ONNX model on this GPU: {figures}; published only with ACCEPT=slower")
+        print(f"{name} is slower than its ONNX model on this GPU: {figures}; to publish it: ACCEPT=slower")
     print(given.out)
 
 

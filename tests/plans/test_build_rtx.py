@@ -62,7 +62,7 @@ def refused(model: Any, entry: dict[str, Any], folder: Path) -> str:
 def test_make_judges_each_file_meant_for_a_plan_and_tells_what_cards_hold(tiny: tuple[Project, str]) -> None:
     project, said = tiny
     assert {f"build/checks/{name}.rtx.json" for name in ("vit", "binary", "multilabel")} <= announced(said)
-    assert said.endswith("each promise of max_batch_size fits each card\n")
+    assert said.endswith("each max_batch_size fits each kind of GPU\n")
     assert "rtx3090" in said
     again = project.make("trt", "CHECK=1", "GPUS=l4")
     assert announced(again) == set()
@@ -75,7 +75,10 @@ def test_make_stops_where_a_config_promises_too_much(tiny: tuple[Project, str]) 
     try:
         project.append("scripts/plans/cards.yaml", 'small: {capability: "8.6", memory: 1}\n')
         said = project.fail("trt", "CHECK=1", "GPUS=small", "MODEL=head")
-        assert "convertation/head/binary.pbtxt: max_batch_size 8, of whose plan small (1 GiB) holds none" in said
+        assert (
+            "convertation/head/binary.pbtxt: max_batch_size is 8; the memory of small (1 GiB) is enough for none"
+            in said
+        )
     finally:
         (project.path / "scripts/plans/cards.yaml").write_text(cards)
 
@@ -103,7 +106,7 @@ def test_the_same_file_gives_the_same_record(vit: Path, entry: dict[str, Any], t
 def test_a_node_that_the_parser_does_not_know_is_named(graph: Any, entry: dict[str, Any], tmp_path: Path) -> None:
     graph.graph.node.append(helper.make_node("Unique", ["output"], ["once"], name="planted"))
     said = refused(graph, entry, tmp_path)
-    assert "planted.onnx: TensorRT's parser refuses it" in said
+    assert "planted.onnx: TensorRT's parser refuses these nodes" in said
     assert "  Unique, node planted: UNSUPPORTED_NODE\n" in said
 
 
@@ -115,7 +118,7 @@ def test_an_attention_that_is_not_recognised_is_named(graph: Any, entry: dict[st
     softmax.output[0] = "before"
     nodes.insert(index + 1, helper.make_node("Relu", ["before"], [answer], name="planted"))
     said = refused(graph, entry, tmp_path)
-    assert "no longer for attention: 3 of " in said
+    assert "TensorRT accepts it but does not recognise 3 of " in said
     assert softmax.name in said
 
 
@@ -129,7 +132,7 @@ def without_softmaxes(graph: Any, number: int) -> Any:
 
 def test_products_that_lost_their_softmax_are_named(graph: Any, entry: dict[str, Any], tmp_path: Path) -> None:
     said = refused(without_softmaxes(graph, 1), entry, tmp_path)
-    assert "no longer for attention: 2 of " in said
+    assert "TensorRT accepts it but does not recognise 2 of " in said
 
 
 def test_a_network_with_fewer_attentions_than_layers_is_refused(
@@ -152,4 +155,4 @@ def test_a_fleet_that_it_does_not_know_is_refused(vit: Path, entry: dict[str, An
     run = judge(vit, entry, tmp_path, tmp_path / "fleet.yaml")
     assert run.returncode == 1
     assert "builds for none of its kinds of GPU" in run.stderr
-    assert "bigbox: scripts/plans/cards.yaml does not tell its compute capability" in run.stderr
+    assert "bigbox: scripts/plans/cards.yaml has no compute capability for it" in run.stderr

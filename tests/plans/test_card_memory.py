@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.plans.card_memory import Plan, describe_plan, largest_batch, usable_bytes
+from scripts.plans.card_memory import Plan, count_usable_bytes, describe_plan, find_largest_batch
 
 GIB = 1 << 30
 CARDS = ROOT / "scripts/plans/cards.yaml"
@@ -25,11 +25,11 @@ def vit(found: dict[str, int], promised: int = 4) -> Plan:
     return describe_plan(found | PROFILE, "build/checks/vit.rtx.json", "convertation/vit/config.pbtxt", promised)
 
 
-def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+def test_the_find_largest_batch_fits_and_one_more_does_not() -> None:
     plan = vit(FP32)
     for memory in (8, 16, 24, 48, 80):
-        most = largest_batch(plan, [plan], memory)
-        assert plan.needs(most) <= usable_bytes(memory) < plan.needs(most + 1)
+        most = find_largest_batch(plan, [plan], memory)
+        assert plan.count_bytes(most) <= count_usable_bytes(memory) < plan.count_bytes(most + 1)
 
 
 def test_a_sample_takes_its_input_and_its_activations() -> None:
@@ -38,19 +38,21 @@ def test_a_sample_takes_its_input_and_its_activations() -> None:
 
 def test_the_other_plans_have_their_part_of_the_card() -> None:
     big, small = Plan("vit", "", 4, GIB, GIB), Plan("head", "", 8, GIB, GIB / 8)
-    alone, beside = largest_batch(big, [big], 24), largest_batch(big, [big, small], 24)
+    alone, beside = find_largest_batch(big, [big], 24), find_largest_batch(big, [big, small], 24)
     assert alone - beside == 2
 
 
 def test_a_card_that_does_not_hold_the_weights_holds_none() -> None:
     plan = Plan("vit", "", 4, 40 * GIB, GIB)
-    assert largest_batch(plan, [plan], 24) == 0
+    assert find_largest_batch(plan, [plan], 24) == 0
 
 
 def test_the_page_tells_what_follows() -> None:
     rows = re.findall(r"^\| (\d+) GB \| (\d+) \| (\d+) \|$", (ROOT / "docs/plans.md").read_text(), re.MULTILINE)
     both = [vit(FP32), vit(FP16)]
-    expected = [(str(size), *(str(largest_batch(plan, [plan], size)) for plan in both)) for size in (8, 16, 24, 48, 80)]
+    expected = [
+        (str(size), *(str(find_largest_batch(plan, [plan], size)) for plan in both)) for size in (8, 16, 24, 48, 80)
+    ]
     assert rows == expected
 
 
@@ -78,21 +80,21 @@ def test_what_fits_is_told_of_each_kind_in_the_fleet(tmp_path: Path) -> None:
     run = tell(tmp_path, [1, 2, 4], 4, "")
     assert run.returncode == 0, run.stderr
     assert re.search(r"^t4 +16 GiB +24$", run.stdout, re.MULTILINE)
-    assert run.stdout.endswith("each promise of max_batch_size fits each card\n")
+    assert run.stdout.endswith("each max_batch_size fits each kind of GPU\n")
 
 
 def test_a_config_that_promises_more_than_its_card_holds_is_a_finding(tmp_path: Path) -> None:
     run = tell(tmp_path, [1, 2, 32], 32, "t4 l40s")
     assert run.returncode == 1
-    assert "config.pbtxt: max_batch_size 32, of whose plan t4 (16 GiB) holds 24; expected no more" in run.stderr
+    assert "config.pbtxt: max_batch_size is 32; the memory of t4 (16 GiB) is enough for 24" in run.stderr
     assert "l40s" not in run.stderr
-    assert "fits each card" not in run.stdout
+    assert "fits each kind" not in run.stdout
 
 
 def test_a_small_card_of_the_fleet_is_a_finding(tmp_path: Path) -> None:
     run = tell(tmp_path, [1, 2, 4], 4, "small", small={"capability": "8.6", "memory": 3})
     assert run.returncode == 1
-    assert "small (3 GiB) holds 2; expected" in run.stderr
+    assert "small (3 GiB) is enough for 2:" in run.stderr
 
 
 @pytest.mark.parametrize("kinds", ["bigbox", "l4 bigbox"])

@@ -17,7 +17,7 @@ def test_the_doctor_names_an_environment_whose_python_went_away(
         Path(folder, "bin").mkdir(parents=True)
         Path(folder, "bin/python3.11").symlink_to(python)
     told = doctor.check_environments()
-    assert told.found == ".venv-triton: its Python went away" and "rm -rf .venv-triton;" in told.todo
+    assert told.found == ".venv-triton: its Python no longer runs" and "rm -rf .venv-triton;" in told.todo
     Path(".venv-triton/bin/python3.11").unlink()
     Path(".venv-triton/bin/python3.11").symlink_to(sys.executable)
     assert doctor.check_environments().found == ".venv, .venv-triton" and not doctor.check_environments().todo

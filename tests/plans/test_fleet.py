@@ -151,7 +151,7 @@ def test_all_plans_are_published_in_one_folder_and_their_comparisons_count(check
 def test_a_kind_that_fails_is_told_with_its_log_and_alone_done_again(checkout: Checkout) -> None:
     stand_in(checkout.slurm, "l4", "fail")
     assert checkout.failed("a100 l4") == {"a100": "sm80 built", "l4": "failed FAILED, log: build/logs/fleet-l4.log"}
-    assert "failed: l4; the same command again redoes that alone" in checkout.said
+    assert "failed: l4; run the same command again; it repeats only these" in checkout.said
     assert "Could not find any implementation" in checkout.log("l4")
     stand_in(checkout.slurm, "l4")
     jobs = checkout.slurm.jobs()

@@ -148,7 +148,7 @@ FAULTS = [
     ("fail", "Could not find any implementation"),
     ("killed", "container was killed"),
     ("silent", "trtexec failed"),
-    ("memory", "GPU's memory did not suffice"),
+    ("memory", "the GPU has too little free memory"),
     ("driver", "driver is too old for this image; install R555 or newer"),
 ]
 
@@ -172,8 +172,8 @@ def test_an_option_that_trtexec_of_another_release_lacks_is_its_error(
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
-        ("--fp16", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
-        ("--noTF32", "the precision is a knob of its own: PRECISION=fp32, tf32 or fp16"),
+        ("--fp16", "another knob sets the precision: PRECISION=fp32, tf32 or fp16"),
+        ("--noTF32", "another knob sets the precision: PRECISION=fp32, tf32 or fp16"),
         ("--maxShapes=input:16x8", "expected further options"),
         ("fp16", "expected further options"),
     ],
@@ -199,7 +199,7 @@ def test_a_typed_onnx_file_is_built_as_such_and_looked_at(desk: Path) -> None:
     ask("fp16")
     assert "1 of 1 tensors of its layers are fp16" in built()
     Path("out.plan").unlink()
-    assert "asked for fp16, and none of the 1 tensors TensorRT tells of is" in refused("fp32")
+    assert "asked for fp16, but none of the 1 tensors that TensorRT lists is fp16" in refused("fp32")
 
 
 # The timing cache
@@ -218,7 +218,7 @@ def test_a_rejected_timing_cache_is_set_aside_and_the_plan_is_built(desk: Path, 
     cache = Path("build/plan/timing/sm86-10.1.0.27.cache")
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"none" if kind == "corrupt" else trtexec_stand_in.CACHE)
-    assert "TensorRT rejects it; set aside" in built("" if kind == "corrupt" else kind)
+    assert "TensorRT rejects it; renamed to " in built("" if kind == "corrupt" else kind)
     assert Path(f"{cache}.rejected").exists()
     assert cache.read_bytes().startswith(trtexec_stand_in.CACHE)
 
@@ -452,9 +452,9 @@ def test_a_plan_within_the_tolerance_is_told_how_far_it_is_off(desk: Path) -> No
             "error=0.01",
             r"output \(share of its scale\) differs from ONNX Runtime's by 1\.0.e-02, expected at most 0\.002",
         ),
-        ("same", "answers the same for every sample"),
+        ("same", "gives the same answer for every sample"),
         ("nan", "1 of 3 values are NaN or infinite"),
-        ("half", "trtexec does not run it"),
+        ("half", "trtexec does not run this plan"),
     ],
 )
 def test_a_plan_that_is_wrong_is_refused(desk: Path, fault: str, expected: str) -> None:
@@ -563,8 +563,8 @@ ALTERED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("capability", {"compute_capability": "8.6"}, {}, "it was built for sm86, its folder says sm89"),
     ("graph", {"request": REQUEST | {"onnx_graph_sha256": "b" * 64}}, {}, "is bbbbbbbbbbbb, ours is aaaaaaaaaaaa"),
     ("options", {"request": REQUEST | {"options": []}}, {}, 'its options is [], ours is ["--verbose"]'),
-    ("digest", {"plan_sha256": "c" * 64}, {}, "its record tells of cccccccccccc"),
-    ("comparison", {}, {"plan_sha256": "c" * 64}, "its comparison tells of cccccccccccc"),
+    ("digest", {"plan_sha256": "c" * 64}, {}, "its record is of cccccccccccc"),
+    ("comparison", {}, {"plan_sha256": "c" * 64}, "its comparison is of cccccccccccc"),
     ("difference", {}, {"difference": 0.5}, "gave gpu 0.5, the tolerance of convertation/models.yaml is 0.002"),
 ]  # fmt: skip
 
