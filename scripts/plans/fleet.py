@@ -49,7 +49,7 @@ class Kind(NamedTuple):
 
     @property
     def told(self) -> tuple[str, dict[str, str]]:
-        """The file that says what GPU this kind is, and its content; the job replaces @ by Make's words for that GPU."""
+        """The file that says what GPU this kind is, and its content; the job replaces @ by words for that GPU."""
         content = {"make": "@", "image": os.environ["TENSORRT_IMAGE"], "sbatch": shlex.join(self.options)}
         return f"build/plan/fleet/{self.name}.json", content
 

@@ -1,7 +1,8 @@
-"""Knobs: what counts as one, that no value reaches a shell as more than a word, folders and paths that cannot be."""
+"""Knobs: which variables count, that a shell sees each value as one word, which folders are refused, and make help."""
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -96,3 +97,20 @@ def test_a_checkout_with_such_a_path_is_told_in_one_sentence(
     subprocess.run(["cp", "-a", built_by_stand_ins.path, tmp_path / name], check=True)
     said = Project(tmp_path / name).fail(target)
     assert f"{tmp_path}/{name}" in said and "move it to one without" in said and len(said.splitlines()) == 1
+
+
+def test_help_is_the_default_and_names_targets_and_values(stand_ins: Project) -> None:
+    said = stand_ins.make("VIT=Base")
+    for target in ("repository", "onnx", "verify", "serve", "rollback", "bench", "test", "clean", "distclean", "help"):
+        assert re.search(rf"^  make {target} +\S", said, re.MULTILINE), target
+    assert said == stand_ins.make("help", "VIT=Base")
+    said = stand_ins.make("help", "VIT=Base", "KNOBS=1")
+    assert re.search(r"^  WEIGHTS=synthetic$", said, re.MULTILINE)
+    assert re.search(r"^  VIT=Base$", said, re.MULTILINE)
+
+
+def test_help_needs_nothing_and_leaves_nothing(stand_ins: Project) -> None:
+    for name in (".venv", ".venv-triton", "build"):
+        shutil.rmtree(stand_ins.path / name)
+    stand_ins.make("help")
+    assert not any((stand_ins.path / name).exists() for name in (".venv", "build"))
