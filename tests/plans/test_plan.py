@@ -20,12 +20,10 @@ import onnx
 import pytest
 import trtexec_stand_in
 from conftest import ROOT, Project, announced
-from google.protobuf import text_format
 from gpu_stand_in import KNOBS, TENSORRT_IMAGE, TRITON_IMAGE, docker_gpus, import_image, remove_image
 from triton_models import ENTRY, linear
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from scripts.plans import compare_plan, doctor, expected, gpu, plan, plan_config, plan_request, take_plan, trtexec
+from scripts.plans import compare_plan, expected, plan, plan_request, trtexec
 from scripts.serve.check_repository import STAND_IN_PLAN
 
 pytestmark = pytest.mark.usefixtures("docker_engine")
@@ -374,19 +372,6 @@ def test_an_absent_image_offline(desk: Path) -> None:
     assert "then here: docker load < image.tgz" in said
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.5, please update", "install R555"),
-        ("nvidia-container-cli: initialization error: nvml error: driver not loaded", "driver is not loaded"),
-        ("load library failed: libnvidia-ml.so.1: cannot open shared object file", "no NVIDIA driver here"),
-        ("write /var/lib/docker/tmp: no space left on device", "make clean"),
-    ],
-)
-def test_what_the_toolkit_says_is_explained(said: str, expected: str) -> None:
-    assert expected in gpu.explain_message(said)
-
-
 def test_a_full_disk_is_said_before_an_hour_of_work(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))  # type: ignore[attr-defined]
     with pytest.raises(SystemExit, match="1 MiB free, a plan needs 200; make clean"):
@@ -418,13 +403,6 @@ def test_the_doctor_finds_what_is_here(desk: Path) -> None:
     assert run.returncode == 0, run.stdout
     assert "NVIDIA GPU: NVIDIA Stand-in RTX 3090, compute capability 8.6, 24576 MiB, driver 555.42.06" in run.stdout
     assert run.stdout.rstrip().endswith("plans can be built here")
-
-
-def test_the_doctor_says_what_the_onnx_path_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAKE", "make-3.81")
-    assert doctor.check_make() == ("GNU Make", "none", "4.3", "apt install make")
-    monkeypatch.setenv("PYTHON", "python2")
-    assert "apt install python3 python3-venv" in doctor.check_python().todo
 
 
 # The comparison
@@ -462,45 +440,6 @@ def test_a_plan_that_is_wrong_is_refused(desk: Path, fault: str, expected: str) 
         compared(fault)
 
 
-def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Of a ViT, whose two volumes come again and again up to the largest batch."""
-    monkeypatch.chdir(tmp_path)
-    Path("out.plan").write_bytes(b"plan")
-    entry = {"name": "vit", "family": "vit", "input": [1, 10, 20, 20], "output": [64], "batch": [1, 2, 4]}
-    chance = np.random.default_rng(0)
-    two, turned = chance.normal(size=(2, 64)).astype(np.float32), chance.normal(size=(1, 1, 64))
-    right = two[[0, 1, 0, 1]]
-    assert expected.choose_samples(entry) == [0, 1, 0, 1]
-    ours = right.copy()
-    ours[1::2] += turned[0, 0].astype(np.float32)
-    monkeypatch.setattr(compare_plan, "run_plan", lambda _plan, request, _scratch: ours[: len(request)].copy())
-    strict = {"gpu": 1e-4, "cosine": 0.999999, "probability": 1e-4}
-    check = {"served": [{"first": 0, "flips": [[]]}, {"first": 1, "flips": [turned.tolist()]}]}
-
-    def judge(ties: dict[int, Any]) -> dict[str, Any]:
-        return compare_plan.compare_answers(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
-
-    result = judge(compare_plan.find_ties(check))
-
-    assert result["flips"] == 3 and result["difference"] < 1e-5 and result["cosine"] > 0.999999
-    assert [answer["flips"] for answer in result["served"]] == [[[]], [[], turned.tolist()]]
-    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
-        judge({})
-    with pytest.raises(SystemExit, match=r"expected at most 0\.0001"):
-        judge({0: turned.tolist()})
-
-
-@pytest.mark.parametrize(
-    ("precision", "words"),
-    [("fp32", ["--noTF32"]), ("tf32", []), ("fp16", ["--stronglyTyped", "--profilingVerbosity=detailed", "--noTF32"])],
-)
-def test_a_plan_multiplies_in_tf32_where_that_is_asked_for_and_only_there(precision: str, words: list[str]) -> None:
-    shapes = ["--minShapes=input:1x8", "--optShapes=input:4x8", "--maxShapes=input:8x8"]
-    assert plan_request.list_options(ENTRY, precision, "") == [*shapes, *words, "--verbose", "--device=0"]
-
-
 def test_a_model_without_a_tolerance_for_plans_is_refused(desk: Path) -> None:
     with pytest.raises(SystemExit, match="a plan's tolerance lacks gpu, probability"):
         compared("", {"output": 1e-5})
@@ -520,72 +459,6 @@ def test_the_request_of_two_checkpoints_with_one_graph_is_the_same(desk: Path) -
     onnx.save(model, "model.onnx")
     assert len(digests) == 1
     assert plan_request.hash_graph(Path("model.onnx")) not in digests
-
-
-def test_the_config_names_a_plan_for_each_compute_capability() -> None:
-    entry = {"name": "binary", "batch": [1, 4, 8]}
-    text = plan_config.make_plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86", "sm120"])
-    assert 'name: "binary_trt"\nplatform: "tensorrt_plan"\nmax_batch_size: 8\n' in text
-    assert 'key: "12.0"\n  value: "sm120.plan"' in text
-    assert 'default_model_filename: "sm86.plan"' in text
-    assert "use_tf32" not in text and "cudnn" not in text  # what ONNX Runtime is told; a plan has its precision inside
-    with pytest.raises(SystemExit, match="max_batch_size is 8; expected 1 to 4"):
-        plan_config.make_plan_config(
-            ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"]
-        )
-
-
-def test_with_a_gpu_each_model_is_asked_once_before_it_is_ready() -> None:
-    entry = {"name": "binary", "batch": [1, 4, 8]}
-    text = plan_config.make_plan_config(ROOT / "convertation/head/binary.pbtxt", entry, ["sm86"])
-    ours = text_format.Parse(text, ModelConfig()).model_warmup
-    for path in sorted(ROOT.glob("convertation/*/*.pbtxt")):
-        before = text_format.Parse(path.read_text(), ModelConfig())
-        assert not before.model_warmup  # what the verdict on a CPU serves
-        if path.parent.name != "bpr":  # which asks itself
-            after = text_format.Parse(plan_config.make_warm_config(path), ModelConfig())
-            (sample,) = after.model_warmup
-            assert (sample.batch_size, sample.count) == (1, 0)
-            assert {name: list(tensor.dims) for name, tensor in sample.inputs.items()} == {
-                tensor.name: list(tensor.dims) for tensor in after.input
-            }
-            assert all(tensor.zero_data for tensor in sample.inputs.values())
-            del after.model_warmup[:]
-            assert after == before
-            if path.name == "binary.pbtxt":
-                assert list(ours) == [sample]
-
-
-REQUEST = {"onnx_graph_sha256": "a" * 64, "precision": "fp32", "options": ["--verbose"]}
-ALTERED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("none", {}, {}, ""),
-    ("tensorrt", {"tensorrt": "10.3.0.26"}, {}, "built by TensorRT 10.3.0.26, the images here have 10.1.0.27"),
-    ("capability", {"compute_capability": "8.6"}, {}, "it was built for sm86, its folder says sm89"),
-    ("graph", {"request": REQUEST | {"onnx_graph_sha256": "b" * 64}}, {}, "is bbbbbbbbbbbb, ours is aaaaaaaaaaaa"),
-    ("options", {"request": REQUEST | {"options": []}}, {}, 'its options is [], ours is ["--verbose"]'),
-    ("digest", {"plan_sha256": "c" * 64}, {}, "its record is of cccccccccccc"),
-    ("comparison", {}, {"plan_sha256": "c" * 64}, "its comparison is of cccccccccccc"),
-    ("difference", {}, {"difference": 0.5}, "gave gpu 0.5, the tolerance of convertation/models.yaml is 0.002"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("record", "check", "expected"), [row[1:] for row in ALTERED], ids=[row[0] for row in ALTERED])
-def test_a_plan_of_another_machine_is_taken_if_its_records_fit(
-    tmp_path: Path, record: dict[str, Any], check: dict[str, Any], expected: str
-) -> None:
-    brought = tmp_path / "binary.plan"
-    brought.write_bytes(b"plan")
-    told = {
-        "plan_sha256": plan.hash_file(str(brought)),
-        "tensorrt": "10.1.0.27",
-        "compute_capability": "8.9",
-        "request": REQUEST,
-    }
-    judged = {"plan_sha256": told["plan_sha256"], "difference": 1e-4, "probability": 0.0, "tolerance": {"gpu": 1.0}}
-    (tmp_path / "binary.json").write_text(json.dumps(told | record))
-    (tmp_path / "binary.check.json").write_text(json.dumps(judged | check))
-    reason = take_plan.explain_refusal(brought, REQUEST, TOLERANCE, "sm89", "10.1.0.27")
-    assert (expected in reason) if expected else not reason
 
 
 def test_the_stand_in_says_what_it_is_as_the_offline_check_knows_it() -> None:
