@@ -1,4 +1,4 @@
-"""The benchmark itself: what it prints and writes, when it fails, and that it measures what it says."""
+"""The benchmark: what it prints and writes, when it fails, and whether it measures the right thing."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
 
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, groups: dict[str, list[Row]], *words: str) -> dict[str, Any]:
-    """Run the program with groups that measure nothing; return what it wrote."""
+    """Run the program with groups that return given rows; return the JSON that it wrote."""
     monkeypatch.setattr(bench, "GROUPS", {name: lambda tree, rounds, rows=rows: rows for name, rows in groups.items()})
     monkeypatch.setattr(bench, "BENCH", out.parent / "bench")
     words = words or ("--only", ",".join(groups))
@@ -147,7 +147,7 @@ def test_the_straight_export_computes_the_same(tmp_path: Path) -> None:
 
 
 def run_of(**samples: list[float]) -> dict[str, Any]:
-    """A bench.json with one ratio per name, goal at most 1."""
+    """Return a bench.json with one ratio per name; its goal is at most 1."""
     rows = [
         {"group": "vit", "what": what, "value": sorted(values)[len(values) // 2], "relation": "≤", "goal": 1.0,
          "unit": "x", "note": "", "samples": values if len(values) > 1 else [], "verdict": "pass"}
@@ -156,7 +156,7 @@ def run_of(**samples: list[float]) -> dict[str, Any]:
     return {"machine": {"cores": 2, "processor": "one"}, "others_cores": {}, "rows": rows}
 
 
-def test_what_moved_beyond_the_noise_of_both_runs_is_told_first() -> None:
+def test_figures_that_moved_beyond_the_noise_of_both_runs_come_first() -> None:
     old = run_of(steady=[0.5, 0.52, 0.54], load=[0.2, 0.21, 0.22], memory=[0.4, 0.4, 0.4], once=[0.1])
     new = run_of(steady=[0.53, 0.55, 0.56], load=[0.3, 0.31, 0.32], memory=[0.3, 0.3, 0.31], once=[0.2])
 
@@ -169,7 +169,7 @@ def test_what_moved_beyond_the_noise_of_both_runs_is_told_first() -> None:
     ]
 
 
-def test_more_is_better_where_the_goal_is_a_least() -> None:
+def test_more_is_better_if_the_goal_is_a_minimum() -> None:
     old, new = run_of(speed=[1.0, 1.0, 1.0]), run_of(speed=[2.0, 2.0, 2.0])
     for row in (old["rows"][0], new["rows"][0]):
         row["relation"] = "≥"
@@ -178,7 +178,7 @@ def test_more_is_better_where_the_goal_is_a_least() -> None:
     assert bench_compare.judge_figure(old["rows"][0], new["rows"][0])[0] == "moved"
 
 
-def test_another_machine_and_figures_of_one_run_alone_are_said() -> None:
+def test_another_machine_and_figures_of_only_one_run_are_named() -> None:
     old, new = run_of(load=[1.0, 1.0], gone=[1.0, 1.0]), run_of(load=[1.0, 1.0], added=[1.0, 1.0])
     new["machine"]["processor"] = "another"
     assert bench_compare.compare_runs(old, new) == [
@@ -200,7 +200,7 @@ def test_make_bench_compares_with_the_run_that_it_replaces(
     assert "one: load  better  0.2 → 0.1 x (-50 %), noise ±0" in capsys.readouterr().out
 
 
-def test_what_is_no_benchmark_is_refused_before_hours_of_measuring(
+def test_a_file_that_is_no_benchmark_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "old.json").write_text('{"rows": [{}], "machine": {}}')

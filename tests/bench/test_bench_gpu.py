@@ -1,4 +1,4 @@
-"""make bench-gpu: without a GPU it says so; its CPU path makes, asks and compares all that a GPU would be asked."""
+"""make bench-gpu: without a GPU it says so; --device cpu makes, runs and compares the same models on the CPU."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_each_precision_is_measured_at_batch_one_and_at_the_most_against_float32
         assert list(row["batches"]) == ["1", "4"]
         assert all(times["device_ms"] > 0 and times["host_ms"] > 0 for times in row["batches"].values())
         assert row["codes"] == 2 * 2 * 2 * 2 and row["decisions"] == 2 * (1 + 20)
-        assert row["memory_mib"] is None and row["share_of_peak"] is None  # a GPU's
+        assert row["memory_mib"] is None and row["share_of_peak"] is None  # only a GPU has these
     exact, tf32, half = found["vit"]
     assert (exact["embedding"], exact["codes_flipped"], exact["probability"]) == (0, 0, 0)
     assert tf32["embedding"] < 1e-5 < half["embedding"] < 0.05  # a CPU has no TF32
@@ -74,7 +74,7 @@ def test_the_table_has_a_row_for_each(found: dict[str, Any]) -> None:
     assert lines[10].startswith("make infer, fp16: a volume ") and lines[10].endswith(" ms, by CPUExecutionProvider")
 
 
-def test_files_that_are_brought_are_not_made_again(
+def test_given_files_are_not_made_again(
     found: dict[str, Any], models: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in scratch.glob("*.onnx"):
@@ -107,6 +107,6 @@ def test_without_a_gpu_it_says_so_before_anything_is_made(project: Project) -> N
 @pytest.mark.skipif(
     Path("/dev/nvidiactl").exists(), reason="has a GPU; a provider that does not load is what is tested"
 )
-def test_a_session_that_fell_back_to_the_cpu_is_none_of_a_gpu(found: dict[str, Any], scratch: Path) -> None:
+def test_a_session_that_fell_back_to_the_cpu_is_refused(found: dict[str, Any], scratch: Path) -> None:
     with pytest.raises(SystemExit, match="has no CUDA here; install onnxruntime-gpu"):
         Device("cuda").open_session(scratch / "binary.onnx")

@@ -1,4 +1,4 @@
-"""NVIDIA's TensorRT for RTX takes the ViT on a CPU, and what it is no longer to take, or to recognise, is named."""
+"""NVIDIA's TensorRT for RTX accepts the ViT on a CPU; what it refuses, or does not recognise, is named."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ CARDS, FLEET = ROOT / "scripts/plans/cards.yaml", ROOT / "scripts/plans/fleet.ya
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
-    """The project with networks of one spatial and one temporal layer, and what `make trt CHECK=1` said in it."""
+    """The project with tiny networks (one spatial, one temporal layer), and the output of `make trt CHECK=1` in it."""
     project = copy_of_the_project(tmp_path_factory.mktemp("tiny") / "project")
     (project.path / ".venv-rtx").symlink_to(ROOT / ".venv-rtx")
     shutil.copy(ROOT / ".make/made/.venv-rtx%installed", project.path / ".make/made")
@@ -38,19 +38,19 @@ def entry(tiny: tuple[Project, str]) -> dict[str, Any]:
 
 @pytest.fixture
 def graph(vit: Path) -> Any:
-    """The ViT's graph, to plant something in."""
+    """The ViT's graph, which a test changes."""
     return onnx.load(vit)
 
 
 def judge(file: Path, entry: dict[str, Any], folder: Path, fleet: Path = FLEET) -> "subprocess.CompletedProcess[str]":
-    """Run the step in `folder`; it leaves vit.rtx.json there."""
+    """Run the step in `folder`; it writes vit.rtx.json there."""
     (folder / "entry.json").write_text(json.dumps(entry))
     command = [RTX, "-m", "scripts.plans.build_rtx", CARDS, fleet, file, "entry.json", "vit.rtx.json"]
     return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 def refused(model: Any, entry: dict[str, Any], folder: Path) -> str:
-    """Judge a planted graph, which must fail in words and leave no record; return the words."""
+    """Check a changed graph, which must fail with a message and write no record; return the message."""
     onnx.save(model, folder / "planted.onnx")
     run = judge(folder / "planted.onnx", entry, folder)
     assert run.returncode == 1, run.stdout
@@ -59,7 +59,7 @@ def refused(model: Any, entry: dict[str, Any], folder: Path) -> str:
     return run.stderr
 
 
-def test_make_judges_each_file_meant_for_a_plan_and_tells_what_cards_hold(tiny: tuple[Project, str]) -> None:
+def test_make_checks_each_file_meant_for_a_plan_and_prints_what_fits_each_gpu(tiny: tuple[Project, str]) -> None:
     project, said = tiny
     assert {f"build/checks/{name}.rtx.json" for name in ("vit", "binary", "multilabel")} <= announced(said)
     assert said.endswith("each max_batch_size fits each kind of GPU\n")
@@ -111,7 +111,7 @@ def test_a_node_that_the_parser_does_not_know_is_named(graph: Any, entry: dict[s
 
 
 def test_an_attention_that_is_not_recognised_is_named(graph: Any, entry: dict[str, Any], tmp_path: Path) -> None:
-    """A Relu after the softmax changes no answer, and TensorRT would run the attention as separate products."""
+    """A Relu after the softmax changes no answer, but TensorRT would run the attention as separate products."""
     nodes = graph.graph.node
     index, softmax = next((index, node) for index, node in enumerate(nodes) if node.op_type == "Softmax")
     answer = softmax.output[0]
@@ -123,7 +123,7 @@ def test_an_attention_that_is_not_recognised_is_named(graph: Any, entry: dict[st
 
 
 def without_softmaxes(graph: Any, number: int) -> Any:
-    """The graph with so many softmaxes become Relus, which leaves all shapes as they are."""
+    """Replace so many softmaxes by Relus, which changes no shapes; return the graph."""
     for node in [node for node in graph.graph.node if node.op_type == "Softmax"][:number]:
         node.op_type = "Relu"
         del node.attribute[:]
@@ -142,8 +142,8 @@ def test_a_network_with_fewer_attentions_than_layers_is_refused(
     assert "0 softmaxes and " in said and "expected at least 2 and 4" in said
 
 
-def test_what_the_builder_refuses_is_told_in_its_words(vit: Path, entry: dict[str, Any], tmp_path: Path) -> None:
-    other = entry | {"input": [1, 20, 40, 20]}  # a profile that the graph does not have
+def test_a_refusal_of_the_builder_is_printed_in_its_words(vit: Path, entry: dict[str, Any], tmp_path: Path) -> None:
+    other = entry | {"input": [1, 20, 40, 20]}  # a profile that does not fit the graph
     run = judge(vit, other, tmp_path)
     assert run.returncode == 1
     assert "TensorRT's builder refuses it" in run.stderr

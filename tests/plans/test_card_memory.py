@@ -1,4 +1,4 @@
-"""What a card holds follows from what TensorRT asks for, and a config that promises more is a finding."""
+"""The largest batch that fits a GPU follows from the memory that TensorRT needs; a config with a larger one fails."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from scripts.plans.card_memory import Plan, count_usable_bytes, describe_plan, f
 
 GIB = 1 << 30
 CARDS = ROOT / "scripts/plans/cards.yaml"
-# What TensorRT for RTX 1.7.1 found of the ViT at full size: build/checks/vit.rtx.json, vit.fp16.rtx.json
+# What TensorRT for RTX 1.7.1 measured for the ViT at full size: build/checks/vit.rtx.json, vit.fp16.rtx.json
 FP32 = {"engine_bytes": 749_682_932, "activation_bytes": 1_419_116_544}
 FP16 = {"engine_bytes": 391_807_244, "activation_bytes": 945_782_784}
 PROFILE = {"profile": {"input": [1, 240, 480, 480], "batch": [1, 2, 4]}}
@@ -65,7 +65,7 @@ def test_each_kind_of_gpu_in_the_fleet_is_known() -> None:
 
 
 def tell(folder: Path, batch: list[int], promised: int, kinds: str, **cards: Any) -> "subprocess.CompletedProcess[str]":
-    """Run the command on a record of the ViT whose profile ends at a batch, and on a config."""
+    """Run the command on a record of the ViT with these batches, and on a config with this max_batch_size."""
     found = FP32 | {"activation_bytes": FP32["activation_bytes"] // 4 * max(batch)}
     (folder / "vit.rtx.json").write_text(json.dumps(found | {"profile": PROFILE["profile"] | {"batch": batch}}))
     config = (ROOT / "convertation/vit/config.pbtxt").read_text()

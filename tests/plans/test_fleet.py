@@ -1,6 +1,6 @@
-"""`make trt-fleet` on a real Slurm with four nodes, each of which says it has a GPU; in Docker a stand-in for trtexec.
+"""`make trt-fleet` on a real Slurm with four nodes that declare a GPU; a stand-in for trtexec runs in Docker.
 
-Slurm and the stand-ins: tests/slurm.py, tests/gpu_stand_in.py, tests/trtexec_stand_in.py.
+Slurm and the stand-ins are explained in tests/slurm.py, tests/gpu_stand_in.py and tests/trtexec_stand_in.py.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ def slurm(docker_engine: None) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def published(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The tiny project, its ONNX files moved to where they are published, with the kinds of this Slurm."""
+    """The tiny project, built and published, with the kinds of GPU of this Slurm."""
     project = Project(tmp_path_factory.mktemp("fleet") / "project")
     shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
     (project.path / "scripts/plans/fleet.yaml").write_text(KINDS)
@@ -56,7 +56,7 @@ def published(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 
 class Checkout(Project):
-    """A copy of it that every node sees, and one call of make trt-fleet."""
+    """A copy of the project that every node sees; it runs make trt-fleet."""
 
     def __init__(self, path: Path, slurm: Slurm) -> None:
         super().__init__(path)
@@ -66,7 +66,7 @@ class Checkout(Project):
         return self.start("trt-fleet", f"GPUS={gpus}", *KNOBS, *knobs, SLURM_CONF=str(self.slurm.conf))
 
     def built(self, gpus: str) -> dict[str, str]:
-        """Run it, which must succeed; return the table: kind, and the rest of its row."""
+        """Run make trt-fleet, which must succeed; return the table: the rest of each row, by kind."""
         return self.table(self.fleet(gpus), 0)
 
     def failed(self, gpus: str) -> dict[str, str]:
@@ -86,8 +86,7 @@ class Checkout(Project):
         return (self.path / f"build/logs/fleet-{kind}.log").read_text()
 
     def container(self, capability: str) -> str:
-        """Return the name of the container that builds the plan of a capability, as scripts/plans/trtexec.py gives
-        it."""
+        """Return the name that scripts/plans/trtexec.py gives the container that builds the plan of a capability."""
         return f"chest-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}-sm{capability}-binary.plan"
 
     def runs(self, capability: str) -> bool:
@@ -108,13 +107,13 @@ def checkout(slurm: Slurm, published: Project, tmp_path: Path) -> Iterator[Check
 
 
 def stand_in(slurm: Slurm, kind: str, fault: str = "") -> None:
-    """Let containers on a node have that kind of GPU, and a trtexec with a fault."""
+    """Give containers on a node that kind of GPU, and a trtexec with this fault."""
     gpu = f"STAND_IN_GPU=NVIDIA Stand-in {kind}, {CAPABILITY[kind]}, 555.42.06, 24576"
     (slurm.folder / f"{kind}.docker").write_text(docker_gpus(f"--env={shlex.quote(gpu)}", f"--env=STAND_IN={fault}"))
 
 
 def steps(log: str) -> set[str]:
-    """Return the artifacts that a job made which were not there."""
+    """Return the artifacts that a job made and that were not there before."""
     return set(re.findall(r"^(\S+): new$", log, re.MULTILINE))
 
 
@@ -177,7 +176,7 @@ def test_a_node_that_dies_is_a_failure_and_its_kind_is_done_again(checkout: Chec
     assert checkout.plans() == set()
     checkout.slurm.revive_node("l4")
     stand_in(checkout.slurm, "l4")
-    assert checkout.runs("89")  # nobody was left to stop it
+    assert checkout.runs("89")  # no process was left that would stop it
     assert checkout.built("l4") == {"l4": "sm89 built"}
     assert not checkout.runs("89")
 

@@ -1,6 +1,7 @@
-"""Plans by `docker run` of a stand-in for trtexec: Docker is real, the GPU and TensorRT are not.
+"""Plans that a stand-in for trtexec builds in a container: Docker is real, the GPU and TensorRT are not.
 
-What the stand-ins are, and what they put in the GPU's place: tests/gpu_stand_in.py, tests/trtexec_stand_in.py.
+The stand-ins are explained in tests/gpu_stand_in.py and tests/trtexec_stand_in.py.  This file is long because all its
+tests share the two Docker images, which take long to import.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ def images() -> Iterator[None]:
 
 @pytest.fixture
 def desk(images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one small ONNX file and what a plan of it is asked to be."""
+    """A folder with one small ONNX file and the request for its plan."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENSORRT_IMAGE", TENSORRT_IMAGE)
     monkeypatch.setenv("DOCKER_GPUS", docker_gpus())
@@ -78,7 +79,7 @@ def words(*more: str, folder: str = "sm86", tensorrt: str = "10.1.0.27") -> list
 
 
 def build(fault: str = "", **target: str) -> tuple[int, str]:
-    """Build the plan as a step of make does; status and what was said."""
+    """Build the plan as a step of make does; return the status and the output."""
     environment = os.environ | ({"DOCKER_GPUS": docker_gpus(f"--env=STAND_IN={fault}")} if fault else {})
     run = subprocess.run(
         words(**target), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -152,14 +153,14 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "expected"), FAULTS)
-def test_what_trtexec_fails_at_is_said_and_nothing_is_left(desk: Path, fault: str, expected: str) -> None:
+def test_a_failure_of_trtexec_is_explained_and_nothing_is_left(desk: Path, fault: str, expected: str) -> None:
     said = refused(fault)
     assert expected in said
     assert "whole log: build/logs/trtexec-sm86-binary.plan.log" in said
     assert not Path("build/plan/sm86/binary.json").exists()
 
 
-def test_an_option_that_trtexec_of_another_release_lacks_is_its_error(
+def test_an_option_that_another_releases_trtexec_lacks_is_refused_by_it(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NGC_RELEASE", "25.01")
@@ -176,12 +177,12 @@ def test_an_option_that_trtexec_of_another_release_lacks_is_its_error(
         ("fp16", "expected further options"),
     ],
 )
-def test_options_that_would_belie_the_record_are_refused(desk: Path, flag: str, expected: str) -> None:
+def test_options_that_would_make_the_record_wrong_are_refused(desk: Path, flag: str, expected: str) -> None:
     with pytest.raises(SystemExit, match=expected):
         ask(flags=flag)
 
 
-def test_a_profile_that_is_not_the_onnx_files_is_refused(desk: Path) -> None:
+def test_a_profile_that_does_not_fit_the_onnx_file_is_refused(desk: Path) -> None:
     request = plan_request.make_request(Path("model.onnx"), ENTRY | {"input": [9]}, "fp32", "")
     Path("request.json").write_text(json.dumps(request))
     assert "do not fit" in refused()
@@ -193,7 +194,7 @@ def test_another_gpu_or_tensorrt_is_refused_with_both_named(desk: Path) -> None:
     assert "TensorRT 10.1.0.27" in said
 
 
-def test_a_typed_onnx_file_is_built_as_such_and_looked_at(desk: Path) -> None:
+def test_an_fp16_onnx_file_gives_a_plan_whose_layers_are_checked(desk: Path) -> None:
     ask("fp16")
     assert "1 of 1 tensors of its layers are fp16" in built()
     Path("out.plan").unlink()
@@ -226,7 +227,7 @@ def test_a_rejected_timing_cache_is_set_aside_and_the_plan_is_built(desk: Path, 
 
 @pytest.fixture
 def hanging(desk: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A build that does not end, its container running."""
+    """A build that does not end while its container runs."""
     environment = os.environ | {"DOCKER_GPUS": docker_gpus("--env=STAND_IN=hang")}
     run = subprocess.Popen(words(), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     name = trtexec.name_container(PLAN)
@@ -245,7 +246,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not come to that within a minute")
+    raise AssertionError("waited for a minute")
 
 
 def test_it_runs_as_the_caller_without_network_and_writes_to_one_folder(hanging: "subprocess.Popen[str]") -> None:
@@ -258,7 +259,7 @@ def test_it_runs_as_the_caller_without_network_and_writes_to_one_folder(hanging:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_takes_the_container_along(hanging: "subprocess.Popen[str]", number: signal.Signals) -> None:
+def test_a_signal_removes_the_container(hanging: "subprocess.Popen[str]", number: signal.Signals) -> None:
     hanging.send_signal(number)
     hanging.communicate(timeout=60)
     assert hanging.returncode != 0
@@ -267,7 +268,7 @@ def test_a_signal_takes_the_container_along(hanging: "subprocess.Popen[str]", nu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_make_takes_the_container_along(project: Project, images: None, number: signal.Signals) -> None:
+def test_stopping_make_removes_the_container(project: Project, images: None, number: signal.Signals) -> None:
     run = project.start("trt", "MODEL=binary", *KNOBS, DOCKER_GPUS=docker_gpus("--env=STAND_IN=hang"))
     name = f"chest-{hashlib.sha256(str(project.path).encode()).hexdigest()[:6]}-sm86-binary.plan"
     wait_for(lambda: name in docker("ps", "--format={{.Names}}"))
@@ -280,7 +281,7 @@ def test_stopping_make_takes_the_container_along(project: Project, images: None,
     assert not (project.path / "build/plan/sm86/binary.plan").exists()
 
 
-def test_the_orphan_of_a_killed_build_is_removed_first(hanging: "subprocess.Popen[str]") -> None:
+def test_the_container_of_a_killed_build_is_removed_first(hanging: "subprocess.Popen[str]") -> None:
     hanging.kill()
     hanging.communicate(timeout=60)
     name = trtexec.name_container(PLAN)
@@ -293,7 +294,7 @@ def test_the_orphan_of_a_killed_build_is_removed_first(hanging: "subprocess.Pope
 
 
 def asked(**environment: str) -> str:
-    """Ask for the GPU as make trt does, which must fail; what it said."""
+    """Ask for the GPU as make trt does, which must fail; return the output."""
     run = subprocess.run(
         [*PYTHON, "scripts.plans.gpu"], env=os.environ | environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, check=False,
@@ -333,7 +334,7 @@ def test_no_daemon(desk: Path) -> None:
 
 
 def test_no_permission_on_the_socket(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said by a client that may not open the socket: root may, so the words of Docker stand for it."""
+    """A program prints Docker's message, because root, who may run these tests, can always open the socket."""
     fake = desk / "bin/docker"
     fake.parent.mkdir()
     words = (
@@ -345,7 +346,7 @@ def test_no_permission_on_the_socket(desk: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_toolkit(desk: Path) -> None:
-    said = asked(DOCKER_GPUS="--gpus all")  # this engine has none
+    said = asked(DOCKER_GPUS="--gpus all")  # this Docker engine has no toolkit
     assert "install the NVIDIA Container Toolkit:\napt install nvidia-container-toolkit" in said
     assert "could not select device driver" in said
 
@@ -359,7 +360,7 @@ def test_no_gpu_that_a_container_sees(desk: Path) -> None:
     Path("/proc/driver/nvidia").exists() or bool(shutil.which("nvidia-smi")),
     reason="has a GPU; no GPU is what is tested",
 )
-def test_no_gpu_and_no_driver_is_said_before_gigabytes_are_pulled(desk: Path) -> None:
+def test_a_missing_gpu_is_named_before_an_image_is_pulled(desk: Path) -> None:
     said = asked(DOCKER_GPUS="", TENSORRT_IMAGE="127.0.0.1:1/absent:1")
     assert "there is no NVIDIA GPU here" in said
     assert "make trt CHECK=1" in said
@@ -372,7 +373,7 @@ def test_an_absent_image_offline(desk: Path) -> None:
     assert "then here: docker load < image.tgz" in said
 
 
-def test_a_full_disk_is_said_before_an_hour_of_work(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_before_the_plan_is_built(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))  # type: ignore[attr-defined]
     with pytest.raises(SystemExit, match="1 MiB free, a plan needs 200; make clean"):
         plan.prepare_folder(Path("out.plan"), "model.onnx")
@@ -414,7 +415,7 @@ def compared(fault: str, tolerance: dict[str, float] = TOLERANCE) -> dict[str, A
     return compare_plan.compare_answers(Path("out.plan"), right, ENTRY, tolerance, [], Path("scratch"))
 
 
-def test_a_plan_within_the_tolerance_is_told_how_far_it_is_off(desk: Path) -> None:
+def test_a_plan_within_the_tolerance_is_accepted_with_its_difference(desk: Path) -> None:
     result = compared("error=0.001")
     assert result["difference"] == pytest.approx(1e-3, rel=0.05)
     assert 0 < result["probability"] < 1e-3
@@ -470,7 +471,7 @@ def test_the_stand_in_says_what_it_is_as_the_offline_check_knows_it() -> None:
 
 @pytest.fixture(scope="module")
 def published(built: Project, images: None, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The tiny project with plans published beside the ONNX models, by an offline check that knows no stand-in."""
+    """The tiny project with plans published beside the ONNX models; its offline check accepts plans of the stand-in."""
     copy = Project(tmp_path_factory.mktemp("plans") / "project")
     shutil.copytree(built.path, copy.path, symlinks=True, copy_function=shutil.copy)
     copy.edit(
@@ -520,7 +521,7 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     assert "up to date" in said
     assert "nothing rebuilt" in both.make("repository", "FORMAT=both", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "nothing to do: " in both.make("status", "FORMAT=both", *KNOBS, DOCKER_GPUS=docker_gpus())
-    # Another checkpoint file with the same numbers: the ONNX file says so, its graph is the same
+    # As if another checkpoint file had the same numbers: the ONNX file's metadata change, its graph does not
     both.append("convertation/head/torch2onnx.py", "\n# nothing\n")
     both.edit("convertation/export.py", '{"weights": weights, "model"', '{"weights": weights, "by": "test", "model"')
     steps = both.make("trt", "MODEL=binary", *KNOBS, DOCKER_GPUS=docker_gpus())
@@ -534,9 +535,9 @@ def test_a_second_call_does_nothing_and_another_head_changes_its_plan_alone(both
     assert "build/plan/sm86/binary.plan: binary.request.json changed" in steps
 
 
-def test_the_onnx_repository_knows_nothing_of_plans(both: Project) -> None:
+def test_a_repository_without_plans_needs_no_docker(both: Project) -> None:
     said = both.make("repository", PATH=f"{both.path}/.venv/bin:/usr/bin:/bin", DOCKER_HOST="unix:///absent")
-    assert "removed: " in said  # the plans' folders; the ONNX models are as they were
+    assert "removed: " in said  # the plans' folders; the ONNX models are unchanged
     assert not [name for name in both.published() if "_trt/" in name]
     assert "nothing rebuilt" in both.make("repository", DOCKER_HOST="unix:///absent")
 
@@ -554,7 +555,7 @@ def test_a_plan_that_differs_publishes_nothing(both: Project) -> None:
     assert both.published() == before
 
 
-def test_plans_alone_name_what_the_client_will_miss(both: Project) -> None:
+def test_format_plan_names_the_models_that_the_client_will_miss(both: Project) -> None:
     said = both.make("repository", "FORMAT=plan", *KNOBS, DOCKER_GPUS=docker_gpus())
     assert "the existing client asks for binary_onnx multilabel_onnx vit_onnx and will not find them" in said
     assert {name.partition("/")[0] for name in both.published()} == {
@@ -624,7 +625,7 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )
-def test_knobs_that_cannot_be_meant(project: Project, knobs: list[str], expected: str) -> None:
+def test_knobs_that_make_no_sense_are_refused(project: Project, knobs: list[str], expected: str) -> None:
     assert expected in project.fail(*knobs)
 
 
@@ -651,4 +652,4 @@ def test_verify_gpu_measures_a_model_at_one_sample_and_at_the_most(both: Project
         assert row["way"] == "shared memory"
         assert list(row["load"]) == ["1", "2", "4"]
         assert all(0 < one["p50_ms"] <= one["p95_ms"] and one["per_s"] > 0 for one in row["load"].values())
-    assert told["slower"] == {}  # its ONNX model was not among them
+    assert told["slower"] == {}  # its ONNX model was not measured

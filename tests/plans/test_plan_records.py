@@ -32,7 +32,7 @@ def test_the_config_names_a_plan_for_each_compute_capability() -> None:
     assert 'name: "binary_trt"\nplatform: "tensorrt_plan"\nmax_batch_size: 8\n' in text
     assert 'key: "12.0"\n  value: "sm120.plan"' in text
     assert 'default_model_filename: "sm86.plan"' in text
-    assert "use_tf32" not in text and "cudnn" not in text  # what ONNX Runtime is told; a plan has its precision inside
+    assert "use_tf32" not in text and "cudnn" not in text  # options of ONNX Runtime; a plan does not need them
     with pytest.raises(SystemExit, match="max_batch_size is 8; expected 1 to 4"):
         plan_config.make_plan_config(
             ROOT / "convertation/head/binary.pbtxt", {"name": "binary", "batch": [1, 4]}, ["sm86"]
@@ -45,8 +45,8 @@ def test_with_a_gpu_each_model_is_asked_once_before_it_is_ready() -> None:
     ours = text_format.Parse(text, ModelConfig()).model_warmup
     for path in sorted(ROOT.glob("convertation/*/*.pbtxt")):
         before = text_format.Parse(path.read_text(), ModelConfig())
-        assert not before.model_warmup  # what the verdict on a CPU serves
-        if path.parent.name != "bpr":  # which asks itself
+        assert not before.model_warmup  # the verdict on a CPU serves these
+        if path.parent.name != "bpr":  # BPR's model.py warms itself up
             after = text_format.Parse(plan_config.make_warm_config(path), ModelConfig())
             (sample,) = after.model_warmup
             assert (sample.batch_size, sample.count) == (1, 0)
@@ -94,10 +94,10 @@ def test_a_plan_of_another_machine_is_taken_if_its_records_fit(
     assert (expected in reason) if expected else not reason
 
 
-def test_a_tie_that_the_onnx_file_may_turn_is_taken_out_of_a_plans_answer(
+def test_the_effect_of_a_possible_flip_is_removed_from_a_plans_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of a ViT, whose two volumes come again and again up to the largest batch."""
+    """For a ViT, which is asked the same two volumes in turn up to the largest batch."""
     monkeypatch.chdir(tmp_path)
     Path("out.plan").write_bytes(b"plan")
     entry = {"name": "vit", "family": "vit", "input": [1, 10, 20, 20], "output": [64], "batch": [1, 2, 4]}

@@ -1,4 +1,4 @@
-"""Each option that `make trt` gives to trtexec is one of TensorRT 10.1 and of 11.1, with a value where it wants one."""
+"""TensorRT 10.1 and 11.1 have each option that `make trt` gives to trtexec, with a value if the option needs one."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ MODELS = yaml.safe_load((ROOT / "convertation/models.yaml").read_text())
 
 
 def faults(words: list[str], release: str) -> list[str]:
-    """What trtexec of a release would not take, or would not know what to do with."""
+    """Return what is wrong with these options for the trtexec of a release."""
     known = {kind: set(names) for kind, names in LISTS[release].items()}
     found = []
     for word in words:
@@ -37,7 +37,7 @@ def faults(words: list[str], release: str) -> list[str]:
 
 
 def built_with(model: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The options of the line that `make trt DRY=1` prints."""
+    """Return the options in the line that `make trt DRY=1` prints."""
     monkeypatch.setenv("TENSORRT_IMAGE", "tensorrt")
     entry = MODELS[model] | {"name": model}
     lines = list_commands(f"build/plan/sm86/{model}.plan", "model.onnx", entry, precision, "", Path("no.cache"))
@@ -47,7 +47,7 @@ def built_with(model: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> l
 
 @pytest.mark.parametrize("release", LISTS)
 @pytest.mark.parametrize(("model", "precision"), [("vit", "fp32"), ("vit", "fp16"), ("binary", "fp32")])
-def test_both_releases_take_what_builds_a_plan(
+def test_both_releases_accept_the_options_that_build_a_plan(
     release: str, model: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = built_with(model, precision, monkeypatch)
@@ -56,7 +56,9 @@ def test_both_releases_take_what_builds_a_plan(
 
 
 @pytest.mark.parametrize("release", LISTS)
-def test_both_releases_take_what_runs_a_plan(release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_releases_accept_the_options_that_run_a_plan(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[list[str]] = []
 
     def run(artifact: str, inputs: dict[str, str], out: str, options: list[str]) -> str:
@@ -71,8 +73,8 @@ def test_both_releases_take_what_runs_a_plan(release: str, tmp_path: Path, monke
     assert faults(asked[0], release) == []
 
 
-def test_11_ignores_none_but_what_it_does_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All networks are strongly typed there; nothing else of ours may be without effect."""
+def test_11_ignores_only_an_option_that_is_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All networks are strongly typed there; each other option of ours must have an effect."""
     names = {word.partition("=")[0] for word in built_with("vit", "fp16", monkeypatch)}
     assert names & set(LISTS["11.1"]["ignored"]) == {"--stronglyTyped"}
 
@@ -87,12 +89,12 @@ def test_11_ignores_none_but_what_it_does_anyway(monkeypatch: pytest.MonkeyPatch
         ("--sparsity --avgTiming=4", {"10.1": [], "11.1": []}),
     ],
 )
-def test_what_a_release_lacks_is_seen(flags: str, expected: dict[str, list[str]]) -> None:
+def test_options_that_a_release_lacks_are_found(flags: str, expected: dict[str, list[str]]) -> None:
     assert {release: faults(shlex.split(flags), release) for release in LISTS} == expected
 
 
 @pytest.mark.parametrize(("release", "lists"), LISTS.items())
-def test_each_option_stands_in_one_list(release: str, lists: dict[str, Iterable[str]]) -> None:
+def test_each_option_is_in_one_list(release: str, lists: dict[str, Iterable[str]]) -> None:
     named = [name for kind in ("flags", "valued", "either") for name in lists[kind]]
     assert len(named) == len(set(named)) > 100
     assert all(name.startswith("--") for name in named)

@@ -1,4 +1,4 @@
-"""Options passed on to trtexec: what it takes, and a sentence on what it does not."""
+"""Options for trtexec: those that it has are passed on, the others are refused with a sentence."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
         ("'", "No closing quotation"),
     ],
 )
-def test_what_makes_no_plan_to_serve_is_refused(flags: str, expected: str) -> None:
+def test_an_option_without_a_plan_to_serve_is_refused(flags: str, expected: str) -> None:
     with pytest.raises(SystemExit, match="TRTEXEC_FLAGS") as error:
         check_options(split_options(flags))
     assert expected in str(error.value)
@@ -41,11 +41,11 @@ def test_what_makes_no_plan_to_serve_is_refused(flags: str, expected: str) -> No
     ["", "--directIO --builderOptimizationLevel=4", "--memPoolSize=workspace:4096", "--sparsity", "--sparsity=force",
      "--plugins=a.so --plugins=b.so", "--hardwareCompatibilityLevel=ampere+"],
 )  # fmt: skip
-def test_what_trtexec_takes_is_passed_on(flags: str) -> None:
+def test_options_that_trtexec_has_are_passed_on(flags: str) -> None:
     check_options(split_options(flags))
 
 
-def test_another_releases_trtexec_judges_for_itself() -> None:
+def test_options_for_another_release_are_left_to_its_trtexec() -> None:
     check_options(["--newOption", "--versionCompatible"], name="26.08")
 
 
@@ -55,7 +55,7 @@ def test_the_lists_agree() -> None:
     assert set(UNSERVABLE) <= FLAGS | VALUED
 
 
-def test_the_command_says_a_sentence_and_exits_1() -> None:
+def test_the_command_prints_a_sentence_and_exits_with_1() -> None:
     command = [sys.executable, "-m", "scripts.plans.trtexec_options", "--stripWeights"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (said.returncode, said.stderr) == (

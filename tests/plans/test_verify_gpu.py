@@ -1,4 +1,4 @@
-"""What make verify-gpu measures: until it is steady, and whether a plan is faster than its ONNX model."""
+"""`make verify-gpu` measures until the rate is steady, and finds plans that are slower than their ONNX models."""
 
 import itertools
 import threading
@@ -11,7 +11,7 @@ from scripts.plans.verify_gpu import MOST_WINDOWS, WINDOW, WINDOWS, find_slower,
 
 
 class Clock:
-    """Of one client: `seconds` pass at each request, in turn."""
+    """A clock for one client: these seconds pass at its requests, in turn."""
 
     def __init__(self, seconds: list[float]) -> None:
         self.now, self.seconds, self.asked = 0.0, itertools.cycle(seconds), 0
@@ -37,14 +37,14 @@ def test_a_steady_model_is_asked_for_three_windows(monkeypatch: pytest.MonkeyPat
     assert found == {"p50_ms": 10.0, "p95_ms": 30.0, "per_s": 83.33, "spread": 0.0}
 
 
-def test_one_that_warms_up_is_asked_until_its_rate_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_warms_up_is_asked_until_its_rate_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     found, asked = told(monkeypatch, [0.5] * WINDOW + [0.1] * WINDOW + [0.02] * 1000)
 
     assert asked == (2 + WINDOWS) * WINDOW
     assert (found["p50_ms"], found["p95_ms"], found["per_s"], found["spread"]) == (20.0, 20.0, 50.0, 0.0)
 
 
-def test_one_that_never_is_steady_ends_all_the_same_and_says_how_far_it_spreads(
+def test_a_model_that_never_becomes_steady_is_left_after_ten_windows_with_its_spread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found, asked = told(monkeypatch, [0.01] * WINDOW + [0.02] * WINDOW)
@@ -53,11 +53,11 @@ def test_one_that_never_is_steady_ends_all_the_same_and_says_how_far_it_spreads(
     assert found["spread"] == 1.0 == measure_spread([1, 1, 2, 1])
 
 
-def test_as_many_clients_as_said_ask_at_once() -> None:
+def test_the_given_number_of_clients_ask_at_once() -> None:
     together = threading.Barrier(4, timeout=60)
 
     def ask() -> None:
-        together.wait()  # breaks unless four are there
+        together.wait()  # fails unless four clients arrive
 
     assert measure_load(ask, 4)["per_s"] > 0
 
@@ -74,9 +74,9 @@ def measured(name: str, p50: float, spread: float = 0.02) -> dict[str, Any]:
         (12.0, 20.0, {}),
     ],
 )
-def test_a_plan_is_slower_if_it_is_so_beyond_the_spread(plan: float, onnx: float, late: dict[str, str]) -> None:
+def test_a_plan_is_slower_only_beyond_the_spread(plan: float, onnx: float, late: dict[str, str]) -> None:
     assert find_slower(measured("vit_trt", plan) | measured("vit_onnx", onnx)) == late
 
 
-def test_a_plan_without_its_onnx_model_is_not_judged() -> None:
+def test_a_plan_without_its_onnx_model_is_not_compared() -> None:
     assert find_slower(measured("vit_trt", 30.0)) == find_slower(measured("bpr_model", 30.0)) == {}
