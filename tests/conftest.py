@@ -1,4 +1,4 @@
-"""Copies of the project in temporary folders, where the real Makefile runs: tiny networks, or stand-in steps."""
+"""Copies of the project in temporary folders, where the real Makefile runs with tiny networks or stand-in steps."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ SOURCES = (
     "tests",
 )
 
-# Geometry of the tiny networks; everything else of models.yaml stays
+# What models.yaml says of the tiny networks; its other values are kept
 TINY: dict[str, dict[str, object]] = {
     "vit": {
         "network": {
@@ -53,7 +53,7 @@ class Project:
         self.path = path
 
     def start(self, *args: str, **environment: str) -> "subprocess.Popen[str]":
-        """Start make in a process group of its own; WEIGHTS=synthetic unless told otherwise."""
+        """Start make in a process group of its own, with WEIGHTS=synthetic unless `args` have another."""
         command = (
             ["make", *args] if any(arg.startswith("WEIGHTS=") for arg in args) else ["make", "WEIGHTS=synthetic", *args]
         )
@@ -64,14 +64,14 @@ class Project:
         )  # fmt: skip
 
     def make(self, *args: str, **environment: str) -> str:
-        """Run make, which must succeed; return what it said."""
+        """Run make, which must succeed; return its output."""
         run = self.start(*args, **environment)
         said = run.communicate()[0]
         assert run.returncode == 0, said
         return said
 
     def fail(self, *args: str, **environment: str) -> str:
-        """Run make, which must fail without a traceback; return what it said."""
+        """Run make, which must fail without a traceback; return its output."""
         run = self.start(*args, **environment)
         said = run.communicate()[0]
         assert run.returncode != 0, said
@@ -79,7 +79,7 @@ class Project:
         return said
 
     def steps(self, *args: str, **environment: str) -> set[str]:
-        """Run make; return the artifacts it announced."""
+        """Run make repository; return the artifacts that it announced."""
         return announced(self.make("repository", *args, **environment))
 
     def published(self) -> dict[str, bytes]:
@@ -92,7 +92,7 @@ class Project:
         }
 
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replace text in a file, which must hold it; a pin in its lock, too."""
+        """Replace text in a file, which must have it; replace a pin also in the lock beside a requirements file."""
         path = self.path / name
         lock = path.with_suffix(".lock")
         if "requirements" in path.name and lock.is_file():
@@ -146,7 +146,7 @@ def tiny_dims(config: str) -> str:
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], object]) -> Project:
-    """A project that `make` completes, once for all of pytest's workers; the first one makes it, the others wait."""
+    """Return a project that the first of pytest's workers completes by `make`; the other workers wait and share it."""
     top = factory.getbasetemp()
     folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
     folder.mkdir(exist_ok=True)
@@ -161,14 +161,14 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Projec
 
 
 def copy_of(project: Project, path: Path) -> Project:
-    """A copy of a project; every inode, mtime and ctime in it is new."""
+    """Copy a project; every inode, mtime and ctime in the copy is new."""
     shutil.copytree(project.path, path, symlinks=True, copy_function=shutil.copy)
     return Project(path)
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The tiny project, built once and served by the real Triton; tests copy it."""
+    """The tiny project, built once, its verdict passed by the real Triton; tests copy it."""
     return make_once(tmp_path_factory, "built", lambda project: project.make("repository"))
 
 
@@ -187,8 +187,8 @@ def measured(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
     return copy
 
 
-# Stands in for every script that runs in .venv but the reader of models.yaml: what it writes tells the command and the
-# content of the files it names
+# Stands in for Python: instead of a script, except model_entry, it writes the command and the digests of the files that
+# the command names
 PYTHON_STAND_IN = f"""#!/bin/bash
 if [[ $2 == pip ]]; then exit; fi
 if [[ $2 == scripts.convert.model_entry ]]; then exec {ROOT}/.venv/bin/python "$@"; fi
@@ -204,7 +204,7 @@ if [[ $2 == scripts.convert.compare?(_fp16) ]]; then echo '{{"difference": 0.0}}
 
 @pytest.fixture(scope="session")
 def built_by_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The real Makefile's artifacts, made by a stand-in for Python within seconds: for kills, races and rebuilds."""
+    """All artifacts of the Makefile, made within seconds by a stand-in for Python; for kills, races and rebuilds."""
     return make_once(tmp_path_factory, "stand-ins", build_by_stand_ins)
 
 
@@ -222,14 +222,14 @@ def build_by_stand_ins(project: Project) -> None:
 
 @pytest.fixture
 def stand_ins(built_by_stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
-    """A copy of what the stand-ins built."""
+    """A copy of what the stand-in built."""
     yield (copy := copy_of(built_by_stand_ins, tmp_path / "stand-ins"))
     shutil.rmtree(copy.path)
 
 
 @pytest.fixture(scope="session")
 def signing() -> Path:
-    """Python of the environment that signs; skips where it was not made."""
+    """The Python of the environment that signs; the test is skipped if it is not installed."""
     if not (pythons := sorted(ROOT.glob(".venv-signing/bin/python3.??"))):
         pytest.skip("the environment that signs is not installed here: make .venv-signing/installed")
     return pythons[0]
@@ -249,13 +249,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def docker_engine() -> None:
-    """Skips what needs containers where no engine answers; .ci/run starts one."""
+    """Skip a test that needs containers if no Docker engine answers; .ci/run starts one."""
     if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine answers here (apt install docker.io, and the right to use it)")
 
 
 def kill(run: "subprocess.Popen[str]") -> None:
-    """kill -9 the whole process group."""
+    """Kill the whole process group (-9)."""
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
 
@@ -275,7 +275,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where CI=true, a test may be skipped for want of a GPU and for nothing else."""
+    """With CI=true, fail the run if a test was skipped for another reason than a missing GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])] if reporter else []
     if os.environ.get("CI") == "true" and (others := [reason for reason in skipped if "no GPU" not in reason]):

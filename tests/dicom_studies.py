@@ -12,11 +12,11 @@ from scripts.infer.models import Models
 from scripts.infer.study import Reading, read_study
 from scripts.infer.volume import Volume
 
-PATIENT = "Ivanov^Ivan^Ivanovich"  # must not be in any output
+PATIENT = "Ivanov^Ivan^Ivanovich"  # must not appear in any output
 
 
 def lungs(depth: int, rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.int16]:
-    """(z, y, x) HU: noise in a body of 40 HU with a lung of -800."""
+    """Return (z, y, x) HU: noise in a body of 40 HU with a lung of -800 HU."""
     hu = np.random.default_rng(seed).integers(-30, 110, (depth, rows, columns), np.int16)
     hu[:, rows // 4 : rows // 2, columns // 4 : columns // 2] -= 840
     return hu
@@ -40,7 +40,7 @@ def series(
     signed: bool = False,
     **tags: Any,
 ) -> list[Path]:
-    """Writes (z, y, x) HU as one file per slice, uncompressed; a tag given as None is left out."""
+    """Write (z, y, x) HU as one uncompressed file per slice; a tag given as None is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = np.rint((hu.astype(np.float64) - intercept) / slope).astype(np.int16 if signed else np.uint16)
     paths = []
@@ -77,5 +77,5 @@ def series(
 
 
 def volume_of(study: Path) -> Volume:
-    """The voxels of a study that needs no network; StudyError as the program has it."""
+    """Read the volume of a study without networks; StudyError as in the program."""
     return read_study(study, Models(), Reading())

@@ -1,8 +1,8 @@
-"""At full size, of the published repository: two studies get two answers, and they are PyTorch's.
+"""The published repository, at full size, gives two studies two answers, the same as PyTorch's.
 
     make repository WEIGHTS=synthetic && .venv/bin/python -m pytest tests/real_study.py
 
-Its name keeps it out of `make test`, whose networks are tiny; .ci/run asks for it once the repository is made.
+`make test` does not find this file by its name; .ci/run runs it when the repository has been made.
 """
 
 import json
@@ -25,12 +25,12 @@ from tests.dicom_studies import volume_of
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "tests/reference/study.nii.gz"
-TOLERANCE = 1.0e-4  # the tables hold four digits
+TOLERANCE = 1.0e-4  # the tables have four digits
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the reference study and a variant of it: turned round, in quiet air, with metal."""
+    """A folder with the reference study and a variant of it: reversed, with air of less noise, and with metal."""
     folder = tmp_path_factory.mktemp("studies")
     shutil.copy(STUDY, folder / "a.nii.gz")
     image: Any = nibabel.load(STUDY)
@@ -44,7 +44,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(studies: Path) -> dict[str, NDArray[np.float64]]:
-    """PyTorch's probabilities: of pathology, then of each finding."""
+    """PyTorch's probabilities for each study: of pathology, then of each finding."""
     entries = {
         name: json.loads((ROOT / f"build/models/{name}.json").read_text()) for name in ("vit", "binary", "multilabel")
     }

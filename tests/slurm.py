@@ -1,4 +1,4 @@
-"""A real Slurm of Debian's packages on this machine alone: nodes with declared GPUs, folders and ports of its own."""
+"""A real Slurm from Debian's packages, on this machine: nodes that declare GPUs, with folders and ports of its own."""
 
 import contextlib
 import getpass
@@ -44,17 +44,17 @@ SlurmdLogFile={folder}/%n.log
 SlurmdSpoolDir={folder}/spool-%n
 """
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-# What a site sets up for its machines: how containers get the GPU there
+# As the administrators of a cluster do, this tells the jobs of each node how containers get the GPU
 PROLOG = """#!/bin/bash
 if [[ -f {folder}/$SLURMD_NODENAME.docker ]]; then echo "export DOCKER_GPUS=$(cat {folder}/$SLURMD_NODENAME.docker)"; fi
 """
 
 
 class Slurm:
-    """munged, slurmctld, and one slurmd for each kind of GPU, on the node of that name."""
+    """munged, slurmctld, and for each kind of GPU one slurmd, on a node of that name."""
 
     def __init__(self, kinds: list[str]) -> None:
-        # not under pytest's folder: the name of a socket has to be short
+        # in /tmp, because the path of a socket has to be short
         self.folder = Path(tempfile.mkdtemp(prefix="chest-slurm-test-", dir="/tmp"))
         self.kinds, self.daemons = kinds, dict[str, "subprocess.Popen[bytes]"]()
         self.conf = self.folder / "slurm.conf"
@@ -83,7 +83,7 @@ class Slurm:
         self.run_daemon("slurmctld", "-D", "-f", str(self.conf))
         for kind in self.kinds:
             self.start_node(kind)
-        until(lambda: self.say("sinfo", "--noheader", "--format=%T").split() == ["idle"], "Slurm")
+        until(lambda: self.ask("sinfo", "--noheader", "--format=%T").split() == ["idle"], "Slurm")
 
     def start_node(self, kind: str) -> None:
         self.run_daemon(kind, "-D", "-f", str(self.conf), "-N", kind, program="slurmd")
@@ -96,40 +96,40 @@ class Slurm:
                 [found, *arguments], stdout=output, stderr=output, start_new_session=True
             )
 
-    def say(self, *command: str) -> str:
+    def ask(self, *command: str) -> str:
         """Run one of Slurm's commands; return what it printed."""
         run = subprocess.run(command, env=os.environ | {"SLURM_CONF": str(self.conf)}, capture_output=True, text=True)
         return run.stdout
 
     def jobs(self, *states: str) -> list[str]:
         """Return the ids of all jobs, or of those in these states."""
-        return self.say("squeue", "--noheader", f"--states={','.join(states) or 'all'}", "--format=%i").split()
+        return self.ask("squeue", "--noheader", f"--states={','.join(states) or 'all'}", "--format=%i").split()
 
     def active(self) -> list[str]:
         return self.jobs("pending", "running", "completing", "configuring")
 
     def cancel_all(self) -> None:
-        self.say("scancel", "--user", getpass.getuser())
+        self.ask("scancel", "--user", getpass.getuser())
         until(lambda: not self.active(), "the jobs' end")
 
     def kill_node(self, kind: str) -> None:
-        """kill -9 the daemon of a node and every process of its jobs, as a power cut does; then tell the controller.
+        """Kill (-9) the daemon of a node and every process of its jobs, as a power cut does; then tell the controller.
 
-        It would find out by itself after SlurmdTimeout, 300 s.
+        Otherwise the controller would notice only after SlurmdTimeout, 300 s.
         """
-        for pid in [self.daemons[kind].pid, *self.of_its_jobs(kind)]:
+        for pid in [self.daemons[kind].pid, *self.list_processes(kind)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.daemons.pop(kind).wait()
-        self.say("scontrol", "update", f"nodename={kind}", "state=down", "reason=power cut")
+        self.ask("scontrol", "update", f"nodename={kind}", "state=down", "reason=power cut")
 
     def revive_node(self, kind: str) -> None:
         self.start_node(kind)
-        self.say("scontrol", "update", f"nodename={kind}", "state=resume")
-        until(lambda: self.say("sinfo", "--noheader", "--nodes", kind, "--format=%T").strip() == "idle", kind)
+        self.ask("scontrol", "update", f"nodename={kind}", "state=resume")
+        until(lambda: self.ask("sinfo", "--noheader", "--nodes", kind, "--format=%T").strip() == "idle", kind)
 
-    def of_its_jobs(self, kind: str) -> list[int]:
-        """Return the processes of a node's jobs, each slurmstepd before what it watches."""
+    def list_processes(self, kind: str) -> list[int]:
+        """Return the processes of a node's jobs, each slurmstepd before the processes that it watches."""
         marks, found = {f"SLURMD_NODENAME={kind}".encode(), f"SLURM_CONF={self.conf}".encode()}, []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -159,7 +159,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def until(there: Callable[[], bool], what: str) -> None:
-    """Wait until something is so; a failure of the test if it never is."""
+    """Wait until `there` returns true; the test fails after 120 s."""
     end = time.monotonic() + 120
     while not there():
         assert time.monotonic() < end, f"{what}: waited for 120 s"

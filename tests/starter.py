@@ -1,4 +1,4 @@
-"""Whoever starts the tests decides none of them: signals, umask, locale, clock, proxies, home, terminal, variables."""
+"""Run the tests alike for everyone: the same signals, umask, locale, clock, proxies, home, terminal and variables."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# What steers make, its scripts, or a program that they start; a test sets what it needs
+# Variables that change what make, its scripts or their programs do; a test sets those that it needs
 STEERING = re.compile(
     r"MAKE.*|MFLAGS|CT_.*|ACCEPT|CACHE|CACHE_MODE|PYTHON|EXPLAIN|SLOW|NETWORK|ADDRESS|(HTTP|GRPC|METRICS)_PORT|IMAGE"
     r"|YANDEX_.*|FETCH_.*|NGC_.*|TRITON_.*|TENSORRT_.*|DOCKER_GPUS|COMPOSE_.*|SLURM_.*|NVIDIA_TF32_OVERRIDE"
@@ -22,8 +22,8 @@ STEERING = re.compile(
 
 
 def start_alike() -> None:
-    """Give this process, and all that tests start, the same surroundings however it was started."""
-    # A shell lets what it starts in the background ignore Ctrl-C, and every program of the tests would inherit that
+    """Give this process, and all programs that tests start, the same environment."""
+    # A shell starts background programs with Ctrl-C ignored, and every program of the tests would inherit this
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGTSTP:
@@ -34,11 +34,11 @@ def start_alike() -> None:
     os.environ |= {"LC_ALL": "C.UTF-8", "TZ": "UTC", "TERM": "dumb"}
     time.tzset()
     drop_dead_proxies()
-    move_to_a_home_of_its_own()
+    use_an_empty_home()
 
 
 def drop_dead_proxies() -> None:
-    """Forget each proxy at whose address nobody answers; no proxy is asked for what runs on this machine."""
+    """Remove each proxy whose address does not answer; use no proxy for addresses of this machine."""
     for name in [name for name in os.environ if re.fullmatch("(https?|ftp|all)_proxy", name.lower())]:
         proxy = os.environ[name]
         try:
@@ -51,8 +51,8 @@ def drop_dead_proxies() -> None:
         os.environ[name] = ",".join(filter(None, [others, "127.0.0.1", "localhost"]))
 
 
-def move_to_a_home_of_its_own() -> None:
-    """Let HOME be an empty folder; only how packages are fetched and how Docker is reached stays the user's."""
+def use_an_empty_home() -> None:
+    """Let HOME be an empty folder; keep only the user's settings of pip and Docker."""
     user = Path("~").expanduser()
     configs = [user / ".config/pip/pip.conf", user / ".pip/pip.conf"]
     kept = {"PIP_CONFIG_FILE": configs, "PIP_CACHE_DIR": [user / ".cache/pip"], "DOCKER_CONFIG": [user / ".docker"]}

@@ -1,4 +1,4 @@
-"""The house: arrows between rooms run one way, no file imports in a circle, tests and map mirror the folders."""
+"""Rooms import only from rooms above them, no imports form a circle, tests and map follow the folders."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # A room may use itself, convertation/ and the rooms before it
 ROOMS = ["steps", "archives", "convert", "serve", "plans", "publish", "deploy", "show", "infer", "bench"]
-ALONE = ["infer"]  # the inference image holds this folder and no other
+ALONE = ["infer"]  # the inference image has this folder and no other
 CODE = [*sorted(ROOT.glob("scripts/**/*.py")), *sorted(ROOT.glob("convertation/**/*.py"))]
 
 
@@ -22,7 +22,7 @@ MODULES = {module(path): path for path in CODE}
 
 
 def imports(path: Path) -> set[str]:
-    """Return the modules of the project that a file imports, in functions and under TYPE_CHECKING too."""
+    """Return the modules of the project that a file imports, also in functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -34,7 +34,7 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in ("scripts", "convertation")}
 
 
-def test_every_folder_of_scripts_is_a_room_that_says_who_calls_it() -> None:
+def test_every_folder_of_scripts_is_a_room_with_a_docstring() -> None:
     there = {path.name for path in (ROOT / "scripts").iterdir()} - {"__pycache__"}
     assert there == set(ROOMS)
     for room in ROOMS:
@@ -75,11 +75,11 @@ def test_no_file_imports_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_tests_stand_in_a_folder_of_their_room() -> None:
+def test_tests_are_in_the_folder_of_their_room() -> None:
     places = {path.parent.relative_to(ROOT / "tests").as_posix() for path in ROOT.glob("tests/**/test_*.py")}
     assert places <= {*ROOMS, "convertation", "house"}
     names = [path.name for path in ROOT.glob("tests/**/test_*.py")]
-    assert len(names) == len(set(names))  # pytest imports each by its name alone
+    assert len(names) == len(set(names))  # pytest imports a test file by its name without the folder
 
 
 def map_of_the_house() -> str:
@@ -98,7 +98,7 @@ def test_the_map_shows_the_rooms_in_order_and_each_script_in_its_room() -> None:
     assert {room: names.split(", ") for room, names in drawn} == there
 
 
-def test_the_map_shows_no_path_that_is_not_there() -> None:
+def test_every_path_in_the_map_exists() -> None:
     for path in re.findall(r"^([\w./-]+)", map_of_the_house(), re.MULTILINE):
         assert (ROOT / path).exists(), path
 

@@ -17,7 +17,7 @@ from published_tree import BINARY, REAL
 
 
 class Malice:
-    """Unpickled by anything less than weights_only=True, it leaves a file behind."""
+    """Unpickled without weights_only=True, it makes a folder as a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -28,7 +28,7 @@ class Malice:
 
 @pytest.fixture(scope="module")
 def real(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The tiny project, published from checkpoints that are the user's own."""
+    """The tiny project, published from own files of the user."""
     project = Project(tmp_path_factory.mktemp("real") / "project")
     shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
     for name in (REPOSITORY, f".{REPOSITORY}"):
@@ -39,7 +39,7 @@ def real(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     yield project
 
 
-def test_the_record_of_a_published_file_tells_its_checkpoint(real: Project) -> None:
+def test_the_metadata_of_a_published_file_name_its_checkpoint(real: Project) -> None:
     import onnx
 
     model = onnx.load(real.path / REPOSITORY / "binary_onnx/1/model.onnx")
@@ -92,7 +92,7 @@ def with_infinity(path: Path, trace: Path) -> None:
         (with_infinity, "NaN or infinite weights"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_named_with_the_reason(
+def test_a_broken_checkpoint_is_named_with_the_reason(
     real: Project, tmp_path: Path, harm: Callable[[Path, Path], None], expected: str
 ) -> None:
     checkpoint, trace, good = real.path / BINARY, tmp_path / "it ran", real.published()
@@ -107,13 +107,13 @@ def test_a_checkpoint_that_is_none_is_named_with_the_reason(
         assert "the command failed with status" in said
         assert not trace.exists()
         assert real.published() == good
-        assert checkpoint.read_bytes() == harmed  # theirs, even so
+        assert checkpoint.read_bytes() == harmed  # it is the user's own file, even if broken
     finally:
         checkpoint.write_bytes(sound)
     assert "up to date" in real.make("repository", REAL)
 
 
-def test_the_trace_would_be_left_by_a_careless_reader(tmp_path: Path) -> None:
+def test_a_reader_without_weights_only_would_leave_the_trace(tmp_path: Path) -> None:
     running_code(tmp_path / "model.pth", tmp_path / "it ran")
     torch.load(tmp_path / "model.pth", weights_only=False)
     assert (tmp_path / "it ran").exists()
@@ -121,7 +121,7 @@ def test_the_trace_would_be_left_by_a_careless_reader(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nothing_there() -> Iterator[str]:
-    """The address of a server that has nothing."""
+    """The address of a server that answers 404 to everything."""
 
     class Nothing(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -134,7 +134,7 @@ def nothing_there() -> Iterator[str]:
 
 
 def test_missing_checkpoints_say_how_to_get_them(real: Project, tmp_path: Path, nothing_there: str) -> None:
-    """Neither the file nor the archive is there, nor is it on Yandex.Disk."""
+    """The file and the archive are missing, and Yandex.Disk does not have them either."""
     checkpoint, good = real.path / BINARY, real.published()
     checkpoint.rename(tmp_path / "away")
     try:
@@ -145,7 +145,7 @@ def test_missing_checkpoints_say_how_to_get_them(real: Project, tmp_path: Path, 
         (tmp_path / "away").rename(checkpoint)
 
 
-def test_the_checks_tell_what_was_measured(real: Project) -> None:
+def test_the_checks_record_what_was_measured(real: Project) -> None:
     for name in ("vit", "binary", "multilabel", "bpr"):
         check = json.loads((real.path / f"build/checks/{name}.json").read_text())
         assert 0 <= check["difference"] <= check["tolerance"]

@@ -1,4 +1,4 @@
-"""The workflows, and what they rely on: a clone with the cache restored runs no step, or just the changed head's."""
+"""The workflows: a clone with a restored cache runs no step, or only the steps of a changed head."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def gitlab() -> Any:
 
 
 def cached() -> list[str]:
-    """Return the paths that GitHub's workflow caches besides pip's."""
+    """Return the paths that GitHub's workflow caches, without those of pip."""
     caches = [step["with"] for step in github()["jobs"]["repository"]["steps"] if "cache" in step.get("uses", "")]
     paths: str = next(cache["path"] for cache in caches if ".make" in cache["path"].split())
     return paths.split()
@@ -35,7 +35,7 @@ def git(folder: Path, *args: str) -> None:
 
 
 def clone_with_cache(project: Project, folder: Path) -> Project:
-    """Commit the sources, clone them elsewhere, restore there what the workflows cache, and the environments."""
+    """Commit the sources, clone them, and restore in the clone what the workflows cache and the environments."""
     shutil.copy(ROOT / ".gitignore", project.path)
     git(project.path, "init")
     git(project.path, "add", ".")
@@ -67,7 +67,7 @@ def test_a_clone_with_the_cache_runs_no_step(stand_ins: Project, tmp_path: Path)
     assert clone.published() == stand_ins.published()
 
 
-def test_a_changed_head_runs_just_its_own_steps(stand_ins: Project, tmp_path: Path) -> None:
+def test_a_changed_head_runs_only_its_own_steps(stand_ins: Project, tmp_path: Path) -> None:
     clone = clone_with_cache(stand_ins, tmp_path)
     clone.edit("convertation/models.yaml", "gelu", "leaky_relu")
     made = clone.steps()
@@ -106,7 +106,7 @@ def test_plans_are_built_for_each_runner_and_merged_in_both_workflows() -> None:
     assert jobs["plan"]["strategy"]["matrix"]["gpu"] == ours["plan"]["parallel"]["matrix"][0]["GPU"]
     assert jobs["repository"]["needs"] == "plan" and ours["plans"]["needs"] == ["plan"]
     up, down = (uses(jobs[job], f"{way}-artifact")[0] for job, way in (("plan", "upload"), ("repository", "download")))
-    assert "${{ matrix.gpu }}" in up["name"]  # an artifact of this name is there once
+    assert "${{ matrix.gpu }}" in up["name"]  # two artifacts cannot have the same name
     assert fnmatch(up["name"], down["pattern"])
     assert commands(jobs["plan"]) == ["make trt"]
     assert commands(jobs["repository"]) == [f'make repository FORMAT=both PLANS="$(echo {down["path"]}/*)"']
@@ -115,7 +115,7 @@ def test_plans_are_built_for_each_runner_and_merged_in_both_workflows() -> None:
     assert ours["plan"]["artifacts"]["paths"] == ["plans"]
 
 
-def test_plans_are_built_of_what_the_main_workflow_left() -> None:
+def test_plans_are_built_from_the_cache_of_the_main_workflow() -> None:
     for job in github("plans")["jobs"].values():
         assert [cache["path"].split() for cache in uses(job, "cache/restore")] == [cached()]
     for name in "plan", "plans":
@@ -125,7 +125,7 @@ def test_plans_are_built_of_what_the_main_workflow_left() -> None:
 
 
 def uses(job: Any, action: str) -> list[Any]:
-    """Return what a job gives to an action of that name, for each use."""
+    """Return the inputs that a job gives to an action, for each use of it."""
     return [step["with"] for step in job["steps"] if action in step.get("uses", "")]
 
 
@@ -143,11 +143,11 @@ def test_the_hooks_before_a_commit_are_tools_that_the_tests_pin() -> None:
     assert tools == ["ruff", "ruff", "mypy", "shellcheck"]
     assert {tool.split("=")[0] for tool in (ROOT / "tests/requirements.txt").read_text().split()} >= {"ruff", "mypy"}
     run = (ROOT / "tests/run.sh").read_text()
-    assert all(re.search(rf"\b{tool}\b", run) for tool in tools)  # a commit is judged as make test judges
+    assert all(re.search(rf"\b{tool}\b", run) for tool in tools)  # the hooks check what make test checks
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
-def test_each_action_is_named_by_its_commit_and_may_read_alone(path: Path) -> None:
+def test_each_action_is_named_by_its_commit_and_may_only_read(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Project
     ["scripts.convert.synthesize", "convertation.head.torch2onnx", "scripts.convert.compare", "scripts.serve.verdict"],
 )
 def test_a_step_that_fails_leaves_the_published_set(stand_ins: Project, step: str) -> None:
-    """Whatever the reason: no free port, a server that dies, a difference beyond tolerance."""
+    """For any reason: no free port, a server that dies, a difference beyond the tolerance."""
     good = stand_ins.published()
     python = next((stand_ins.path / ".venv/bin").iterdir())
     works = python.read_text()
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_published_set(stand_ins: Project, tmp_path: Path
         project.append("convertation/head/mlp.py", "# a remark\n")
         project.append("convertation/head/binary.pbtxt", "# newer\n")
         room = disk / "room"
-        with room.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # until it is full to the last page
+        with room.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # until the disk is full
             while file.write(bytes(4096)):
                 pass
         assert "make repository" in project.make("help")

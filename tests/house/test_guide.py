@@ -1,4 +1,4 @@
-"""The commands of the team's guide, typed as they stand there, end in make."""
+"""The commands of the team's old guide, typed as written there, run make."""
 
 import os
 import shutil
@@ -22,8 +22,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("python", ["/usr/bin/python3 -S", "/usr/bin/python3 -I", "/usr/bin/python3"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_guide_says_what_it_ends_in_and_does_it(tmp_path: Path, command: str, python: str) -> None:
-    """Whatever Python: none of the packages is there."""
+def test_a_command_of_the_guide_names_its_make_command_and_runs_it(tmp_path: Path, command: str, python: str) -> None:
+    """With every Python, also one without packages."""
     shutil.copytree(ROOT / "convertation", tmp_path / "convertation")
     (tmp_path / "Makefile").write_text("onnx trt:\n\t@echo in $(CURDIR): make $@ $(addprefix MODEL=,$(MODEL))\n")
     typed = command.format(tmp_path).replace("python ", f"{python} ")

@@ -17,7 +17,7 @@ COMMON = ("TARGET", "DEVICE", "FORMAT", "FROM", "WITH", "DRY", "FILE", "CHECK", 
 
 @pytest.fixture(scope="module")
 def sources(built_by_stand_ins: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy of what the stand-ins built, for targets that change nothing there."""
+    """A copy of what the stand-in built, for targets that change nothing in it."""
     folder = tmp_path_factory.mktemp("knobs") / "sources"
     subprocess.run(["cp", "-a", built_by_stand_ins.path, folder], check=True)
     return Project(folder)
@@ -43,7 +43,7 @@ def test_no_value_of_a_knob_runs_as_a_command(sources: Project, knob: str, value
 
 
 def read_by(knob: str) -> set[str]:
-    """Return the targets whose recipes read a knob; help shows each."""
+    """Return the targets whose recipes read a knob; help shows every knob."""
     text = (ROOT / "Makefile").read_text()
     parts = {goal: text.partition(f"\n{goal}:")[2].partition("\n\n")[0] for goal in GOALS}
     parts["image"] += text.partition("\nimage.triton")[2].partition("\n\n")[0]
@@ -51,7 +51,7 @@ def read_by(knob: str) -> set[str]:
     return {"help"} | reading | ({"trt"} if knob in ("NGC_RELEASE", "REGISTRY", "TRTEXEC_FLAGS", "MODEL") else set())
 
 
-def test_common_names_in_the_environment_steer_nothing(stand_ins: Project) -> None:
+def test_common_names_in_the_environment_change_nothing(stand_ins: Project) -> None:
     theirs = dict.fromkeys([*COMMON, *KNOBS], "theirs")
     assert "up to date" in stand_ins.make("repository", **theirs)
     assert "theirs" not in stand_ins.make("help", **theirs)
@@ -75,7 +75,7 @@ def test_a_repository_inside_the_sources_or_around_them_is_refused(stand_ins: Pr
     assert sorted(stand_ins.path.rglob("*.py")) == before
 
 
-def test_a_tilde_is_the_home_folder_and_the_record_says_so(stand_ins: Project, tmp_path: Path) -> None:
+def test_a_tilde_is_the_home_folder(stand_ins: Project, tmp_path: Path) -> None:
     stand_ins.make("repository", "REPOSITORY=~/m", HOME=str(tmp_path))
     assert (tmp_path / "m/vit_onnx/1/model.onnx").exists() and not (stand_ins.path / "~").exists()
     assert "up to date" in stand_ins.make("repository", "REPOSITORY=~/m", HOME=str(tmp_path))
@@ -91,7 +91,7 @@ def test_a_repository_whose_name_make_or_a_shell_would_read_is_refused(stand_ins
 
 @pytest.mark.parametrize("name", ["feature%2Fx", "a b"])
 @pytest.mark.parametrize("target", ["help", "doctor", "repository"])
-def test_a_checkout_with_such_a_path_is_told_in_one_sentence(
+def test_a_checkout_with_such_a_path_is_refused_in_one_sentence(
     built_by_stand_ins: Project, tmp_path: Path, name: str, target: str
 ) -> None:
     subprocess.run(["cp", "-a", built_by_stand_ins.path, tmp_path / name], check=True)

@@ -1,4 +1,4 @@
-"""The README says what the commands say, and its Russian twin says the same."""
+"""The README quotes the output of the commands, and the Russian README says the same."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ HELP = ("make help", "make help KNOBS=1")
 
 
 def lines_of(command: str) -> list[str]:
-    """Return what a command prints in this checkout, whatever the caller's environment holds."""
+    """Return the lines that a command prints in this checkout, without the caller's environment."""
     said = subprocess.run(
         command.replace("make", "make --no-print-directory", 1).split(), cwd=ROOT, text=True, capture_output=True,
         check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},

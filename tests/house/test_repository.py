@@ -31,7 +31,7 @@ def test_the_table_shows_where_each_file_came_from(stand_ins: Project) -> None:
     assert re.search(r"^\d+ steps rebuilt, \d+ reused", lines[-1])
 
 
-def test_an_optional_model_comes_with_its_name_leaves_without_and_rolls_back(stand_ins: Project) -> None:
+def test_an_optional_model_is_published_only_if_named_and_can_be_rolled_back(stand_ins: Project) -> None:
     stand_ins.make("repository", "WITH=lipro")
     with_lipro = stand_ins.published()
     assert with_lipro.keys() == TREE | {"lipro_onnx/config.pbtxt", "lipro_onnx/1/model.onnx"}
@@ -68,7 +68,7 @@ def test_after_a_rollback_make_publishes_what_the_inputs_make_without_computing_
 
 
 @pytest.mark.parametrize("rule", ["relative", "absolute", "slash", "dot"])
-def test_another_folder_is_one_folder_however_it_is_spelt(stand_ins: Project, tmp_path: Path, rule: str) -> None:
+def test_another_folder_is_the_same_folder_in_every_spelling(stand_ins: Project, tmp_path: Path, rule: str) -> None:
     folder = tmp_path / "outside/published" if rule == "absolute" else stand_ins.path / "sub/published"
     spelt = {
         "relative": "sub/published",
@@ -123,7 +123,7 @@ def test_own_checkpoints_are_used_shown_and_kept_by_every_target(stand_ins: Proj
     assert (stand_ins.path / "real/vit_onnx/1/model.onnx").exists()
 
 
-def test_one_own_checkpoint_reaches_one_model(stand_ins: Project) -> None:
+def test_one_own_checkpoint_changes_one_model(stand_ins: Project) -> None:
     put_own_checkpoints(stand_ins)
     stand_ins.make("repository", REAL, "REPOSITORY=real")
     before = read_folder(stand_ins.path / "real")
@@ -136,7 +136,7 @@ def test_one_own_checkpoint_reaches_one_model(stand_ins: Project) -> None:
     assert "published: real/binary_onnx\n" in said
 
 
-def test_without_records_own_checkpoints_are_still_the_users(stand_ins: Project) -> None:
+def test_own_checkpoints_are_kept_even_without_records(stand_ins: Project) -> None:
     own = put_own_checkpoints(stand_ins)
     stand_ins.make("onnx", REAL)
     for kind in ("made", "seen", "took"):
@@ -145,7 +145,7 @@ def test_without_records_own_checkpoints_are_still_the_users(stand_ins: Project)
     assert read_files(own) == own
 
 
-def test_synthetic_checkpoints_lie_apart(stand_ins: Project) -> None:
+def test_synthetic_checkpoints_are_in_another_folder(stand_ins: Project) -> None:
     assert [path.name for path in (stand_ins.path / "training/weights").iterdir() if path.name != ".gitkeep"] == []
     assert all((stand_ins.path / "build/synthetic" / name).exists() for name in CHECKPOINTS)
 
@@ -175,7 +175,7 @@ def test_a_repository_of_another_build_is_refused_and_untouched(stand_ins: Proje
     assert len(said.splitlines()) == 1
 
 
-def test_synthetic_never_replaces_real_nor_real_synthetic(stand_ins: Project) -> None:
+def test_synthetic_models_never_replace_real_ones_nor_the_reverse(stand_ins: Project) -> None:
     put_own_checkpoints(stand_ins)
     synthetic = stand_ins.published()
     said = stand_ins.fail("repository", REAL)
@@ -188,7 +188,7 @@ def test_synthetic_never_replaces_real_nor_real_synthetic(stand_ins: Project) ->
     assert read_folder(stand_ins.path / "real") == real
 
 
-def test_what_is_moved_away_makes_room(stand_ins: Project) -> None:
+def test_after_the_old_repository_is_moved_away_a_new_one_is_published(stand_ins: Project) -> None:
     put_own_checkpoints(stand_ins)
     (stand_ins.path / REPOSITORY).rename(stand_ins.path / f"{REPOSITORY}.old")
     stand_ins.make("repository", REAL)
@@ -198,7 +198,7 @@ def test_what_is_moved_away_makes_room(stand_ins: Project) -> None:
 
 
 @pytest.mark.parametrize("folder", ["", "a b", ".", "/", "build", "build/x", ".make"])
-def test_a_folder_that_cannot_be_one_of_models_is_refused(stand_ins: Project, folder: str) -> None:
+def test_a_folder_that_cannot_be_a_repository_is_refused(stand_ins: Project, folder: str) -> None:
     good, parent = stand_ins.published(), sorted(stand_ins.path.parent.iterdir())
     said = stand_ins.fail("repository", f"REPOSITORY={folder}")
     assert f"REPOSITORY={folder}" in said or f"REPOSITORY={(stand_ins.path / folder).resolve()}" in said

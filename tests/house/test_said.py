@@ -1,4 +1,4 @@
-"""What make says where people really work: full disks, others' locks, a reader who leaves, a folder for a file."""
+"""What make says in difficult places: full disks, missing locks, a closed output, a folder instead of a file."""
 
 import fcntl
 import os
@@ -14,8 +14,8 @@ from conftest import Project
 from scripts.plans import doctor
 
 
-def said_to_nobody(project: Project, target: str) -> str:
-    """Return what make says on standard error where nobody reads its standard output any more (| head -1)."""
+def run_without_reader(project: Project, target: str) -> str:
+    """Return make's standard error when nobody reads its standard output any more, as after `| head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
@@ -31,7 +31,7 @@ def said_to_nobody(project: Project, target: str) -> str:
 
 @pytest.fixture
 def small_disk(stand_ins: Project, tmp_path: Path) -> Iterator[Project]:
-    """The project on a real tmpfs of its own with 1 MB free."""
+    """The project on a tmpfs of its own with 1 MB free."""
     place = tmp_path / "disk"
     place.mkdir()
     used = sum(path.stat().st_size + 8192 for path in stand_ins.path.rglob("*") if not path.is_symlink())
@@ -51,7 +51,7 @@ def fill(project: Project) -> None:
             file.write(b"\0" * 4096)
 
 
-def test_a_full_disk_is_named_and_the_doctor_still_speaks(small_disk: Project) -> None:
+def test_a_full_disk_is_named_and_the_doctor_still_runs(small_disk: Project) -> None:
     fill(small_disk)
     said = small_disk.fail("status")
     assert "None" not in said
@@ -61,7 +61,7 @@ def test_a_full_disk_is_named_and_the_doctor_still_speaks(small_disk: Project) -
     assert "lacking  disk" in said
 
 
-def test_a_checkout_that_may_not_be_written_to_is_told_by_the_doctor(small_disk: Project) -> None:
+def test_the_doctor_names_a_checkout_that_cannot_be_written(small_disk: Project) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk.path.parent], check=True)
     assert "lacking  checkout: Read-only file system" in small_disk.fail("doctor")
 
@@ -91,22 +91,22 @@ def test_the_doctor_tells_of_a_share_without_locks(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     "target", ["help", "status", "status FILE=build/onnx/vit.onnx", "provenance", "graph", "doctor"]
 )
-def test_whoever_stops_reading_hears_no_complaint(stand_ins: Project, target: str) -> None:
-    noise = said_to_nobody(stand_ins, target)
+def test_a_closed_output_causes_no_error_message(stand_ins: Project, target: str) -> None:
+    noise = run_without_reader(stand_ins, target)
     assert noise == "" or (target == "doctor" and "doctor] Error 1" in noise and len(noise.splitlines()) == 1)
 
 
-def test_a_build_goes_on_when_nobody_reads_what_it_says(stand_ins: Project) -> None:
+def test_a_build_goes_on_when_nobody_reads_its_output(stand_ins: Project) -> None:
     stand_ins.append("convertation/head/mlp.py", "# a remark\n")
     stand_ins.append("convertation/head/binary.pbtxt", "# a remark\n")
-    assert said_to_nobody(stand_ins, "repository") == ""
+    assert run_without_reader(stand_ins, "repository") == ""
     assert stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# a remark\n")
-    assert said_to_nobody(stand_ins, "rollback") == ""
+    assert run_without_reader(stand_ins, "rollback") == ""
     assert not stand_ins.published()["binary_onnx/config.pbtxt"].endswith(b"# a remark\n")
 
 
 @pytest.mark.parametrize("name", ["build", "VERSION", "absent.json"])
-def test_what_is_no_provenance_is_told_in_one_sentence(stand_ins: Project, name: str) -> None:
+def test_a_file_that_is_no_provenance_is_refused_in_one_sentence(stand_ins: Project, name: str) -> None:
     said = stand_ins.fail("provenance", f"CHECK={name}")
     assert f"{name}: no provenance; expected what `make provenance > " in said
 
@@ -121,7 +121,7 @@ def test_a_makefile_called_from_elsewhere_names_the_command(stand_ins: Project, 
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_an_image_that_is_absent_is_told_with_what_to_type(tmp_path: Path, docker_engine: None) -> None:
+def test_a_missing_image_is_named_with_the_command_to_type(tmp_path: Path, docker_engine: None) -> None:
     code = (
         "from pathlib import Path; from scripts.serve.triton_server import triton_server\n"
         "with triton_server(Path('.'), Path('log'), image='registry.invalid/absent:1'): pass"

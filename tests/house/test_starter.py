@@ -1,4 +1,4 @@
-"""However the tests are started, they run alike: in the background, by cron, by a user with habits of their own."""
+"""The tests run alike however they are started: in the background, by cron, or with a user's own settings."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-SURROUNDINGS = """
+ENVIRONMENT = """
 import json, locale, os, pathlib, signal, sys, time
 sys.path.insert(0, "tests")
 import conftest
@@ -30,7 +30,7 @@ HABITS = {
 
 
 def worst_case() -> None:
-    """As `(trap '' INT; umask 077; …) <&- &` of a shell without a terminal does."""
+    """Change this process as a shell without a terminal does with `(trap '' INT; umask 077; …) <&- &`."""
     os.setsid()
     for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(number, signal.SIG_IGN)
@@ -44,7 +44,7 @@ def test_signals_umask_locale_clock_proxy_and_home_are_the_same_however_tests_ar
     for home in {"HOME": str(tmp_path)}, {"HOME": ""}, {}:
         environment = {name: value for name, value in os.environ.items() if name != "HOME"} | HABITS | home
         run = subprocess.run(
-            [sys.executable, "-c", SURROUNDINGS, *HABITS], cwd=ROOT, env=environment, preexec_fn=worst_case,
+            [sys.executable, "-c", ENVIRONMENT, *HABITS], cwd=ROOT, env=environment, preexec_fn=worst_case,
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         assert json.loads(run.stdout) == {

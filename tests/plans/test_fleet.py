@@ -183,12 +183,12 @@ def test_a_node_that_dies_is_a_failure_and_its_kind_is_done_again(checkout: Chec
 
 def test_ctrl_c_cancels_what_it_submitted_running_or_not(checkout: Checkout) -> None:
     stand_in(checkout.slurm, "l4", "hang")
-    checkout.slurm.say("scontrol", "update", "nodename=a100", "state=drain", "reason=test")
+    checkout.slurm.ask("scontrol", "update", "nodename=a100", "state=drain", "reason=test")
     run = checkout.fleet("a100 l4")
     until(lambda: checkout.runs("89"), "trtexec")
     os.killpg(run.pid, signal.SIGINT)
     said = run.communicate()[0]
-    checkout.slurm.say("scontrol", "update", "nodename=a100", "state=resume")
+    checkout.slurm.ask("scontrol", "update", "nodename=a100", "state=resume")
     assert run.returncode != 0
     assert "cancelling " in said
     assert "Traceback" not in said
