@@ -84,9 +84,8 @@ def bench_take(fresh: Path, rounds: int, forget: bool) -> Row:
         for venv in ENVIRONMENTS:
             (fresh / venv).symlink_to(ROOT / venv)
             shutil.copy(ROOT / f".make/made/{venv}%installed", fresh / ".make/made")
-        Tree(fresh).make(
-            *(f"{venv}/installed" for venv in ENVIRONMENTS)
-        )  # make notes what is installed, which is not to be timed
+        # Make notes what is installed before the time is taken
+        Tree(fresh).make(*(f"{venv}/installed" for venv in ENVIRONMENTS))
         settle_disk(forget)
         seconds, said = Tree(fresh).make(*GOALS, f"CACHE={FOLDER}", "CACHE_MODE=read")
         if missed := [goal for goal in GOALS if f"{goal}: from the cache" not in said]:

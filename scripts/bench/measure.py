@@ -120,9 +120,8 @@ class Tree:
             shutil.copy(ROOT / made, self.path / made)
             words = (ROOT / made).read_text().partition(" : ")[2].split()
             inputs = (word.rpartition("=") for word in words)
-            if any(
-                hash_file(self.path / name) != was for name, _, was in inputs
-            ):  # the copy cannot install another one
+            # The copy cannot install another environment
+            if any(hash_file(self.path / name) != was for name, _, was in inputs):
                 raise SystemExit(f"{venv} does not fit its requirements; run make {venv}/installed")
 
     def make(self, *words: str, loud: bool = False) -> tuple[float, str]:

@@ -24,10 +24,8 @@ def bench_vit(tree: Tree, rounds: int) -> list[Row]:
     """Measure load, memory and run of the ViT."""
     ours, entry = tree.find_onnx("vit"), tree.find_entry("vit")
     theirs = export_straight(tree, "vit")
-    for path in (ours, theirs):
-        subprocess.run(
-            ["cat", path], stdout=subprocess.DEVNULL, check=True
-        )  # so that both are read from the page cache
+    for path in (ours, theirs):  # so that both are later read from the page cache
+        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
     flops = measure_matmul(tree)
     a, b = run_in_turn(tree, ours, theirs, rounds, runs=3)
     flops = max(flops, measure_matmul(tree))

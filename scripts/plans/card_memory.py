@@ -43,7 +43,7 @@ def read_plan(record: str, config: str) -> Plan:
 
 
 def describe_plan(found: dict[str, Any], record: str, config: str, promised: int) -> Plan:
-    """Return the plan; activations grow with the batch (measured: docs/plans.md), so the largest gives those of one."""
+    """Return the plan; activations grow in proportion to the batch (measured: docs/plans.md)."""
     sample = found["activation_bytes"] / max(found["profile"]["batch"]) + FLOAT32 * math.prod(found["profile"]["input"])
     return Plan(Path(record).name.removesuffix(".rtx.json"), config, promised, found["engine_bytes"], sample)
 

@@ -147,9 +147,8 @@ def build_plans(kinds: list[Kind]) -> list[tuple[str, ...]]:
                 print(f"{kind.name}: job {found[0]} of another call builds this; waiting for it", flush=True)
                 waiting[found[0]] = kind
             elif not kind.find_current():
-                signal.pthread_sigmask(
-                    signal.SIG_BLOCK, SIGNALS
-                )  # a signal must not hide the id of a new job, which may have to be cancelled
+                # A signal between submit and add would hide the new job from the cancelling below
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
                 try:
                     waiting[job := kind.submit()] = kind
                     ours.add(job)

@@ -34,8 +34,8 @@ def build_plan(plan: str, out: Path, onnx: str, request: dict[str, Any], folder:
     if (here.folder, builder.tensorrt) != (folder, tensorrt):
         raise SystemExit(
             f"{plan} is for {folder} and TensorRT {tensorrt}; this machine builds for {here.folder} ({here.name}) and\n"
-            f"TensorRT {builder.tensorrt}; build it on such a GPU with the same\n"
-            "NGC_RELEASE, copy its folder here and name it: PLANS=dir"
+            f"TensorRT {builder.tensorrt}; build it on such a GPU with the same NGC_RELEASE,\n"
+            "copy its folder here and name it: PLANS=dir"
         )
     scratch = prepare_folder(out, onnx)
     cache, draft = timing_cache_path(folder, tensorrt), scratch / "timing.cache"

@@ -31,10 +31,7 @@ def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> s
         )
     config.name = f"{entry['name']}_trt"
     config.backend, config.platform = "", "tensorrt_plan"
-    for field in (
-        "optimization",
-        "parameters",
-    ):  # they are for ONNX Runtime; the precision of a plan is fixed when it is built
+    for field in "optimization", "parameters":  # these are for ONNX Runtime only
         config.ClearField(field)
     add_warm_up(config)
     config.default_model_filename = f"{folders[0]}.plan"

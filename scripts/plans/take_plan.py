@@ -45,7 +45,7 @@ def explain_refusal(
 
 
 def read_record(path: Path) -> Any:
-    """Return the content of a record; SystemExit if it is missing or no JSON."""
+    """Return the content of a record; SystemExit if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def read_record(path: Path) -> Any:
             f"{path}: not there; copy a plan together with the records that make trt wrote beside it"
         ) from None
     except ValueError:
-        raise SystemExit(f"{path}: no JSON; copy the folder again") from None
+        raise SystemExit(f"{path}: not JSON; copy the folder again") from None
 
 
 def shorten_digest(value: object) -> str:
