@@ -95,9 +95,8 @@ def check_options(more: Sequence[str], given: Sequence[str] = ("--verbose",), na
     `given`: the options that trtexec gets besides; `name`: NVIDIA's release of the images (None: NGC_RELEASE).
     """
     asked = name or os.environ.get("NGC_RELEASE", "")
-    tensorrt = (
-        find_release(asked).tensorrt if not asked or asked in list_releases(read_table()) else ""
-    )  # an unknown release: its trtexec checks
+    known = not asked or asked in list_releases(read_table())
+    tensorrt = find_release(asked).tensorrt if known else ""  # an unknown release: its trtexec checks
     seen = {word.partition("=")[0] for word in given}
     for word in more:
         name, equals, value = word.partition("=")

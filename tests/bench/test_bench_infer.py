@@ -29,10 +29,8 @@ def test_stages_folder_memory_and_hand_over_are_measured(
         "a volume to a Triton here, shared memory",
         "the same in one message, large frames",
     ]
-    whole = (
-        "a study of a folder, of its slowest stage alone",
-        "studies per minute",
-    )  # a difference of two runs, which may have any sign
+    # A difference of two runs, which may have any sign
+    whole = "a study of a folder, of its slowest stage alone", "studies per minute"
     assert all(row.value is not None and (name in whole or row.value > 0) for name, row in rows.items())
     assert rows["a volume to a Triton here, shared memory"].goal == 0.35
     assert not (tmp_path / "infer").exists()
