@@ -139,8 +139,8 @@ def main() -> None:
     entry = json.loads(given.entry.read_text())
     capabilities, others = judge_kinds(cards, sorted(set(fleet) - {"common"}))
     if not capabilities:
-        told = "".join(f"\n  {kind}: {reason}" for kind, reason in others.items())
-        raise SystemExit(f"{given.fleet}: TensorRT for RTX builds for none of its kinds of GPU{told}")
+        reasons = "".join(f"\n  {kind}: {reason}" for kind, reason in others.items())
+        raise SystemExit(f"{given.fleet}: TensorRT for RTX builds for none of its kinds of GPU{reasons}")
     log = Log()
     try:
         found = build_engines(given.onnx, entry, capabilities, log)

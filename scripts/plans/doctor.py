@@ -63,17 +63,17 @@ def check_checkout() -> Finding:
             file.flush()
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        help_ = {
+        remedies = {
             errno.EACCES: f"sudo chown -R $(id -u) {Path.cwd()}",
             errno.ENOSPC: "make clean, or a larger disk",
             errno.EDQUOT: "make clean, or a larger quota",
             errno.EROFS: "clone the project to a disk that may be written to",
         }
-        locks = (
+        other = (
             "a share without locks: mount it with them (NFS: option local_lock=flock or rpc.statd), or clone elsewhere"
         )
         return Finding(
-            "checkout", str(error.strerror), "files can be written and locked", help_.get(error.errno or 0, locks)
+            "checkout", str(error.strerror), "files can be written and locked", remedies.get(error.errno or 0, other)
         )
     return Finding("checkout", "can be written to", "files can be written and locked", "")
 
@@ -167,14 +167,14 @@ def check_gpu() -> Finding:
         found = host if host and not here else gpu.find_gpu(os.environ["TENSORRT_IMAGE"])
     except SystemExit as error:
         return Finding("NVIDIA GPU", "not seen in a container", needed, str(error))
-    told = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
+    description = f"{found.name}, compute capability {found.capability}, {found.memory} MiB, driver {found.driver}"
     old = found.driver.partition(".")[0].isdigit() and int(found.driver.partition(".")[0]) < gpu.DRIVER
     todo = (
         f"install R{gpu.DRIVER}, which the images need; on a data-centre GPU some older drivers work, too"
         if old
         else ""
     )
-    return Finding("NVIDIA GPU", told, needed, todo)
+    return Finding("NVIDIA GPU", description, needed, todo)
 
 
 def check_toolkit() -> Finding:
@@ -216,23 +216,30 @@ def main() -> None:
         check_memory,
         check_shared_memory,
     ]
-    here = [check() for check in checks]
+    needed = [check() for check in checks]
     print_text("make repository:")
-    print_findings(here)
+    print_findings(needed)
     if given.ports:  # ports in use matter to make serve only
         print_findings([check_ports(given.ports)])
-    for told in list_notes():  # notes never count as lacking
-        print_text(f"note     {told}")
+    for note in list_notes():  # notes never count as lacking
+        print_text(f"note     {note}")
     print_text("\nplans and containers (make trt, FORMAT=plan or both, make verify-gpu):")
-    beyond = [check_docker(), check_image("TENSORRT_IMAGE"), check_image("TRITON_IMAGE"), check_toolkit(), check_gpu()]
-    print_findings(beyond)
-    lacking = any(finding.todo for finding in here)
-    without = any(
-        finding.found in ("none that answers", "none", "not seen in a container") for finding in (beyond[0], beyond[-1])
+    for_plans = [
+        check_docker(),
+        check_image("TENSORRT_IMAGE"),
+        check_image("TRITON_IMAGE"),
+        check_toolkit(),
+        check_gpu(),
+    ]
+    print_findings(for_plans)
+    lacking = any(finding.todo for finding in needed)
+    no_plans = any(
+        finding.found in ("none that answers", "none", "not seen in a container")
+        for finding in (for_plans[0], for_plans[-1])
     )
     print_text(f"\nmake repository {'lacks something' if lacking else 'has what it needs'}; "
-          f"plans {'cannot be built here yet' if without else 'can be built here'}")  # fmt: skip
-    sys.exit(int(lacking or (given.gpu and without)))
+          f"plans {'cannot be built here yet' if no_plans else 'can be built here'}")  # fmt: skip
+    sys.exit(int(lacking or (given.gpu and no_plans)))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def find_plans(folders: list[str]) -> list[str]:
     for name, plan in places.items():
         files = {"plan": plan, "record": str(Path(plan).with_suffix(".json"))}
         files["check"] = str(Path(plan).with_suffix(".check.json"))
-        told = files | {f"{kind}_sha256": current_digest(file) for kind, file in files.items()}
-        text = json.dumps(told, indent=1) + "\n"
+        record = files | {f"{kind}_sha256": current_digest(file) for kind, file in files.items()}
+        text = json.dumps(record, indent=1) + "\n"
         if read_text(out := f"build/brought/{name}.json") != text:
             write_text(out, text)
             current_digest(out)

@@ -48,7 +48,7 @@ class Kind(NamedTuple):
         return f"build/logs/fleet-{self.name}.log"
 
     @property
-    def told(self) -> tuple[str, dict[str, str]]:
+    def gpu_record(self) -> tuple[str, dict[str, str]]:
         """The file that says what GPU this kind is, and its content; the job replaces @ by words for that GPU."""
         content = {"make": "@", "image": os.environ["TENSORRT_IMAGE"], "sbatch": shlex.join(self.options)}
         return f"build/plan/fleet/{self.name}.json", content
@@ -58,7 +58,7 @@ class Kind(NamedTuple):
 
     def find_current(self) -> str:
         """Return the folder of the plans, such as sm80, if all are there and up to date, else ""."""
-        file, content = self.told
+        file, content = self.gpu_record
         found = json.loads(read_text(file) or "{}")
         words = found.get("make", "").split()
         if not words or found != content | {"make": found["make"]}:
@@ -74,12 +74,12 @@ class Kind(NamedTuple):
         requests = [
             f"build/plan/{Path(plan).stem}.request.json" for plan in self.list_files("") if plan.endswith(".plan")
         ]
-        given = repr((Path.cwd(), self.command, self.told, [read_text(request) for request in requests]))
+        given = repr((Path.cwd(), self.command, self.gpu_record, [read_text(request) for request in requests]))
         return f"chest-{self.name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
 
     def submit(self) -> str:
         """Submit a job and return its id; OSError with Slurm's own message if it refuses."""
-        file, content = self.told
+        file, content = self.gpu_record
         for path in file, self.log:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         ours = [
@@ -117,14 +117,14 @@ def read_kinds(file: str, wanted: list[str]) -> list[tuple[str, tuple[str, ...],
     """Return name, options for sbatch, and line in `file` of each wanted kind; SystemExit if one is unknown."""
     try:  # BaseLoader reads all values as texts; otherwise YAML would read 2:00:00 as a number
         tree: Any = yaml.compose(Path(file).read_text(), yaml.BaseLoader)
-        told = {kind.value: ({key.value: text.value for key, text in more.value}, kind) for kind, more in tree.value}
+        kinds = {kind.value: ({key.value: text.value for key, text in more.value}, kind) for kind, more in tree.value}
     except (yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
         raise SystemExit(f"{file}: expected lines such as a100: {{gres: 'gpu:a100:1'}}; {error}") from None
-    common = told.pop("common", ({}, None))[0]
-    if unknown := [name for name in wanted or ["(nothing)"] if name not in told]:
-        raise SystemExit(f"GPUS: {' '.join(unknown)}; expected some of {' '.join(told)}, the kinds in {file}")
-    lines = {name: f"{file}:{told[name][1].start_mark.line + 1}" for name in wanted}
-    asked = {name: [f"--{key}={text}" for key, text in (common | told[name][0]).items()] for name in wanted}
+    common = kinds.pop("common", ({}, None))[0]
+    if unknown := [name for name in wanted or ["(nothing)"] if name not in kinds]:
+        raise SystemExit(f"GPUS: {' '.join(unknown)}; expected some of {' '.join(kinds)}, the kinds in {file}")
+    lines = {name: f"{file}:{kinds[name][1].start_mark.line + 1}" for name in wanted}
+    asked = {name: [f"--{key}={text}" for key, text in (common | kinds[name][0]).items()] for name in wanted}
     return [(name, tuple(asked[name]), lines[name]) for name in lines]
 
 

@@ -49,16 +49,16 @@ def read_used_memory() -> int:
 @contextmanager
 def watch_peak() -> Iterator[dict[str, int]]:
     """Yield a dict whose `mib` is, on leaving, the largest growth of used memory in MiB."""
-    told, before, done = {"mib": 0}, read_used_memory(), threading.Event()
+    peak, before, done = {"mib": 0}, read_used_memory(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            told["mib"] = max(told["mib"], read_used_memory() - before)
+            peak["mib"] = max(peak["mib"], read_used_memory() - before)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield told
+        yield peak
     finally:
         done.set()
         thread.join()
@@ -186,31 +186,31 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     stage_files(given.contents, BUILD / "staging")
     folders = BUILD / "checks", BUILD / "models"
-    told = pass_verdict(
+    verdict = pass_verdict(
         BUILD / "staging", *folders, BUILD / "logs/verify-gpu.log", given.image,
         gpu_checks=given.gpu_checks, variants=given.variant,
     )  # fmt: skip
     plans = {
-        name: given.gpu_checks.format(variant_of(name, given.variant)) for name in told["models"] if "_trt" in name
+        name: given.gpu_checks.format(variant_of(name, given.variant)) for name in verdict["models"] if "_trt" in name
     }
     found = {name: Path(path.replace(".check.json", ".json")) for name, path in plans.items()}
     records = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
-    names = list(told["models"])
+    names = list(verdict["models"])
     measured = {name: measure_model(name, given.contents, given.image) for name in names}
     first: dict[str, Any] = next(iter(records.values()), {})
-    where = {key: first.get(key) for key in ("gpu", "gpu_memory_mib", "driver", "tensorrt")}
-    late = find_slower(measured)
-    told_all = {"on": where, "verdict": told, "measured": measured, "slower": late, "plans": records}
-    given.out.write_text(json.dumps(told_all, indent=1) + "\n")
-    print(f"{where['gpu']}, driver {where['driver']}, TensorRT {where['tensorrt']}; {told['server']}")
+    machine = {key: first.get(key) for key in ("gpu", "gpu_memory_mib", "driver", "tensorrt")}
+    slower = find_slower(measured)
+    result = {"on": machine, "verdict": verdict, "measured": measured, "slower": slower, "plans": records}
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{machine['gpu']}, driver {machine['driver']}, TensorRT {machine['tensorrt']}; {verdict['server']}")
     head = f"{'model':18}{'batch':>6}{'clients':>8}{'p50, ms':>10}{'p95, ms':>10}{'per s':>9}"
     print(f"{head}{'peak GPU memory, MiB':>22}{'differs by':>12}")
     for name in names:
         for batch, row in measured[name].items():
             for clients, one in row["load"].items():
                 cells = f"{one['p50_ms']:>10}{one['p95_ms']:>10}{one['per_s']:>9}{row['memory_mib']:>22}"
-                print(f"{name:18}{batch:>6}{clients:>8}{cells}{told['models'][name]['relative']:>12.1e}")
-    for name, figures in late.items():
+                print(f"{name:18}{batch:>6}{clients:>8}{cells}{verdict['models'][name]['relative']:>12.1e}")
+    for name, figures in slower.items():
         print(f"{name} is slower than its ONNX model on this GPU: {figures}; to publish it: ACCEPT=slower")
     print(given.out)
 
