@@ -76,7 +76,7 @@ def run_engine(onnx: Path, entry: dict[str, Any], capability: str, request: byte
     log = Log()
     engine = trt.Runtime(log).deserialize_cuda_engine(build_engine(onnx, entry, [capability], log)[0])
     if engine is None:
-        raise SystemExit(f"{onnx}: TensorRT for RTX does not load its engine:\n" + "\n".join(log.said("ERROR")))
+        raise SystemExit(f"{onnx}: TensorRT for RTX does not load its engine:\n" + "\n".join(log.list_texts("ERROR")))
     context, found = engine.create_execution_context(), {}
     for batch in sorted(set(entry["batch"])):
         shape = (batch, *entry["input"])
