@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
 from scripts.convert import collapse
-from scripts.convert.model_entry import model_entry
+from scripts.convert.model_entry import read_entry
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
 from scripts.publish.prebuilt import GPUS, make_environment
@@ -106,7 +106,7 @@ class Comparison:
 
     def __init__(self, ours: Repository, theirs: Repository, models: Path, folder: Path | None) -> None:
         self.ours, self.theirs, self.models, self.folder = ours, theirs, models, folder
-        self.vit = model_entry(models, "vit")
+        self.vit = read_entry(models, "vit")
         self.inputs: list[str] = []
         self.embeddings: dict[str, Array] = {}
         self.probabilities: dict[str, dict[str, list[list[float]]]] = {}
@@ -153,7 +153,7 @@ class Comparison:
     def family(self, name: str) -> str:
         """The family that models.yaml gives it, "" where it has no such model."""
         try:
-            return str(model_entry(self.models, name.rpartition("_")[0])["family"])
+            return str(read_entry(self.models, name.rpartition("_")[0])["family"])
         except SystemExit:
             return ""
 
@@ -161,7 +161,7 @@ class Comparison:
         """Ask both, or one where the files are the same, and say how far apart the answers are."""
         if not self.family(name):
             raise UnlikeError(f"{self.models} has no such model, so what to ask it is not known")
-        entry = model_entry(self.models, name.rpartition("_")[0])
+        entry = read_entry(self.models, name.rpartition("_")[0])
         configs = [side.config(name) for side in (self.ours, self.theirs)]
         if reason := explain_difference(*configs):
             raise UnlikeError(reason)

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.convert.model_entry import LIMITS, list_facts, main, model_entry, read_models, read_tolerance
+from scripts.convert.model_entry import list_facts, main, read_entry, read_models, read_tolerance
+from scripts.convert.model_rules import LIMITS
 from tests.conftest import Project
 
 MODELS = ROOT / "convertation/models.yaml"
@@ -38,7 +39,7 @@ def change(file: Path, model: str, **keys: Any) -> None:
 
 def refusal(file: Path, model: str = "vit") -> str:
     with pytest.raises(SystemExit) as error:
-        model_entry(file, model)
+        read_entry(file, model)
     said = str(error.value)
     assert said.startswith(f"{file}: ") and "\n" not in said
     return said.removeprefix(f"{file}: ")
@@ -46,7 +47,7 @@ def refusal(file: Path, model: str = "vit") -> str:
 
 @pytest.mark.parametrize("name", list(yaml.safe_load(MODELS.read_text())))
 def test_the_projects_own_entries_are_right(name: str) -> None:
-    entry = model_entry(MODELS, name)
+    entry = read_entry(MODELS, name)
     assert entry == {"name": name, **yaml.safe_load(MODELS.read_text())[name]}
 
 
@@ -54,7 +55,7 @@ def test_the_tolerance_lies_apart_from_the_rest(file: Path, tmp_path: Path) -> N
     for part in ("model", "tolerance"):
         command = [sys.executable, "-m", "scripts.convert.model_entry", file, "vit", part, tmp_path / part]
         subprocess.run(command, cwd=ROOT, check=True)
-    entry = model_entry(file, "vit")
+    entry = read_entry(file, "vit")
     limits = entry.pop("tolerance")
     assert json.loads((tmp_path / "tolerance").read_text()) == {
         key: value for key, value in limits.items() if key not in ("tf32", "fp16")
@@ -79,13 +80,13 @@ def test_a_precision_that_a_model_does_not_have_is_told(file: Path) -> None:
 
 
 def test_what_is_written_depends_on_this_model_alone(file: Path) -> None:
-    before = model_entry(file, "vit")
+    before = read_entry(file, "vit")
     change(file, "binary", network={"sizes": [512, 2], "activation": "gelu"})
-    assert model_entry(file, "vit") == before
+    assert read_entry(file, "vit") == before
 
 
 def test_an_unknown_model_is_told_with_those_that_there_are(file: Path) -> None:
-    assert refusal(file, "vitt") == "has no model vitt; it describes vit, binary, multilabel, lipro, bpr"
+    assert refusal(file, "vitt") == "has no model vitt; expected one of vit, binary, multilabel, lipro, bpr"
 
 
 @pytest.mark.parametrize("text", ["vit: [", "vit:\n\tfamily: vit", "a: b: c"])
@@ -141,8 +142,8 @@ def test_an_entry_that_is_no_mapping(file: Path) -> None:
         ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "vit: tolerance: fp16 missing; expected tf32 and fp16"),
         ("vit", {"tolerance": {**ZERO, "tf32": {"gqu": 0}}}, "vit: tolerance: tf32: unknown key gqu; expected "),
         ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 2.0}, "fp16": dict.fromkeys(LIMITS, 0)}},
-         "vit: tolerance: expected shares of the scale"),
-        ("binary", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "binary: tolerance: tf32 is of a vit alone"),
+         "vit: tolerance: expected fractions of the scale"),
+        ("binary", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "binary: tolerance: only a vit may have tf32"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], expected: str) -> None:
@@ -155,12 +156,12 @@ def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], exp
 def test_a_number_is_taken_however_it_is_spelled(file: Path, number: str) -> None:
     """`1e-5` is text to YAML 1.1."""
     file.write_text(file.read_text().replace("{output: 1.0e-5,", f"{{output: {number},", 1))
-    assert model_entry(file, "binary")["tolerance"]["output"] == 1e-5
+    assert read_entry(file, "binary")["tolerance"]["output"] == 1e-5
 
 
 def test_a_whole_number_is_a_tolerance_too(file: Path) -> None:
     file.write_text(file.read_text().replace("served: 0.0}", "served: 0}", 1))
-    assert model_entry(file, "bpr")["tolerance"]["served"] == 0.0
+    assert read_entry(file, "bpr")["tolerance"]["served"] == 0.0
 
 
 @pytest.mark.parametrize("spelling", ["false", "no", "False", "off"])
@@ -175,7 +176,7 @@ def test_false_is_false(file: Path, spelling: str) -> None:
 def test_what_cannot_name_a_model_is_refused_with_its_line(file: Path, name: str) -> None:
     file.write_text(file.read_text().replace("lipro:\n", f"{name}:\n"))
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if text == f"{name}:")
-    assert "is no name for a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
+    assert "cannot name a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
 
 
 @pytest.mark.parametrize(
