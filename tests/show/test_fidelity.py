@@ -18,7 +18,8 @@ from tritonclient.grpc import model_config_pb2 as schema
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
 from scripts.show import fidelity, fidelity_table
-from scripts.show.fidelity import (
+from scripts.show.fidelity import measure_hop
+from scripts.show.hops import (
     Answers,
     Task,
     draw_volumes,
@@ -28,7 +29,6 @@ from scripts.show.fidelity import (
     run_plan,
     run_pytorch,
 )
-from scripts.show.fidelity import measure_hop as between
 
 NO_TIES = np.zeros((0, 1))
 
@@ -100,7 +100,7 @@ def test_a_hop_that_does_not_exist_is_named_with_the_reason(measured: Project) -
 
     assert absent == {
         "fp16 as a GPU rounds it": "not built: make onnx PRECISION=fp16",
-        "plan": "not built: make trt, where there is a GPU",
+        "plan": "not built: make trt on a machine with a GPU",
     }
 
 
@@ -124,13 +124,13 @@ def test_it_is_shown_as_a_table_stamped_synthetic_and_kept(measured: Project) ->
 
     lines = said.splitlines()
     assert announced(said) == set()
-    assert lines[0] == "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses"
+    assert lines[0] == "SYNTHETIC weights: this shows that the programs work, and says nothing about diagnoses"
     assert re.sub(" +", " ", lines[2]) == (
         "hop against embedding: max 99.9 % 1 - cosine codes flipped widest margin "
         "binary probability multilabel probability decisions changed"
     )
     assert re.match(r"ONNX, batch 1 +PyTorch +\d\.\de-\d\d .* 0 of 64 +- .* 0 of 168$", lines[3])
-    assert "plan: not built: make trt, where there is a GPU" in lines
+    assert "plan: not built: make trt on a machine with a GPU" in lines
 
 
 def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Project) -> None:
@@ -172,7 +172,7 @@ def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, t
     assert right.codes is not None and wrong.codes is not None
 
     exact, flips, ties, shared = run_pytorch(task(built), checkpoints(built), {"wrong": (None, wrong.codes)})
-    found = between(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
+    found = measure_hop(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
 
     codes = found["codes"]
     assert codes["flipped"] == int((right.codes != wrong.codes).sum()) == sum(codes["per_volume"]) > 50
@@ -185,7 +185,7 @@ def test_a_decision_that_changes_is_named() -> None:
     before = Answers(np.ones((2, 3)), None, {"binary": np.array([[0.4], [0.6]])})
     after = Answers(np.ones((2, 3)), None, {"binary": np.array([[0.45], [0.49]])})
 
-    found = between(before, after, 1.0, None, [NO_TIES] * 2, 0.0)
+    found = measure_hop(before, after, 1.0, None, [NO_TIES] * 2, 0.0)
 
     score = found["probabilities"]["binary"]
     assert score["changed"] == [[1, 0]] and score["max"] == pytest.approx(0.11)
@@ -199,7 +199,7 @@ def test_ties_that_fell_the_other_way_unseen_are_found_in_the_embedding() -> Non
     before = Answers(generator.standard_normal((2, 64)), None, {})
     after = Answers(before.embedding + np.stack([ties[0][3] + ties[0][11], np.full(64, 1e-7)]), None, {})
 
-    found = between(before, after, 1.0, None, ties, 0.0)
+    found = measure_hop(before, after, 1.0, None, ties, 0.0)
 
     assert found["near_ties"]["per_volume"] == [2, 0] and found["near_ties"]["explain"] == 2
     assert found["near_ties"]["remains"] == pytest.approx(1e-7) and found["embedding"]["max"] > 0.01
@@ -214,8 +214,8 @@ def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Pat
     hop = run_onnxruntime(task(built), "overflow", files(built, vit=other), 4)
 
     assert re.fullmatch(
-        r"\d+ of 192 values of the embeddings are NaN or infinite: it overflows",
-        between(hop, hop, 1.0, None, [NO_TIES] * 8, 0.0)["broken"],
+        r"\d+ of 192 values of the embeddings are NaN or infinite: the computation overflows",
+        measure_hop(hop, hop, 1.0, None, [NO_TIES] * 8, 0.0)["broken"],
     )
 
 
@@ -223,7 +223,7 @@ def test_the_distance_of_two_directions_keeps_its_digits() -> None:
     before = Answers(np.array([[3.0, 4.0]]), None, {})
     after = Answers(np.array([[3.0, 4.0 + 1e-9]]), None, {})
 
-    found = between(before, after, 5.0, None, [NO_TIES], 0.0)
+    found = measure_hop(before, after, 5.0, None, [NO_TIES], 0.0)
     assert found["cosine_distance"] == pytest.approx((0.6e-9 / 5) ** 2 / 2, rel=1e-3)
 
 

@@ -107,12 +107,12 @@ def test_chromium_shows_all_of_it_without_a_complaint_or_a_request(shown: Projec
     words = str(Text(seen.printed))
     assert seen.printed.count("<svg") == 1 + 3 + 1 + 1  # pipeline, fidelity, probabilities, benchmarks
     for part in (
-        "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses.",
+        "SYNTHETIC weights: this shows that the programs work, and says nothing about diagnoses.",
         "tritonserver 2.47.0 loaded each model strictly",
         "vit_onnx READY", "bpr_model READY",
         "convertation/vit/torch2onnx.py",  # in the graph
         "vit_onnx/1/model.onnx", "torch 2.13.0", "build/synthetic/CT-RATE/model_binary.pth",
-        "ONNX, batch 4 ONNX, batch 1", "plan: not built: make trt, where there is a GPU",
+        "ONNX, batch 4 ONNX, batch 1", "plan: not built: make trt on a machine with a GPU",
         "Differences of the embeddings", "Margins of the codes", "float32 rounding explains up to",
         "binary_onnx same answers", "vit_onnx same files",
         "session load 0.11 x (≤ 0.2)", "on a GPU not measured no GPU here",
