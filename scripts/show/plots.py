@@ -1,7 +1,7 @@
-"""Small plots as inline SVG, for scripts/show/report.py. Standard library only; colours and type come from the page's
-CSS.
+"""Draw small plots as inline SVG for scripts/show/report.py. Standard library only.
 
-Every plot is 720 units wide; its text is text, so that it can be searched, read aloud and printed.
+Colours and fonts come from the page's CSS. Every plot is 720 units wide. Its words are SVG text, so they can be
+searched, read aloud and printed.
 """
 
 import math
@@ -14,7 +14,7 @@ ROW, GAP = 54, 14
 
 
 class Histogram(NamedTuple):
-    """One row of `draw_histograms`: counts, of `unit`, between the common edges; `kind` is a CSS class."""
+    """One row of `draw_histograms`: counts of `unit` between the common edges. `kind` is a CSS class."""
 
     label: str
     counts: Sequence[int]
@@ -23,7 +23,7 @@ class Histogram(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One row of `draw_bars`: a value as share of its goal, and the smallest and largest of its samples likewise."""
+    """One row of `draw_bars`: a value, its smallest and its largest sample, each as a share of the goal."""
 
     label: str
     share: float
@@ -36,7 +36,10 @@ class Bar(NamedTuple):
 def draw_histograms(
     edges: Sequence[float], rows: Sequence[Histogram], marks: Sequence[tuple[float, str]], title: str, axis: str
 ) -> str:
-    """Histograms over log10 edges, one below the other, each to its own scale; `marks`: lines with words."""
+    """Draw histograms over log10 edges, one below the other, each with its own vertical scale.
+
+    `marks`: values that get a vertical line with words.
+    """
     first, last = find_span(edges, rows, [math.log10(value) for value, _ in marks if value > 0])
     top = 26 + 14 * len(marks)
     height = top + len(rows) * (ROW + GAP) + 40
@@ -72,7 +75,7 @@ def draw_histograms(
 
 
 def find_span(edges: Sequence[float], rows: Sequence[Histogram], others: Sequence[float]) -> tuple[float, float]:
-    """The decades that hold something."""
+    """Return the first and the last power of ten to draw, at least two apart, so that all counts and `others` fit."""
     held = [edges[place] for row in rows for place, count in enumerate(row.counts) if count]
     held += [edges[place + 1] for row in rows for place, count in enumerate(row.counts) if count]
     held += others or []
@@ -81,7 +84,7 @@ def find_span(edges: Sequence[float], rows: Sequence[Histogram], others: Sequenc
 
 
 def draw_scatter(panels: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: str, across: str, up: str) -> str:
-    """Probabilities before and after, a square per panel; what changes side of 0.5 stands out."""
+    """Draw probabilities before and after, one square per panel. Points that change sides of 0.5 are red."""
     side, gap = 270, 70
     parts = []
     for number, (label, points) in enumerate(panels):
@@ -110,7 +113,7 @@ def draw_scatter(panels: Sequence[tuple[str, Sequence[tuple[float, float]]]], ti
 
 
 def draw_bars(rows: Sequence[Bar], title: str) -> str:
-    """Values as shares of their goals: a bar that stays left of the line holds what is promised."""
+    """Draw values as shares of their goals: a bar that ends left of the line meets its goal."""
     label, most = 300, 1.5
     full = WIDTH - label - 170
 
