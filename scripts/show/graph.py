@@ -74,8 +74,8 @@ def lay_out_boxes(
     columns = assign_columns(edges)
     cells: dict[tuple[str, int], list[str]] = {}
     for name in shown:
-        cells.setdefault((group_of(name, shown, repository), columns[name]), []).append(name)
-    size = {name: (box_width(shown[name]), PAD * 2 + LINE * len(box_lines(shown[name]))) for name in shown}
+        cells.setdefault((find_group(name, shown, repository), columns[name]), []).append(name)
+    size = {name: (measure_box_width(shown[name]), PAD * 2 + LINE * len(list_box_lines(shown[name]))) for name in shown}
     left, lefts = float(MARGIN), {}
     widest = {column: max(size[name][0] for name in shown if columns[name] == column) for column in columns.values()}
     for column in sorted(widest):
@@ -86,25 +86,25 @@ def lay_out_boxes(
     boxes: dict[str, Box] = {}
     frames: dict[str, Box] = {}
 
-    def stack(title: str, top: float, height: float) -> None:
+    def place_group(title: str, top: float, height: float) -> None:
         """Place the steps of a group, each of its columns in the middle of the height."""
         for (of, column), names in cells.items():
             if of == title:
-                y = top + (height - tall(names)) / 2
+                y = top + (height - measure_column(names)) / 2
                 for name in names:
                     boxes[name] = Box(lefts[column], y, widest[column], size[name][1])
                     y += size[name][1] + GAP
 
-    def tall(names: list[str]) -> float:
+    def measure_column(names: list[str]) -> float:
         return sum(size[name][1] + GAP for name in names) - GAP
 
-    def tallest(title: str) -> float:
-        return max((tall(names) for (of, _), names in cells.items() if of == title), default=0)
+    def measure_group(title: str) -> float:
+        return max((measure_column(names) for (of, _), names in cells.items() if of == title), default=0)
 
     top = float(MARGIN)
     for title in bands:
-        stack(title, top + LINE + PAD, height := tallest(title))
-        inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
+        place_group(title, top + LINE + PAD, height := measure_group(title))
+        inner = [boxes[name] for name in shown if find_group(name, shown, repository) == title]
         right = max(box.x + box.width for box in inner)
         start = min(box.x for box in inner)
         frames[title] = Box(start - PAD, top, right - start + 2 * PAD, height + LINE + 2 * PAD)
@@ -112,16 +112,16 @@ def lay_out_boxes(
     for title in ("", repository):  # beside the bands if its columns are free, else below them
         mine = {column for of, column in cells if of == title}
         free = not any(column in mine for of, column in cells if of in bands or (title and of == ""))
-        height = tallest(title)
+        height = measure_group(title)
         if mine and free:
             middle = max(top - GAP - MARGIN, height + LINE + PAD)
-            stack(title, MARGIN + LINE + PAD, middle - LINE - PAD)
+            place_group(title, MARGIN + LINE + PAD, middle - LINE - PAD)
             top = max(top, MARGIN + middle + GAP)
         elif mine:
-            stack(title, top + LINE + PAD, height)
+            place_group(title, top + LINE + PAD, height)
             top += height + LINE + 2 * PAD + GAP
         if mine and title:
-            inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
+            inner = [boxes[name] for name in shown if find_group(name, shown, repository) == title]
             start, first = min(box.x for box in inner), min(box.y for box in inner)
             end = max(box.y + box.height for box in inner)
             frames[title] = Box(start - PAD, first - LINE - PAD, widest[last] + 2 * PAD, end - first + LINE + 2 * PAD)
@@ -142,7 +142,7 @@ def is_minor(name: str) -> bool:
     return name.startswith(("build/models/", ".venv"))
 
 
-def group_of(name: str, shown: dict[str, Step], repository: str) -> str:
+def find_group(name: str, shown: dict[str, Step], repository: str) -> str:
     """Return the title of the frame around a node: its model, or the repository; "" for no frame."""
     if name.startswith(f"{repository}/"):
         return repository
@@ -169,7 +169,7 @@ def read_last_run() -> str:
     return max((str(json.loads(text).get("run", "")) for text in texts if text), default="")
 
 
-def box_lines(step: Step) -> list[str]:
+def list_box_lines(step: Step) -> list[str]:
     """Return the lines in a box: the artifact, the script that makes it, and why it will run."""
     short = step.target.startswith(("build/checks/", "build/models/"))
     said = [step.target.removeprefix("build/") if short else Path(step.target).name]
@@ -180,9 +180,9 @@ def box_lines(step: Step) -> list[str]:
     return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in said]
 
 
-def box_width(step: Step) -> float:
+def measure_box_width(step: Step) -> float:
     """Return the width of a box that holds its text."""
-    name, *small = box_lines(step)
+    name, *small = list_box_lines(step)
     return 2 * PAD + max(LETTER * len(name), *(SMALL * len(line) for line in small), 0)
 
 
@@ -194,7 +194,7 @@ def draw_box(step: Step, box: Box) -> str:
         f'<text x="{box.x + box.width / 2:.0f}" y="{box.y + PAD + LINE * (number + 0.8):.0f}"'
         + (' font-size="12" font-weight="bold">' if number == 0 else f' fill="{"#444444" if number == 1 else line}">')
         + f"{escape(words)}</text>"
-        for number, words in enumerate(box_lines(step))
+        for number, words in enumerate(list_box_lines(step))
     )
     return f'<g class="node"><title>{escape(tip)}</title>{draw_rectangle(box, fill, line, dashes)}{text}</g>'
 

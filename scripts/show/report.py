@@ -17,7 +17,7 @@ from scripts.publish.provenance import trace_repository
 from scripts.serve.releases import list_notes
 from scripts.show import fidelity_table
 from scripts.show.graph import draw_pipeline
-from scripts.show.html_parts import heading, missing, read_json, remark_staleness, table
+from scripts.show.html_parts import make_heading, make_missing_note, make_table, read_json, remark_staleness
 from scripts.show.report_sections import show_benchmark, show_comparison, show_fidelity, show_gpu, show_rtx
 from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judge_steps
 from scripts.steps.printing import print_text
@@ -99,8 +99,8 @@ def describe_models(kind: str) -> str:
                 else LICENCES.get(entry["family"], ("", "unknown"))[1]
             )
             rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), words or "-", licence))
-    made = table(rows) if rows[1:] else missing("What each model takes", "make repository")
-    return heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in lines) + made
+    made = make_table(rows) if rows[1:] else make_missing_note("What each model takes", "make repository")
+    return make_heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in lines) + made
 
 
 def read_verdict(repository: str) -> Any:
@@ -134,7 +134,7 @@ def show_figures(repository: str, kind: str) -> str:
 
 def show_models(repository: str, kind: str) -> str:
     """Return Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
-    parts = [heading("Models", kind)]
+    parts = [make_heading("Models", kind)]
     if verdict := read_verdict(repository):
         parts.append(
             f"<p>{escape(verdict['server'])} loaded each model strictly. Then each got, over gRPC, the input that "
@@ -151,9 +151,9 @@ def show_models(repository: str, kind: str) -> str:
             )
             for name, model in verdict["models"].items()
         ]
-        parts.append(table(rows, good={"READY"}))
+        parts.append(make_table(rows, good={"READY"}))
     else:
-        parts.append(missing("Triton's verdict", "make repository"))
+        parts.append(make_missing_note("Triton's verdict", "make repository"))
     checks: list[tuple[str, ...]] = [("ONNX file", "difference", "allowed", "batches", "codes flipped", "near ties")]
     for path in sorted(Path("build/checks").glob("*.json")):
         check = read_json(str(path)) or {}
@@ -171,7 +171,7 @@ def show_models(repository: str, kind: str) -> str:
             )
             checks.append((name, *row))
     if checks[1:]:
-        parts.append(table(checks))
+        parts.append(make_table(checks))
         parts.append(
             '<p class="note">Each file is compared with PyTorch, an fp16 file with its fp32 file. Differences are '
             "relative to the largest output.</p>"
@@ -184,16 +184,16 @@ def show_pipeline(repository: str, steps: dict[str, Step]) -> str:
     current = sum(step.state in (FRESH, LOCAL) for step in steps.values())
     drawn = draw_pipeline(steps, repository)
     caption = f"{current} of {len(steps)} artifacts are current. Each box names the script that makes it."
-    return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
+    return f'{make_heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
 
 
 def show_sources(repository: str, steps: dict[str, Step]) -> str:
     """Return each published file with its origin, as in `make provenance`, and the versions of the tools."""
-    title = heading("Made of")
+    title = make_heading("Made of")
     try:
         traced = trace_repository(repository, steps)
     except SystemExit as reason:
-        return title + missing("What the published files were made from", "make repository", str(reason))
+        return title + make_missing_note("What the published files were made from", "make repository", str(reason))
     rows = [("published file", "size", "sha256", "made by", "made from")]
     for file, entry in traced["published"].items():
         made = traced["made"].get(entry["copy_of"])
@@ -212,10 +212,10 @@ def show_sources(repository: str, steps: dict[str, Step]) -> str:
     origin = ", ".join(
         f"{name} ({entry['kind']})" for name, entry in traced["origin"].items() if entry["kind"] != "source"
     )
-    parts = [title, table(rows)]
+    parts = [title, make_table(rows)]
     parts.append(f"<p>Weights: {escape(traced['weights'])}{escape(f'; {origin}' if origin else '')}. Made with ")
     parts.append(", ".join(f"{escape(name)}&nbsp;{escape(version)}" for name, version in versions) + ".</p>")
-    parts += ["<h3>Time and memory of the steps</h3>", table(took)] if took[1:] else []
+    parts += ["<h3>Time and memory of the steps</h3>", make_table(took)] if took[1:] else []
     return "\n".join(parts)
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.show import fidelity_table
-from scripts.show.html_parts import figure, heading, missing, read_json, remark_staleness, table
+from scripts.show.html_parts import (
+    make_figure,
+    make_heading,
+    make_missing_note,
+    make_table,
+    read_json,
+    remark_staleness,
+)
 from scripts.show.plots import Bar, Histogram, draw_bars, draw_histograms, draw_scatter
 from scripts.steps.records import known_digest
 
@@ -20,17 +27,17 @@ def show_fidelity() -> str:
     """Return the table of all hops on the seeded volumes, and three plots."""
     found = read_json("build/fidelity.json")
     if not found:
-        return heading("Fidelity") + missing("How far each hop moves the answers", "make fidelity")
+        return make_heading("Fidelity") + make_missing_note("The difference that each hop makes", "make fidelity")
     about = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["tissue"].items())
     parts = [
-        heading("Fidelity", found["weights"]),
+        make_heading("Fidelity", found["weights"]),
         f"<p>{found['volumes']} seeded volumes like CT ({about}) go through every hop that exists. "
         "Differences are relative to the largest value of PyTorch's embeddings."
         f"{remark_staleness('build/fidelity.json', 'make fidelity')}</p>",
     ]
     head, *rows = fidelity_table.list_rows(found)
-    parts.append(table([head, *[row for row in rows if row[3]]]))
-    parts += [missing(row[0], "", row[2]) for row in rows if not row[3]]
+    parts.append(make_table([head, *[row for row in rows if row[3]]]))
+    parts += [make_missing_note(row[0], "", row[2]) for row in rows if not row[3]]
     hops = [hop for hop in found["hops"] if "embedding" in hop]
     for hop in hops:
         if (ties := hop["near_ties"]) and ties["explain"]:
@@ -46,7 +53,9 @@ def show_rtx() -> str:
     """Return what NVIDIA's TensorRT for RTX built, without a GPU, from each file that becomes a plan."""
     records = sorted(Path("build/checks").glob("*.rtx.json"))
     if not records:
-        return heading("TensorRT") + missing("The check by NVIDIA's parser and builder", "make trt CHECK=1")
+        return make_heading("TensorRT") + make_missing_note(
+            "The check by NVIDIA's parser and builder", "make trt CHECK=1"
+        )
     rows: list[tuple[str, ...]] = [
         ("ONNX file", "built for", "layers", "attention nodes", "engine", "weights", "activations")
     ]
@@ -59,9 +68,9 @@ def show_rtx() -> str:
     note = "".join(sorted({remark_staleness(str(path), "make trt CHECK=1") for path in records}))
     judges = ", ".join(sorted({(read_json(str(path)) or {})["judge"] for path in records}))
     return (
-        f"{heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
+        f"{make_heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
         f"capabilities named. This product is not the trtexec that builds plans, and no plan ran. So this suggests "
-        f"that TensorRT accepts the files, but does not prove it.{note}</p>{table(rows)}"
+        f"that TensorRT accepts the files, but does not prove it.{note}</p>{make_table(rows)}"
     )
 
 
@@ -69,7 +78,7 @@ def show_gpu() -> str:
     """Return what `make verify-gpu` measured: each model alone, by batch and number of clients."""
     found = read_json("build/verify-gpu.json")
     if not found:
-        return heading("On a GPU") + missing("The speed of the models on a GPU", "make verify-gpu")
+        return make_heading("On a GPU") + make_missing_note("The speed of the models on a GPU", "make verify-gpu")
     about = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["on"].items() if value)
     rows: list[tuple[str, ...]] = [
         (
@@ -95,8 +104,9 @@ def show_gpu() -> str:
         for name, figures in found["slower"].items()
     )
     return (
-        f"{heading('On a GPU')}<p>{escape(about)}. Each model ran alone in its own server. Clients sent requests until "
-        f"the rates of three windows in a row agreed; the spread is how far these rates differ.</p>{late}{table(rows)}"
+        f"{make_heading('On a GPU')}<p>{escape(about)}. Each model ran alone in its own server. Clients sent requests "
+        "until the rates of three windows in a row agreed; the spread is how far these rates differ.</p>"
+        f"{late}{make_table(rows)}"
     )
 
 
@@ -106,7 +116,7 @@ def plot_differences(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> s
     marks = [(check["tolerance"], f"allowed by the build's check: {check['tolerance']:g}")] if check else []
     rows = [Histogram(hop["hop"], hop["embedding"]["histogram"], "values") for hop in hops]
     axis = "difference of each embedding value, relative to the largest value (equal values count at the left end)"
-    return figure(
+    return make_figure(
         "Differences of the embeddings",
         draw_histograms(found["edges"], rows, marks, "Distribution of the embeddings' differences", axis),
         "How large the differences are. Each hop is compared with the one in the column “against” of the table. Far "
@@ -120,7 +130,7 @@ def plot_margins(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str:
     rows += [Histogram(hop["hop"], hop["codes"]["histogram"], "codes flipped", "other") for hop in hops if hop["codes"]]
     marks = [(found["rounding"], f"float32 rounding explains up to {found['rounding']:.1e}")]
     axis = "cosine with the nearest codebook row minus cosine with the other"
-    return figure(
+    return make_figure(
         "Margins of the codes",
         draw_histograms(found["edges"], rows, marks, "Margins of all tokens and of flipped codes", axis),
         "Grey: the cosine of each token's best codebook row minus that of its second best. Below: the margins of the "
@@ -141,7 +151,7 @@ def plot_distances(found: dict[str, Any], hops: Sequence[dict[str, Any]]) -> str
     plot = draw_histograms(
         edges, rows, marks, "Distances of the probabilities from 0.5", "distance of a probability from 0.5"
     )
-    return figure(
+    return make_figure(
         "Distances of the decisions",
         plot,
         "How close the decisions are: the distance of every probability from 0.5, and the largest change by a hop. "
@@ -153,12 +163,14 @@ def show_comparison(repository: str) -> str:
     """Return the last comparison with another repository."""
     found = read_json("build/compare.json")
     if not found:
-        return heading("Compared") + missing("A comparison with another repository", "make compare WITH=/path/to/it")
+        return make_heading("Compared") + make_missing_note(
+            "A comparison with another repository", "make compare WITH=/path/to/it"
+        )
     kind = "synthetic" if "synthetic" in found["weights"].values() else ""
     changed = [f for f, sha in found["files"].items() if known_digest(f"{repository}/{f}") != sha]
     note = " <b>Other models were published since; run again: make compare WITH=….</b>" if changed else ""
     parts = [
-        heading("Compared", kind),
+        make_heading("Compared", kind),
         f"<p>New: <code>{escape(found['ours'])}</code>, weights {found['weights']['ours']}. ",
     ]
     parts.append(f"Other: <code>{escape(found['theirs'])}</code>, weights {found['weights']['theirs']}.{note}</p>")
@@ -168,7 +180,7 @@ def show_comparison(repository: str) -> str:
         decisions = str(len(result["decisions_changed"])) if "decisions_changed" in result else ""
         rows.append((name, result["verdict"], *apart, decisions, result.get("reason", "")))
     parts.append(
-        table(rows, good={"same files", "same answers"}, bad={"differs", "not compared", "only in the other one"})
+        make_table(rows, good={"same files", "same answers"}, bad={"differs", "not compared", "only in the other one"})
     )
     if found["probabilities"]:
         panels = [
@@ -187,7 +199,7 @@ def show_comparison(repository: str) -> str:
             "0.5 changes."
         )
         parts.append(
-            figure(
+            make_figure(
                 "Probabilities",
                 draw_scatter(panels, "Probabilities of the new and the other models", "other", "new"),
                 caption,
@@ -200,10 +212,10 @@ def show_benchmark() -> str:
     """Return the figures of `make bench`, as shares of their goals."""
     found = read_json("build/bench.json")
     if not found:
-        return heading("Speed and size") + missing("The benchmarks", "make bench")
+        return make_heading("Speed and size") + make_missing_note("The benchmarks", "make bench")
     machine = found["machine"]
     parts = [
-        heading("Speed and size"),
+        make_heading("Speed and size"),
         f"<p>{machine['cores']} cores, {escape(machine['processor'])}, Python {machine['python']}. Both "
         "sides of a ratio were measured in the same run on this machine. A bar is a share of its goal; a whisker is "
         "the spread of its rounds.</p>",
@@ -212,13 +224,13 @@ def show_benchmark() -> str:
     for group in groups:
         rows = [row for row in found["rows"] if row["group"] == group]
         judged_rows = [make_bar(row) for row in rows if row["value"] is not None and row["goal"]]
-        parts.append(figure(group, draw_bars(judged_rows, f"Benchmarks: {group}") if judged_rows else "", ""))
+        parts.append(make_figure(group, draw_bars(judged_rows, f"Benchmarks: {group}") if judged_rows else "", ""))
         others = [("figure", "value", "note")]
         for row in rows:
             if row["value"] is None or not row["goal"]:
                 value = "not measured" if row["value"] is None else f"{row['value']:.3g} {row['unit']}".strip()
                 others.append((row["what"], value, row["note"]))
-        parts += [table(others)] if others[1:] else []
+        parts += [make_table(others)] if others[1:] else []
     return "\n".join(parts)
 
 

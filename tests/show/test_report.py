@@ -170,7 +170,7 @@ def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pyte
     text = describe_models("real")
     for said in (
         "Intended use",
-        "no medical device",
+        "not a medical device",
         "Hounsfield",
         "LiPro",
         "output 1e-05",
@@ -197,11 +197,11 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
 
     text = str(Text(page(project).read_text()))
     for part in (
-        "How far each hop moves the answers: not there yet. Make it with make fidelity",
-        "What NVIDIA's parser and builder make of the files: not there yet. Make it with make trt CHECK=1",
-        "How fast the models are on a GPU: not there yet. Make it with make verify-gpu",
-        "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
-        "The benchmarks: not there yet. Make it with make bench",
+        "The difference that each hop makes: not made yet. Make it with make fidelity",
+        "The check by NVIDIA's parser and builder: not made yet. Make it with make trt CHECK=1",
+        "The speed of the models on a GPU: not made yet. Make it with make verify-gpu",
+        "A comparison with another repository: not made yet. Make it with make compare WITH=/path/to/it",
+        "The benchmarks: not made yet. Make it with make bench",
     ):
         assert part in text, part
 
@@ -222,7 +222,7 @@ def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
 
     text = str(Text(show_gpu()))
 
-    assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model alone" in text
+    assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model ran alone" in text
     assert "vit_trt is slower than its ONNX model: 31 ms, the ONNX model 29 ms." in text
     assert "vit_trt 1 1 31 33.5 31.9 4 % 600 2345 vit_trt 1 4 31 33.5 31.9 4 % 600 2345" in text
 
@@ -234,14 +234,15 @@ def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> N
     project.append("scripts/convert/probabilities.py", "# a remark\n")
     project.make("report")
     assert (
-        page(project).read_text().count("Something it was made from has changed since: <code>make fidelity</code>") == 1
+        page(project).read_text().count("Something it was made from has changed since. Run <code>make fidelity</code>")
+        == 1
     )
 
     config = project.path / REPOSITORY / "binary_onnx/config.pbtxt"
     config.write_text(config.read_text() + "# a remark\n")
     project.make("report")
     text = page(project).read_text()
-    assert "Another set is published since" in text
+    assert "Other models were published since" in text
     assert "is not what the verdict was passed on" in text
 
 
@@ -264,5 +265,5 @@ def test_before_anything_is_built_the_report_is_a_list_of_commands(stand_ins: Pr
     shutil.rmtree(stand_ins.path / ".make/published", ignore_errors=True)
     stand_ins.make("report")
     text = str(Text(page(stand_ins).read_text()))
-    assert "Triton's verdict: not there yet. Make it with make repository" in text
+    assert "Triton's verdict: not made yet. Make it with make repository" in text
     assert [path.name for path in (stand_ins.path / "build").iterdir()] == ["report.html"]

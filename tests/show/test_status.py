@@ -89,7 +89,7 @@ def test_nothing_to_do_says_so(stand_ins: Project) -> None:
 
 def test_what_is_absent_but_vouched_for_is_counted(stand_ins: Project) -> None:
     shutil.rmtree(stand_ins.path / "build/synthetic")
-    assert stand_ins.make("status") == "nothing to do: 28 current, 5 of them absent and vouched for by a record\n"
+    assert stand_ins.make("status") == "nothing to do: 28 current, 5 of them absent with a valid record\n"
 
 
 def test_each_line_says_why(stand_ins: Project) -> None:
@@ -116,7 +116,7 @@ def test_a_published_file_hangs_on_its_model(stand_ins: Project) -> None:
 
 def test_a_file_that_is_no_artifact_is_refused(stand_ins: Project) -> None:
     said = stand_ins.fail("status", "FILE=build/onnx/nothing.onnx")
-    assert "build/onnx/nothing.onnx is no artifact of this pipeline; expected one such as build/onnx/" in said
+    assert "build/onnx/nothing.onnx: not an artifact of this pipeline; expected one such as build/onnx/" in said
 
 
 def test_a_missing_source_is_an_error_that_names_it(stand_ins: Project) -> None:
