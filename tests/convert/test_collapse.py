@@ -119,7 +119,7 @@ def test_make_compare_names_the_fault_of_an_old_repository(
 
     said = capsys.readouterr().out
     assert "vit_onnx: answers every study alike" in said
-    assert "the other one answers different volumes alike, seed 1 and seed 2 for one" in said
+    assert "the other one answers different volumes alike, for example seed 1 and seed 2" in said
     assert "ONNX Runtime up to 1.22" in said
 
 

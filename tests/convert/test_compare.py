@@ -1,5 +1,7 @@
-"""scripts/convert/compare.py and scripts/compare_*.py: real exports of tiny networks, and every planted fault is
-found."""
+"""scripts/convert/compare.py, compare_vit.py and compare_bpr.py: real exports of tiny networks, with planted faults.
+
+One file, though long: the comparisons of all families share the exports and the ways to plant a fault.
+"""
 
 import json
 import sys
@@ -403,7 +405,7 @@ def test_the_message_says_what_where_how_much_and_what_to_do(head: Case, tmp_pat
         f"{path}: output at batch 1, most at [0, {where}], differs from PyTorch's by 1.00e+00 of its scale {scale:.3g};"
         " expected at most 0.0001\n"
         "the file does not compute what the checkpoint does; nothing is written\n"
-        f"next: rm {path} && make onnx MODEL=head; if it stays, suspect torch and onnxruntime"
+        f"next: rm {path} && make onnx MODEL=head; if the error stays, suspect torch and onnxruntime"
     )
 
 
