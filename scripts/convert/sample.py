@@ -124,7 +124,7 @@ def fill_volume(generator: np.random.Generator, volume: NDArray[np.float32]) -> 
 def make_series(generator: np.random.Generator, *, rising: bool) -> NDArray[np.int16]:
     """Return an int16 (z, y, x) series in HU.
 
-    `rising`: each slice is brighter than the one below, so that the score rises along the body. Else all are alike.
+    `rising`: each slice is brighter than the one below, so that its score changes along the body. Else all are alike.
     """
     depth, height, width = SERIES
     y, x = _make_axis(height)[:, None], _make_axis(width)[None]

@@ -1,4 +1,4 @@
-"""`make fidelity` on tiny networks through the real Triton, and each figure on answers whose faults are known."""
+"""`make fidelity` on tiny networks with the real Triton, and each figure on answers with known faults."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def task(project: Project) -> Task:
 
 
 def files(project: Project, **others: Path) -> dict[str, Path]:
-    """The published ONNX files, unless others are given."""
+    """The published ONNX files, or `others` in their place."""
     repository = project.path / "model_repository_running"
     return {name: repository / f"{name}_onnx/1/model.onnx" for name in ("vit", "binary", "multilabel")} | others
 
@@ -59,7 +59,7 @@ def checkpoints(project: Project) -> dict[str, Path]:
 
 
 def altered(path: Path, out: Path, change: Any) -> Path:
-    """The ONNX file with each weight changed in place by `change(name, array)`."""
+    """Write a copy of an ONNX file whose weights `change(name, array)` changed in place."""
     model = onnx.load(path)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
@@ -120,7 +120,7 @@ def test_the_volumes_have_the_statistics_of_ct(measured: Project) -> None:
 
 
 def test_it_is_shown_as_a_table_stamped_synthetic_and_kept(measured: Project) -> None:
-    said = measured.make("fidelity")  # a second time: nothing has changed
+    said = measured.make("fidelity")  # for the second time: nothing has changed
 
     lines = said.splitlines()
     assert announced(said) == set()
@@ -133,7 +133,7 @@ def test_it_is_shown_as_a_table_stamped_synthetic_and_kept(measured: Project) ->
     assert "plan: not built: make trt on a machine with a GPU" in lines
 
 
-def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Project) -> None:
+def test_it_is_measured_again_only_if_an_input_changes(stand_ins: Project) -> None:
     goal = "build/fidelity.json"
     assert announced(stand_ins.make(goal)) == {goal}
     assert announced(stand_ins.make(goal)) == set()
@@ -153,7 +153,7 @@ def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Pro
     assert "plan/RTX/vit " in (stand_ins.path / goal).read_text()
 
 
-def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
+def test_the_volumes_are_those_of_make_sample(built: Project) -> None:
     entry = entries(built)["vit"]
     assert (make_request(task(built), [0]) == make_sample(entry, 1, 1)["input"]).all()
 
@@ -161,7 +161,7 @@ def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
 # --- Each figure ----------------------------------------------------------------
 
 
-def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, tmp_path: Path) -> None:
+def test_flips_of_another_network_are_not_taken_for_near_ties(built: Project, tmp_path: Path) -> None:
     def swap(name: str, values: Any) -> None:
         if values.shape == (32, 64):  # the codebook's directions, transposed
             values[:] = values[:, ::-1]
@@ -193,7 +193,7 @@ def test_a_decision_that_changes_is_named() -> None:
     assert found["near_ties"] == {"explain": 0, "per_volume": [0, 0], "remains": 0.0}
 
 
-def test_ties_that_fell_the_other_way_unseen_are_found_in_the_embedding() -> None:
+def test_unseen_flips_are_found_in_the_embedding() -> None:
     generator = np.random.default_rng(0)
     ties = [0.01 * generator.standard_normal((20, 64)) for _ in range(2)]
     before = Answers(generator.standard_normal((2, 64)), None, {})
@@ -205,7 +205,7 @@ def test_ties_that_fell_the_other_way_unseen_are_found_in_the_embedding() -> Non
     assert found["near_ties"]["remains"] == pytest.approx(1e-7) and found["embedding"]["max"] > 0.01
 
 
-def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Path) -> None:
+def test_an_overflow_is_reported(built: Project, tmp_path: Path) -> None:
     def overflow(name: str, values: Any) -> None:
         if name.endswith("columns.0"):
             values[:] = np.finfo(np.float32).max
@@ -219,7 +219,7 @@ def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Pat
     )
 
 
-def test_the_distance_of_two_directions_keeps_its_digits() -> None:
+def test_a_tiny_cosine_distance_keeps_its_digits() -> None:
     before = Answers(np.array([[3.0, 4.0]]), None, {})
     after = Answers(np.array([[3.0, 4.0 + 1e-9]]), None, {})
 
@@ -258,7 +258,7 @@ def test_exactly_half_is_no_finding() -> None:
 
 
 @pytest.mark.parametrize("word", ["onnx/vit", "vit=scripts/show/fidelity.py"])
-def test_a_word_that_is_no_hop_is_refused(word: str) -> None:
+def test_a_word_that_names_no_hop_is_refused(word: str) -> None:
     with pytest.raises(SystemExit, match=f"{word}: expected HOP/MODEL=FILE"):
         fidelity.parse_files([word])
 
@@ -270,7 +270,7 @@ def test_a_file_that_is_not_there_is_refused_with_the_command_that_makes_it() ->
         fidelity.parse_files(["onnx/vit=no.onnx"])
 
 
-def test_a_hop_that_breaks_has_its_line(measured: Project) -> None:
+def test_a_hop_with_nan_has_its_line_in_the_table(measured: Project) -> None:
     found = load(measured)
     found["hops"][0] = {"hop": "ONNX, batch 1", "against": "PyTorch", "broken": "3 of 192 values are NaN"}
 

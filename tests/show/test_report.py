@@ -1,4 +1,4 @@
-"""`make report`, read by a real Chromium: what it shows, that it prints, and that it asks nothing of anyone."""
+"""`make report`, read by a real Chromium: what it shows, that it can be printed, and that it loads nothing."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from scripts.show.report_sections import show_gpu
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
-# Chromium itself asks its maker for updates and the time, whatever page it shows
+# Chromium itself asks these for updates and the time, whatever page it shows
 ITS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
 ROW = {"group": "vit", "unit": "x", "note": "", "samples": [0.1, 0.12], "goal": 0.2, "relation": "≤", "verdict": "pass"}
 BENCH = {
@@ -53,7 +53,7 @@ class Text(HTMLParser):
 
 
 class Chromium:
-    """One headless run on one page."""
+    """One run of headless Chromium on one page: what it prints, its console, its requests."""
 
     def __init__(self, page: Path, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True)
@@ -77,7 +77,7 @@ class Chromium:
 
 @pytest.fixture(scope="module")
 def shown(measured: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The tiny project with everything that a report shows: fidelity, a comparison, benchmarks."""
+    """The tiny project with everything that the report shows: fidelity, a comparison, benchmarks."""
     project = Project(tmp_path_factory.mktemp("shown") / "project")
     shutil.copytree(measured.path, project.path, symlinks=True, copy_function=shutil.copy)
     other = project.path / "other"
@@ -100,7 +100,7 @@ def page(project: Project) -> Path:
 
 
 @needs_chromium
-def test_chromium_shows_all_of_it_without_a_complaint_or_a_request(shown: Project, tmp_path: Path) -> None:
+def test_chromium_shows_every_section_without_an_error_or_a_request(shown: Project, tmp_path: Path) -> None:
     seen = Chromium(page(shown), tmp_path / "seen", "--dump-dom")
 
     assert seen.console == [] and seen.requests == set()
@@ -132,7 +132,7 @@ def test_it_prints_on_pages_that_hold_the_same_words(shown: Project, tmp_path: P
 
 
 @needs_chromium
-def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path: Path) -> None:
+def test_these_tests_notice_a_request_and_an_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<img src='http://example.invalid/x.png'><script>console.error('no')</script>")
 
@@ -144,7 +144,7 @@ def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path: Path) -> None:
 # --- The file -----------------------------------------------------------------------
 
 
-def test_it_refers_to_nothing_outside_itself(shown: Project) -> None:
+def test_the_page_refers_to_nothing_outside_itself(shown: Project) -> None:
     text = page(shown).read_text()
 
     assert "default-src 'none'" in text and "<script" not in text and "@import" not in text
@@ -206,7 +206,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
         assert part in text, part
 
 
-def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
+def test_measurements_on_a_gpu_are_a_table_and_a_slow_plan_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = {"p50_ms": 31.0, "p95_ms": 33.5, "per_s": 31.9, "spread": 0.04}
@@ -227,7 +227,7 @@ def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
     assert "vit_trt 1 1 31 33.5 31.9 4 % 600 2345 vit_trt 1 4 31 33.5 31.9 4 % 600 2345" in text
 
 
-def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> None:
+def test_a_part_that_is_out_of_date_says_so(shown: Project, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     shutil.copytree(shown.path, project.path, symlinks=True, copy_function=shutil.copy)
     assert "Something it was made from has changed since" not in page(project).read_text()
@@ -246,7 +246,7 @@ def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> N
     assert "is not what the verdict was passed on" in text
 
 
-def test_what_tensorrt_made_of_the_files_is_shown(stand_ins: Project) -> None:
+def test_the_check_by_tensorrt_is_shown(stand_ins: Project) -> None:
     found = {"judge": "TensorRT for RTX 1.7.1", "built_for": ["8.6", "8.9"], "layers": 1176, "attention_nodes": 60,
              "profile": {"batch": [1, 2, 4]}, "engine_bytes": 749_682_932, "weights_bytes": 741_326_464,
              "activation_bytes": 1_419_116_544}  # fmt: skip
