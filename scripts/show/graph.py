@@ -172,12 +172,12 @@ def read_last_run() -> str:
 def list_box_lines(step: Step) -> list[str]:
     """Return the lines in a box: the artifact, the script that makes it, and why it will run."""
     short = step.target.startswith(("build/checks/", "build/models/"))
-    said = [step.target.removeprefix("build/") if short else Path(step.target).name]
+    lines = [step.target.removeprefix("build/") if short else Path(step.target).name]
     if step.state != LOCAL:
-        said.append(step.script)
+        lines.append(step.script)
     if step.reason and step.state != MAY:  # the arrows show why a step may run
-        said.append(step.reason)
-    return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in said]
+        lines.append(step.reason)
+    return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in lines]
 
 
 def measure_box_width(step: Step) -> float:
