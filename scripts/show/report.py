@@ -79,7 +79,7 @@ def describe_models(kind: str) -> str:
             "model",
             "one input",
             "one output",
-            "batch: smallest, usual, largest",
+            "batches",
             "trained on the ViT",
             "allowed difference",
             "licence of the weights",

@@ -178,7 +178,7 @@ def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pyte
         "team says",
     ):
         assert said in text, said
-    assert "seeded random numbers" in describe_models("synthetic")
+    assert "seeded numbers" in describe_models("synthetic")
 
 
 def test_each_part_is_stamped_where_the_weights_are_synthetic(shown: Project) -> None:
