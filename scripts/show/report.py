@@ -94,9 +94,7 @@ def describe_models(kind: str) -> str:
             shapes = ["×".join(map(str, entry.get(end, []))) or "-" for end in ("input", "output")]
             batches = ", ".join(map(str, entry.get("batch", []))) or "-"
             licence = (
-                "none: seeded random numbers"
-                if kind == "synthetic"
-                else LICENCES.get(entry["family"], ("", "unknown"))[1]
+                "none: seeded numbers" if kind == "synthetic" else LICENCES.get(entry["family"], ("", "unknown"))[1]
             )
             rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), words or "-", licence))
     made = make_table(rows) if rows[1:] else make_missing_note("What each model takes", "make repository")
