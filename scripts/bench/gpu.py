@@ -35,7 +35,7 @@ from scripts.bench.gpu_device import (
 from scripts.bench.gpu_models import ROOT, make_files
 from scripts.bench.measure import show_progress
 from scripts.bench.models import count_multiply_adds
-from scripts.convert.model_entry import model_entry, read_models
+from scripts.convert.model_entry import read_entry, read_models
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
 
@@ -50,7 +50,7 @@ def bench_gpu(device: Device, models: Path, onnx: Path | None, scratch: Path) ->
     """Return what OUT holds."""
     started = time.monotonic()
     entries = {
-        name: model_entry(models, name) for name, entry in read_models(models).items() if not entry.get("optional")
+        name: read_entry(models, name) for name, entry in read_models(models).items() if not entry.get("optional")
     }
     device_name, peaks = describe_device(device)
     files = make_files(entries, onnx, scratch)

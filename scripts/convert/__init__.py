@@ -1,3 +1,3 @@
-"""From checkpoints to compared ONNX files, beside convertation/: parts of models.yaml, seeded checkpoints, comparisons.
-Make calls these as steps; each writes its one output.
+"""What turns checkpoints into compared ONNX files besides the exports in convertation/: entries of models.yaml, seeded
+checkpoints, comparisons. Make runs these programs as steps. Each writes one output.
 """

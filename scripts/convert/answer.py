@@ -1,4 +1,4 @@
-"""What one side of a comparison answered; shared by the comparisons of all families."""
+"""The answer of one runtime in a comparison; the comparisons of all families use it."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ Array = NDArray[Any]
 
 
 class Answer(NamedTuple):
-    """Of one runtime, to the first samples of the request."""
+    """The answer of one runtime to the first samples of the request."""
 
-    name: str  # how it was asked, as messages say it
-    values: dict[str, Array]  # `output` and the values inside the graph
+    name: str  # how the runtime was asked, in the words of messages: "at batch 1"
+    values: dict[str, Array]  # `output`, and values inside the graph, by name

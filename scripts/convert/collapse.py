@@ -1,4 +1,4 @@
-"""Whether one side answers different inputs alike, as another does not."""
+"""Find different inputs that one side answers alike although the other side does not."""
 
 from typing import Any
 
@@ -6,15 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAUSE = (
-    "where this is a ViT, its file was made before each patch's own mean was subtracted: ONNX Runtime up to 1.22 then "
-    "loses the variance of air in the first LayerNormalization, NaN spreads to every token, and every study gets one "
-    "and the same embedding (docs/fidelity.md)"
+    "if this is a ViT, an older export made its file, which does not subtract each patch's own mean: ONNX Runtime up "
+    "to 1.22 then loses the variance of air in the first LayerNormalization, NaN spreads to every token, and every "
+    "study gets the same embedding (docs/fidelity.md)"
 )
 
 
 def find_alike_rows(reference: NDArray[Any], answer: NDArray[Any]) -> list[tuple[int, int]]:
-    """(n, output) twice -> the pairs of rows less than half as far apart in `answer` as in `reference`; NaN is no
-    distance.
+    """(n, output) twice -> the pairs of rows whose distance in `answer` is less than half of that in `reference`.
+
+    A distance that is NaN counts as less.
     """
     right, found = reference.astype(np.float64), answer.astype(np.float64)
     return [

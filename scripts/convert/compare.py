@@ -1,9 +1,11 @@
-"""Compare PyTorch with ONNX Runtime: python -m scripts.convert.compare CHECKPOINT ENTRY.json TOLERANCE.json ONNX
-OUT.json
+"""Compare PyTorch with ONNX Runtime:
 
-Both get the same seeded input: PyTorch, the network as trained and not folded, one sample at a time; this Python's
-ONNX Runtime in batches, and each --deployed PYTHON's, such as the one that serves the verdict, one sample at a time.
-OUT, written only if all agree, also holds the answers that a server of this file must give.
+    python -m scripts.convert.compare [--deployed PYTHON] CHECKPOINT ENTRY.json TOLERANCE.json ONNX OUT.json
+
+Both get the same seeded input. PyTorch runs the network as trained, without folded weights, one sample at a time. The
+ONNX Runtime of this Python gets batches. The one of each --deployed PYTHON, such as the one that serves the verdict,
+gets one sample at a time. OUT is written only if all agree. It also holds the answers that a server of this file must
+give.
 """
 
 import argparse
@@ -29,27 +31,27 @@ from scripts.convert.sample import make_sample, plan_requests
 Array = NDArray[Any]
 
 NETWORKS = {"vit": "convertation.vit.ctvit", "head": "convertation.head.mlp", "bpr": "convertation.bpr.vgg"}
-INNER = {"vit": ("tokens", "codes")}  # values inside the graph that are compared too
+INNER = {"vit": ("tokens", "codes")}  # values inside the graph that are compared, too
 SEED = 0
-SAMPLES = 2  # that deployed runtimes are asked: enough to see whether their answers differ
+SAMPLES = 2  # for each deployed runtime: enough to see whether answers to different inputs differ
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def compare_with_pytorch(
     checkpoint: Path, entry: dict[str, Any], tolerance: dict[str, float], onnx: Path, deployed: Sequence[Path] = ()
 ) -> dict[str, Any]:
-    """What OUT holds: the largest difference relative to the output's scale, and the answers a server must give.
+    """Return the content of OUT: the largest difference relative to the scale, and the answers a server must give.
 
-    `tolerance`: `output` for this comparison, `served` for a server's answers, `gpu` for those of a server with a GPU,
-    relative to the scale, which is the largest absolute value of PyTorch's output. `deployed`: Pythons whose ONNX
+    The scale is the largest absolute value of PyTorch's output. `tolerance`, relative to it: `output` for this
+    comparison, `served` for a server's answers, `gpu` for those of a server with a GPU. `deployed`: Pythons whose ONNX
     Runtime is asked besides our own.
-    SystemExit if the sides differ by more, if either has NaN or infinite values, or if the output does not depend on
-    the input.
+    SystemExit if the sides differ by more, if one has NaN or infinite values, or if the output does not depend on the
+    input.
     """
     judge = Judge(onnx, entry["family"], tolerance["output"])
     batches = sorted({1, max(2, entry["batch"][1])})
     request = make_network_input(entry, batches[-1])
-    # First ONNX Runtime, and gone before PyTorch comes: of a ViT each of them holds the 604 MB of the projection
+    # ONNX Runtime runs first and frees its memory before PyTorch loads: each holds the 604 MB of a ViT's projection
     inner = INNER.get(entry["family"], ())
     answers = [
         Answer(f"at batch {batch}", values)
@@ -74,14 +76,14 @@ def compare_with_pytorch(
         for right, answer in zip(expected, answers, strict=True)
     ]
     for output in outputs:
-        judge.sane(*output)
+        judge.check_values(*output)
     for output in outputs:
         if len(output[1]) > 1:
-            judge.alive(*output)
-    difference = max(judge.same(*output) for output in outputs)
+            judge.check_dependence(*output)
+    difference = max(judge.check_difference(*output) for output in outputs)
 
     scale = float(np.abs(references).max())
-    if report:  # what the codes that differ do to the output
+    if report:  # how far the output moves, with the codes that differ
         found = [answer.values["output"] for answer in answers]
         apart = [float(np.abs(values - references[: len(values)]).max()) for values in found]
         report["codes"]["output_difference"] = max(apart) / scale
@@ -114,13 +116,13 @@ def compare_with_pytorch(
         from scripts.convert import compare_bpr
 
         series = compare_bpr.check_scores(checkpoint, entry, onnx)
-        judge.within("score of the series", series["difference"], series["scale"])
+        judge.check_tolerance("score of the series", series["difference"], series["scale"])
         result |= series | {"difference": max(result["difference"], series["difference"])}
     return result
 
 
 def make_network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]:
-    """`batch` seeded samples as the network takes them; of BPR's series slices from bottom to top."""
+    """Return `batch` seeded samples as the network takes them. For BPR: slices of one series, from bottom to top."""
     if entry["family"] != "bpr":
         return make_sample(entry, SEED, batch)["input"]
     from convertation.bpr.bpreg import preprocess
@@ -134,7 +136,7 @@ def make_network_input(entry: dict[str, Any], batch: int) -> NDArray[np.float32]
 def ask_onnxruntime(
     judge: Judge, request: NDArray[np.float32], batches: list[int], inner: tuple[str, ...]
 ) -> list[dict[str, Array]]:
-    """ONNX Runtime's answer to the first samples of `request`, per batch: `output` and the values named in `inner`."""
+    """Return ONNX Runtime's answer per batch size, to that many first samples: `output` and the values in `inner`."""
     names = ["output", *inner]
     try:
         session = open_session(judge.onnx, inner)
@@ -146,22 +148,22 @@ def ask_onnxruntime(
         raise SystemExit(
             f"{judge.onnx}: cannot be read ({error.strerror}); next: make onnx MODEL={judge.family}"
         ) from None
-    except Exception as error:  # ONNX Runtime's own have no common class
+    except Exception as error:  # ONNX Runtime's exceptions have no common class
         if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, ValueError):
             raise
-        judge.fail(f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", "the file is no export of this model")
+        judge.fail(f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", "the file is not this model's export")
     return answers
 
 
 def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner: tuple[str, ...]) -> Answer:
-    """The answer of another Python's ONNX Runtime, sample by sample."""
+    """Return the answer of another Python's ONNX Runtime, which gets one sample at a time."""
     print(f"  ONNX Runtime of {python}", flush=True)
     names = ["output", *inner]
     with tempfile.TemporaryDirectory() as scratch:
         asked, out = Path(scratch, "request.npy"), Path(scratch, "answer.npz")
         np.save(asked, request)
         files = [judge.onnx.resolve(), add_outputs(inner).hex(), asked, out]
-        # not resolved: a virtual environment is known by the link that its Python is
+        # not resolved: Python finds its virtual environment by the path of the link that started it
         command = [python.absolute(), "-m", "scripts.convert.onnx_session", *files, *names]
         run = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
         if run.returncode:
@@ -172,12 +174,12 @@ def ask_deployed(judge: Judge, request: NDArray[np.float32], python: Path, inner
 
 
 def open_session(onnx: Path, inner: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
-    """A session on the CPU whose outputs are the file's and the values inside its graph that are named in `inner`."""
+    """Return a session on the CPU. Its outputs are those of the file, and the values inside its graph in `inner`."""
     return onnx_session.open_session(onnx, add_outputs(inner))
 
 
 def add_outputs(inner: tuple[str, ...]) -> bytes:
-    """A protobuf message may come in pieces: with this one more, the values inside the graph are outputs too."""
+    """Return a piece of a protobuf message that, appended to the file, makes the values in `inner` outputs too."""
     outputs = [ValueInfoProto(name=name) for name in inner]
     piece: bytes = ModelProto(graph=GraphProto(output=outputs)).SerializeToString()
     return piece
@@ -194,8 +196,8 @@ def main() -> None:
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     difference, allowed = result["difference"], result["tolerance"]
     print(f"{entry['name']}: differs from PyTorch by {difference:.1e} of its scale, allowed {allowed:g}")
-    flipped = f"; codes that differ: {result['codes']['flipped_by']}" if "codes" in result else ""
-    print(f"  asked: {', '.join(result['compared_by'])}{flipped}")
+    flipped = f"; codes flipped: {result['codes']['flipped_by']}" if "codes" in result else ""
+    print(f"  compared with: {', '.join(result['compared_by'])}{flipped}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""BPR's part of scripts/convert/compare.py: whole series from voxels to tag, by PyTorch and by the ONNX file."""
+"""Compare BPR's scores and tags of whole series, by PyTorch and by the ONNX file; for scripts/convert/compare.py."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ SAMPLES = 2
 
 
 def check_scores(checkpoint: Path, entry: dict[str, Any], onnx: Path) -> dict[str, Any]:
-    """Compare the scores of every slice of the sample series, and give the tags that a server must answer: of a body
-    from bottom to top, and of one and the same height in every slice, which is no series of any part.
+    """Compare the scores of every slice of two sample series, and return the tags that a server must answer.
 
-    Returns `difference` (largest of the scores, relative to `scale`), `scale` (largest score of PyTorch) and `served`.
-    The settings are the checkpoint's neighbour. SystemExit: no settings or unusable ones, scores that are no numbers
-    or all the same, or another tag by ONNX Runtime than by PyTorch.
+    The first series shows a body from bottom to top. The second shows the same height in every slice, so it is a series
+    of no part of the body.
+    Returns `difference` (the largest of the scores, relative to `scale`), `scale` (PyTorch's largest absolute score)
+    and `served`. The settings are inference-settings.json beside the checkpoint. SystemExit if the settings are missing
+    or unusable, if scores are NaN, infinite or all the same, or if the tags differ.
     """
     path = checkpoint.parent / "inference-settings.json"
     try:
@@ -44,7 +45,7 @@ def check_scores(checkpoint: Path, entry: dict[str, Any], onnx: Path) -> dict[st
         expected, found = (tag(values, float(spacing[2]), settings) for values in (reference, scores))
         if found != expected:
             raise SystemExit(
-                f"{onnx}: sample series {first} is {found}, with PyTorch {expected}; "
+                f"{onnx}: the tag of sample series {first} is {found}, expected {expected} as with PyTorch; "
                 f"next: rm {onnx} && make onnx MODEL=bpr"
             )
         difference = max(difference, float(np.abs(scores - reference).max()))

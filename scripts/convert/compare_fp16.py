@@ -1,11 +1,12 @@
-"""Compare an fp16 file with the ONNX file it was rounded from:
+"""Compare an fp16 file with the ONNX file from which it was rounded:
 
     python -m scripts.convert.compare_fp16 --head NAME=HEAD.onnx CHECK.json ENTRY.json TOLERANCE.json ONNX FP16 OUT.json
 
-All get the same seeded input on the CPU. FP16 is asked twice: as a GPU computes it, each operator's result rounded
-(scripts/convert/emulate_fp16.py), and as a CPU serves it, by our ONNX Runtime and by each --deployed PYTHON's. CHECK is
-what comparing ONNX with PyTorch left. OUT, written only if all agree, tells how many codes flip, how far embeddings and
-each HEAD's probabilities move, and has PyTorch's answers, which a server of FP16 may miss by more.
+All get the same seeded input on the CPU. FP16 is computed twice: as a GPU does it, with each operator's result rounded
+(scripts/convert/emulate_fp16.py), and as a CPU does it, by our ONNX Runtime and by that of each --deployed PYTHON.
+CHECK is the result of comparing ONNX with PyTorch. OUT is written only if all agree. It tells how many codes flip, and
+how far the embeddings and each HEAD's probabilities move. It also holds PyTorch's answers, with the wider limits for a
+server of FP16.
 """
 
 import argparse
@@ -37,10 +38,11 @@ def compare_fp16(
     heads: Mapping[str, Path],
     deployed: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """What OUT holds: differences relative to the output's scale, the codes that flipped, served answers.
+    """Return the content of OUT: differences relative to the scale of the output, flips, answers for a server.
 
-    `tolerance`: `output`, `cosine` and `probability` for the emulation, `output` for a CPU's answers too.
-    SystemExit if one is missed, if an answer is NaN or infinite, inside the graph too, or does not depend on the input.
+    `tolerance`: `output`, `cosine` and `probability` for the emulation; `output` also for a CPU's answers.
+    SystemExit if a limit is exceeded, if a value of the output or inside the graph is NaN or infinite, or if the output
+    does not depend on the input.
     """
     inner = INNER.get(entry["family"], ())
     request = make_sample(entry, SEED, SAMPLES)["input"]
@@ -94,7 +96,7 @@ def compare_fp16(
             "share": flipped["as a GPU rounds it"] / compared,
             "tokens_difference": float(tokens),
         }
-    # A code that flips moves the output far beyond rounding, and which ones flip depends on who computes
+    # `flips` stays empty: which codes flip depends on the runtime, and the wide limits already allow for them
     result["served"] = [
         answer
         | {
@@ -108,22 +110,26 @@ def compare_fp16(
 
 
 def run_one_by_one(judge: Judge, request: Array, inner: tuple[str, ...]) -> Values:
-    """Our ONNX Runtime's answers, a sample at a time: a batch would take as many times the memory."""
+    """Return our ONNX Runtime's answers, one sample at a time: a batch of n would take n times the memory."""
     parts = [ask_onnxruntime(judge, request[row : row + 1], [1], inner)[0] for row in range(len(request))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def judge_output(judge: Judge, name: str, exact: Values, found: Values) -> float:
-    """The largest difference of the output relative to its scale, if it is within the tolerance and all is finite."""
+    """Return the largest difference of the output relative to its scale.
+
+    The judge ends the comparison if the difference is beyond the tolerance, or if a value is NaN or infinite.
+    """
     for value in exact:
-        judge.sane(f"{value} {name}", exact[value], found[value])
-    judge.alive(f"output {name}", exact["output"], found["output"])
-    return judge.same(f"output {name}", exact["output"], found["output"])
+        judge.check_values(f"{value} {name}", exact[value], found[value])
+    judge.check_dependence(f"output {name}", exact["output"], found["output"])
+    return judge.check_difference(f"output {name}", exact["output"], found["output"])
 
 
 def compare_decisions(head: Path, before: Array, after: Array) -> dict[str, Any]:
-    """How far the probabilities of `head`, an ONNX file, move between two embeddings (n, output), and which decisions
-    change: [sample, finding] of each.
+    """Return how far the probabilities of `head`, an ONNX file, move between two embeddings (n, output).
+
+    Also the decisions that change: [sample, finding] of each.
     """
     session = open_session(head)
     old, new = (
@@ -133,7 +139,7 @@ def compare_decisions(head: Path, before: Array, after: Array) -> dict[str, Any]
 
 
 def compute_cosines(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
-    """(n, output) twice -> (n,) the cosine between each two rows."""
+    """(n, output) twice -> (n,) the cosine between both rows of each pair."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     found: NDArray[np.float64] = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return found

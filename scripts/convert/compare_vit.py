@@ -1,8 +1,8 @@
-"""What comparing a ViT takes besides its output: the tokens before the quantiser, and the codes it jumps to.
+"""Compare a ViT inside the network: the tokens before the quantiser, and the codes that it picks.
 
-A token becomes the codebook row of the greatest cosine. Where two rows are almost equally near, rounding decides, and
-one such code moves the embedding far beyond rounding. So each code that differs must be explained by the error of the
-tokens as it was measured, that error by rounding, and the embeddings are compared for the same codes on both sides.
+A token becomes the codebook row with the greatest cosine. If two rows are almost equally near, rounding decides, and
+one such flip moves the embedding far more than rounding does. So the measured error of the cosines must explain each
+flip, rounding must explain this error, and the embeddings are compared for the same codes on both sides.
 """
 
 import math
@@ -23,38 +23,36 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-CHUNK = 1024  # tokens at a time: with 8192 rows 67 MB of cosines in float64
-MEASURED = 1728  # tokens whose cosines are looked at for their error, of 13,824
+CHUNK = 1024  # tokens at a time: with 8192 rows, their cosines take 67 MB in float64
+MEASURED = 1728  # the error of cosines is measured on so many of the 13,824 tokens
 LISTED = 20  # margins in the report
-ROUNDING = 2.0**-24  # of one float32 operation, relative
-DISTINCT = 0.5  # of PyTorch's distinct codes, which every side must have at least
+ROUNDING = 2.0**-24  # relative error of one float32 operation
+DISTINCT = 0.5  # every side must have at least this share of PyTorch's number of distinct codes
 
 
 class Checked(NamedTuple):
     output: Array  # (n, output): PyTorch's
-    expected: list[Array]  # (batch, output) per answer: PyTorch's, for the codes of that answer
-    flips: list[list[Array]]  # per sample, for each token that may fall the other way: what that would change
+    expected: list[Array]  # (batch, output) per answer: PyTorch's output for the codes of that answer
+    flips: list[list[Array]]  # per sample, for each near tie: what its flip would add to the output
     report: dict[str, Any]
 
 
 class Cosines(NamedTuple):
-    margins: Tensor  # (tokens,) float64: the greatest cosine of a token minus its second; of near ties exact
-    error: float  # the largest of float32, on either side, against float64 on PyTorch's tokens
+    margins: Tensor  # (tokens,) float64: the greatest cosine of a token minus its second greatest; exact for near ties
+    error: float  # the largest error of a float32 cosine, on any side, against float64 on PyTorch's tokens
 
     @property
     def limit(self) -> float:
-        """Up to this margin two cosines, each wrong by `error`, may change places: then and only then float64 allows
-        either side the row that it took.
-        """
+        """Up to this margin, two cosines with an error of `error` each may change places, so that a flip is allowed."""
         return 2 * self.error
 
 
 def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence["Answer"], judge: "Judge") -> Checked:
-    """Compare inside the network; `judge` ends it where tokens differ beyond the tolerance, cosines by more than
-    float32 rounds, codes beyond what that explains, or where a side has few distinct codes.
+    """Compare tokens and codes. `volumes`: (n, 1, frames, height, width); an answer of ONNX Runtime holds `tokens`
+    (batch, t, h, w, d) and `codes` (batch, t, h, w) for the first `batch` volumes.
 
-    `volumes` (n, 1, frames, height, width); an answer of ONNX Runtime holds `tokens` (batch, t, h, w, d) and `codes`
-    (batch, t, h, w) of the first `batch` volumes.
+    `judge` ends the comparison if tokens differ beyond the tolerance, if cosines differ by more than float32 rounding,
+    if this does not explain a flip, or if a side has too few distinct codes.
     """
     outputs: list[Array] = []
     changes: list[list[Array]] = []
@@ -75,15 +73,15 @@ def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence
             if index < len(answer.values["codes"]):
                 name = f"of sample {index} {answer.name}"
                 one = [answer.values[value][index : index + 1] for value in ("tokens", "codes")]
-                apart = max(apart, judge.same(f"tokens {name}", tokens.numpy(), one[0]))
-                judge.sane(f"codes {name}", codes.numpy(), one[1])
+                apart = max(apart, judge.check_difference(f"tokens {name}", tokens.numpy(), one[0]))
+                judge.check_values(f"codes {name}", codes.numpy(), one[1])
                 theirs.append((answer.name, torch.from_numpy(one[0]), torch.from_numpy(one[1])))
                 projected.append(network.project(theirs[-1][2]).numpy())
         cosines = measure_cosines(network, tokens, [their_tokens for _, their_tokens, _ in theirs])
         if not cosines.error <= (most := bound_rounding(products := math.prod(network.patch) + tokens.shape[-1])):
             judge.fail(
                 f"cosines of sample {index} are wrong by {cosines.error:.2e}; expected at most {most:.1e}, "
-                f"what float32 makes of {products} products, from a patch to its cosine",
+                f"the error of float32 over {products} products, from a patch to its cosine",
                 "the tokens differ by more than rounding",
             )
         for name, _, their_codes in theirs:
@@ -94,7 +92,7 @@ def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence
             many, few = len(set(codes.flatten().tolist())), len(set(their_codes.flatten().tolist()))
             if few < DISTINCT * many:
                 judge.fail(
-                    f"codes of sample {index} {name} are {few} distinct ones; expected about PyTorch's {many}",
+                    f"codes of sample {index} {name} are {few} distinct ones; expected about {many}, as PyTorch has",
                     "different patches become the same code",
                 )
         changes.append(find_near_ties(network, tokens, codes, cosines))
@@ -114,22 +112,24 @@ def check_inside(network: CTViT, volumes: NDArray[np.float32], answers: Sequence
 
 
 def read_codebook(network: CTViT) -> Tensor:
-    """The codebook (codebook, d) as stored."""
+    """Return the codebook as stored: (codebook, d)."""
     return network.get_buffer("VIT.vq._codebook.embed")[0]
 
 
 def bound_rounding(products: int) -> float:
-    """The most by which float32 gets a cosine wrong: a patch's voxels become a token, and that a cosine, each by sums.
+    """Return the largest error of a cosine in float32. Sums of products make a patch a token, and a token a cosine.
 
-    λ √n u for n products of independent rounding, wrong once in 10²¹ with λ = 10 (Higham and Mary 2019, A New Approach
-    to Probabilistic Rounding Error Analysis, theorem 3.1); n u, the bound of the worst case, is never met.
+    The bound is λ √n u for n products with independent rounding errors. With λ = 10, an error exceeds it once in 10²¹
+    (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error Analysis, theorem 3.1). The bound of the worst
+    case, n u, is never reached.
     """
     return 10 * math.sqrt(products) * ROUNDING
 
 
 def measure_cosines(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cosines:
-    """Margins of all tokens, in float64 where they are near ties, and on every n-th token the error of float32 for
-    PyTorch's and `theirs`.
+    """Return the margins of all tokens (near ties in float64), and the error of float32 cosines.
+
+    The error is measured on every n-th token, for PyTorch's tokens and for `theirs`.
     """
     directions = normalize(read_codebook(network).double(), dim=-1)
     rounded_directions = normalize(read_codebook(network), dim=-1)
@@ -145,7 +145,7 @@ def measure_cosines(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cos
         sides = [rounded[::step], *(normalize(side[part][::step], dim=-1) @ rounded_directions.T for side in others)]
         error = max(error, *(float((side - cosines).abs().max()) for side in sides))
     margins = torch.cat(parts)
-    doubtful = (margins <= 4 * error).nonzero().flatten()  # each is wrong by two errors at most
+    doubtful = (margins <= 4 * error).nonzero().flatten()  # a float32 margin is wrong by at most two errors
     for near in torch.split(doubtful, CHUNK):
         best, second = (normalize(flat[near].double(), dim=-1) @ directions.T).topk(2).values.T
         margins[near] = best - second
@@ -155,7 +155,7 @@ def measure_cosines(network: CTViT, tokens: Tensor, theirs: list[Tensor]) -> Cos
 def find_flips(
     network: CTViT, tokens: Tensor, codes: Tensor, theirs: Tensor, limit: float, name: str, judge: "Judge"
 ) -> list[float]:
-    """The margins between both codes where they differ; `judge` ends it where one is above `limit`."""
+    """Return the margin of each code that differs. `judge` ends the comparison if a margin is above `limit`."""
     differ = codes != theirs
     count = int(differ.sum())
     if not count:
@@ -168,7 +168,7 @@ def find_flips(
         judge.fail(
             f"{count} of {codes.numel()} codes {name} differ, most at {differ.nonzero()[worst, 1:].tolist()}: "
             f"PyTorch {codes[differ][worst]}, ONNX Runtime {theirs[differ][worst]}, "
-            f"cosines {margins[worst]:.2e} apart; expected at most {limit:.1e}, what rounding explains",
+            f"cosines {margins[worst]:.2e} apart; expected at most {limit:.1e}, which rounding explains",
             "tokens become codebook rows that are not the nearest",
         )
     found: list[float] = margins.tolist()
@@ -176,10 +176,10 @@ def find_flips(
 
 
 def find_near_ties(network: CTViT, tokens: Tensor, codes: Tensor, cosines: Cosines) -> list[Array]:
-    """What each near tie that falls the other way would add to the output: per token (other rows, output) float64,
-    nearest ties first.
+    """Return what the flip of each near tie would add to the output: per token (other rows, output) float64.
 
-    The output is linear in the codebook rows: one token's row is a t-th of the mean at its place (h, w).
+    The nearest ties come first. The output is linear in the codebook rows: of the mean at a place (h, w), the row of
+    one token is a t-th.
     """
     book = read_codebook(network).double()
     directions = normalize(book, dim=-1)

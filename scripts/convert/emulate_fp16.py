@@ -1,10 +1,10 @@
-"""What a device makes of an fp16 file, on a CPU: each operator's result is rounded to fp16, its sums are not.
+"""Emulate on a CPU how a GPU computes an fp16 file: each operator's result is rounded to fp16, its sums are not.
 
-    with emulating(Path("build/onnx/vit.fp16.onnx")) as float32: …
+    with emulated_file(Path("build/onnx/vit.fp16.onnx")) as float32: …
 
-ONNX Runtime on a CPU has few kernels of fp16: it computes chains of operators in float32 and rounds where they end. A
-GPU's kernels add in float32, too, and round what each of them writes. Where ONNX Runtime on a GPU fuses several into
-one kernel, it rounds less often than this.
+ONNX Runtime on a CPU has few fp16 kernels: it computes chains of operators in float32 and rounds at their end. A GPU's
+kernels add in float32, too, but each rounds what it writes. If ONNX Runtime on a GPU fuses operators into one kernel,
+it rounds less often than this emulation.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from convertation.onnx_file import write
 
 
 def emulate_fp16(model: Model) -> Model:
-    """In place: every value float32, and those that were float16 rounded to its numbers; names stay."""
+    """Make every value float32, in place. Values that were float16 are still rounded to fp16. Names stay."""
     graph = model.graph
     for value in graph.initializers.values():
         if value.dtype == DataType.FLOAT16 and value.const_value is not None:
@@ -38,11 +38,11 @@ def emulate_fp16(model: Model) -> Model:
 
 
 def round_value(model: Model, node: Node, value: Value) -> None:
-    """Put two Casts after `node`, of which whoever takes `value` gets the last one's output."""
+    """Put Casts to fp16 and back after `node`. Every reader of `value` then reads the output of the last Cast."""
     name, uses = str(value.name), list(value.uses())
     value.name, end = f"{name}/exact", value
     value.dtype = DataType.FLOAT
-    if node.op_type == "Cast":  # from float32: it is the first of the two
+    if node.op_type == "Cast":  # it already casts float32 to fp16, so only the second Cast is added
         node.attributes["to"], value.dtype = onnx_ir.AttrInt64("to", DataType.FLOAT16), DataType.FLOAT16
     kinds = [DataType.FLOAT] if node.op_type == "Cast" else [DataType.FLOAT16, DataType.FLOAT]
     for kind in kinds:
@@ -57,7 +57,7 @@ def round_value(model: Model, node: Node, value: Value) -> None:
 
 @contextmanager
 def emulated_file(rounded: Path) -> Iterator[Path]:
-    """Yield a float32 file that computes what the fp16 file `rounded` does, for as long as it is needed."""
+    """Yield a temporary float32 file that computes what the fp16 file `rounded` computes on a GPU."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, rounded.name)
         write(emulate_fp16(onnx_ir.load(rounded)), file, {})

@@ -1,9 +1,9 @@
-"""Ask an ONNX file by the ONNX Runtime of whichever Python runs this, on the CPU, row by row:
+"""Run an ONNX file with the ONNX Runtime of the Python that runs this program, on the CPU, row by row:
 
     .venv-triton/bin/python3 -m scripts.convert.onnx_session MODEL.onnx MORE REQUEST.npy OUT.npz output tokens codes
 
-MORE: hexadecimal, see `open_session`. OUT.npz holds the values so named, and `version`. It imports NumPy and ONNX
-Runtime alone, for those are what every environment has.
+MORE: the argument `more` of `open_session`, in hexadecimal. OUT.npz holds the values named at the end, and `version`.
+This program imports only NumPy and ONNX Runtime, which every environment has.
 """
 
 import os
@@ -15,16 +15,16 @@ import onnxruntime  # type: ignore[import-untyped]
 
 
 def open_session(onnx: Path, more: bytes = b"", *, ahead: bool = False) -> onnxruntime.InferenceSession:
-    """A session on the CPU; `more`: a further piece of the file's protobuf message, such as outputs.
+    """Return a session on the CPU. `more`: one more piece of the file's protobuf message, such as outputs.
 
-    `ahead`: that piece comes first, and its nodes run as soon as they can, so that they keep no value to the end.
+    `ahead`: put this piece first and run its nodes as early as possible, so that no value is kept for them to the end.
     """
     options = onnxruntime.SessionOptions()
-    if ahead:  # of nodes that are ready, the one that stands first
+    if ahead:  # among the nodes that are ready, the first in the file runs next
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.log_severity_level = 4  # what is wrong is said by who asks, in one line
+    options.log_severity_level = 4  # the caller reports errors, in one line
     options.enable_cpu_mem_arena = False  # an arena's gigabyte would stay while PyTorch runs
-    # The copy lives in memory, and only until it is read.
+    # A protobuf message may come in pieces, so file and piece are joined in memory until the session has read them
     with os.fdopen(os.memfd_create("model"), "wb") as copy:
         copy.write(more if ahead else b"")
         copy.flush()

@@ -1,8 +1,8 @@
-"""Round an ONNX file to fp16 where the range of its values allows:
+"""Round an ONNX file to fp16, but for values that fp16 cannot hold:
 
     python -m scripts.convert.round_fp16 MODEL.onnx ENTRY.json OUT.onnx
 
-The range is that of the volumes that the build's checks ask, as ONNX Runtime computes it in float32 on the CPU.
+ONNX Runtime computes the values in float32 on the CPU, for the volumes of the build's checks.
 """
 
 import argparse
@@ -21,16 +21,15 @@ from convertation.onnx_file import write
 from scripts.convert.onnx_session import open_session
 from scripts.convert.sample import make_sample
 
-SEED, SAMPLES = 0, 2  # what the build's comparisons ask
+SEED, SAMPLES = 0, 2  # as in the build's comparisons
 
 
 def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str], float]:
-    """Write `onnx` rounded as `out`; return the nodes that stay float32 for their range, and the largest of all
-    values that are fp16."""
+    """Write `onnx` rounded to `out`. Return the nodes that stay float32 for their range, and the largest fp16 value."""
     model = onnx_ir.load(onnx)
     tell_types(model.graph)
     names = [str(value.name) for value in measured(model.graph)]
-    largest = largest_values(onnx, names, make_sample(entry, SEED, SAMPLES)["input"])
+    largest = measure_largest(onnx, names, make_sample(entry, SEED, SAMPLES)["input"])
     metadata = dict(model.metadata_props)
     kept = fp16(model, largest)
     rounded = [largest[name] for value in measured(model.graph) if value.dtype == DataType.FLOAT16
@@ -39,10 +38,10 @@ def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str],
     return kept, max(rounded, default=0.0)
 
 
-def largest_values(onnx: Path, names: list[str], request: NDArray[np.float32]) -> dict[str, float]:
-    """The largest absolute value that each of the float values `names` takes for any row of `request`; NaN if one is.
+def measure_largest(onnx: Path, names: list[str], request: NDArray[np.float32]) -> dict[str, float]:
+    """Return the largest absolute value of each of the float values `names`, over all rows of `request`; NaN if one is.
 
-    The graph gets two reductions of each, which run beside the network, so that no value is kept for them.
+    Two reductions of each value are added to the graph. They run as soon as the value exists, so none has to be kept.
     """
     nodes = [
         helper.make_node(reduction, [name], [f"{name}/{reduction}"], keepdims=0)
@@ -63,7 +62,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     kept, largest = round_fp16(given.onnx, json.loads(given.entry.read_text()), given.out)
-    print(f"  largest value that is fp16: {largest:.3g}; the largest that fp16 holds: {LARGEST:.0f}")
+    print(f"  largest value in fp16: {largest:.3g}; fp16 holds values up to {LARGEST:.0f}")
     for node in kept:
         print(f"  stays float32 for its range: {node}")
 

@@ -13,15 +13,15 @@ SETTINGS = "inference-settings.json"
 
 
 def synthesize_checkpoint(entry: dict[str, Any], out: Path) -> None:
-    """Write the checkpoint of `entry`: keys, shapes and types of the real file, the same bytes every time.
+    """Write the checkpoint of `entry`, with the keys, shapes and types of the real file, and the same bytes every time.
 
-    For BPR and an `out` named inference-settings.json, write these instead.
+    If `out` is named inference-settings.json (BPR), write the settings instead.
     """
     network = importlib.import_module(NETWORKS[entry["family"]])
     if out.name == SETTINGS:
         out.write_text(json.dumps(network.make_synthetic_settings(entry), indent=1, sort_keys=True) + "\n")
         return
-    with out.open("wb") as file:  # an open file has no name, so none gets into the archive
+    with out.open("wb") as file:  # given a path, torch would store its name in the file
         torch.save(network.make_synthetic_state_dict(entry), file)
 
 

@@ -1,4 +1,4 @@
-"""Near ties of the quantiser that fell the other way: what an answer owes to them, and what remains."""
+"""Explain the difference of an answer by flips of the quantiser's near ties, and compute what remains."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 
 def remove_flips(difference: NDArray[Any], ties: Sequence[Any], allowed: float) -> tuple[NDArray[Any], int]:
-    """What remains of a difference (output,) when near ties of the quantiser fell the other way, and how many did.
+    """Return what remains of a difference (output,) without flips of near ties, and the number of flips.
 
-    `ties`: per token that float64 allows another row, what each such row would add: (rows, output).
-    The one that explains most is taken out, again and again, each token once; each has a direction of its own, so that
-    nothing else is explained by them.
+    `ties`: for each token to which float64 allows another row, what each such row would add: (rows, output).
+    The flip that explains most is subtracted again and again, at most one per token, until the rest is within `allowed`
+    or no flip makes it smaller. Each flip has its own direction, so flips cannot explain other differences.
     """
     left, flips = [np.atleast_2d(np.asarray(tie, np.float64)) for tie in ties], 0
     while left and not (np.abs(difference) <= allowed).all():

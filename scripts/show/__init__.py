@@ -1,3 +1,4 @@
-"""Things to look at: status, graph, report, fidelity, comparison of repositories. People call these; they run no step
-and write only the report that is asked for.
+"""Programs that show things: status, graph, report, fidelity, comparison of repositories. People call them.
+
+They run no step and write only the report that was asked for.
 """

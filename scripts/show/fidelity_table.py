@@ -10,12 +10,12 @@ from typing import Any
 
 from scripts.steps.printing import print_text
 
-SYNTHETIC = "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses"
+SYNTHETIC = "SYNTHETIC weights: this shows that the programs work, and says nothing about diagnoses"
 HEADER = ("hop", "against", "embedding: max", "99.9 %", "1 - cosine", "codes flipped", "widest margin")
 
 
 def list_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The header, and a row per hop; differences relative to the largest value of PyTorch's embeddings."""
+    """Return the header and a row per hop. Differences are relative to the largest value of PyTorch's embeddings."""
     heads = list(found["probabilities"])
     lines = [(*HEADER, *(f"{head} probability" for head in heads), "decisions changed")]
     for hop in found["hops"]:
@@ -38,9 +38,9 @@ def list_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def format_table(found: dict[str, Any]) -> list[str]:
-    """The table as lines, with what was asked above it."""
+    """Return the table as lines, below a line about the volumes."""
     tissue = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["tissue"].items())
-    about = f"{found['volumes']} seeded volumes ({tissue}); differences relative to the embeddings' largest value"
+    about = f"{found['volumes']} seeded volumes ({tissue}); differences are relative to the largest embedding value"
     stamp = [SYNTHETIC] if found["weights"] == "synthetic" else []
     head, *others = list_rows(found)
     whole = [row for row in others if len(row) > 3 and row[3]]

@@ -1,9 +1,9 @@
-"""Draw the pipeline as an SVG: what is fresh, rebuilt, stale, absent or yours, and by which script.
+"""Draw the pipeline as an SVG: which artifacts are fresh, rebuilt, stale, absent or yours, and the script of each.
 
     python3 -sES -m scripts.show.graph REPOSITORY OUT.svg
 
-Left to right: each artifact stands one column behind the last of its inputs, one band per model.  The parts of
-models.yaml and the environments appear only while they are stale.  Standard library only.
+The pipeline runs from left to right: each artifact is one column behind the last of its inputs. Each model has a band.
+The entries of models.yaml and the environments are drawn only while they are stale. Standard library only.
 """
 
 import json
@@ -17,22 +17,22 @@ from scripts.steps.printing import print_text
 from scripts.steps.records import read_text, record_path
 
 REBUILT = "rebuilt"
-LOOK = {  # fill, outline, dashes and meaning of each state; on a black-and-white print the dashes and the text tell
+LOOK = {  # fill, outline, dashes and meaning of each state; a black-and-white print still shows dashes and text
     FRESH: ("#e8f5e8", "#2e7d32", "", "fresh: reused"),
     REBUILT: ("#a5d6a7", "#1b5e20", "", "fresh: rebuilt by the last make"),
-    ABSENT: ("#ffffff", "#2e7d32", "5 3", "absent, vouched for by its record"),
+    ABSENT: ("#ffffff", "#2e7d32", "5 3", "absent, with a valid record"),
     STALE: ("#f7c1b8", "#b3261e", "", "stale: will run"),
     MAY: ("#ffe7a8", "#a06a00", "2 3", "may run"),
     LOCAL: ("#c9dcf7", "#1a4f9c", "", "yours"),
 }
-# Sizes in pixels. Nobody asks a font for its widths here, so each letter gets those of a wide one.
+# Sizes in pixels. The widths of the font are not known here, so each letter gets the width of a wide one.
 LETTER, SMALL = 7.2, 5.6
 LINE, PAD, GAP, COLUMN, MARGIN, TIP = 14, 8, 12, 56, 16, 7
-LONGEST = 48  # letters of a line; the rest is in the tooltip
+LONGEST = 48  # letters of a line; the tooltip has the whole text
 
 
 class Box(NamedTuple):
-    """A node, or the frame around some."""
+    """The place of a node, or of a frame around nodes."""
 
     x: float
     y: float
@@ -46,7 +46,7 @@ def select_shown(steps: dict[str, Step]) -> dict[str, Step]:
 
 
 def list_edges(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[str]]:
-    """Return what each drawn step directly hangs on: an input that another input hangs on needs no arrow."""
+    """Return the steps from which each drawn step gets an arrow: its inputs, but for inputs of other inputs."""
     sources = {
         name: {source for source in list_prerequisites(step, steps) if source in shown} for name, step in shown.items()
     }
@@ -60,7 +60,7 @@ def list_edges(shown: dict[str, Step], steps: dict[str, Step]) -> dict[str, set[
 
 
 def assign_columns(edges: dict[str, set[str]]) -> dict[str, int]:
-    """Return the column of each step: 0 for what hangs on nothing, else one more than the last of its inputs."""
+    """Return the column of each step: 0 if it has no inputs, else one more than the last of its inputs."""
     columns: dict[str, int] = {}
     for name, sources in edges.items():  # inputs come first
         columns[name] = 1 + max((columns.get(source, -1) for source in sources), default=-1)
@@ -70,12 +70,12 @@ def assign_columns(edges: dict[str, set[str]]) -> dict[str, int]:
 def lay_out_boxes(
     shown: dict[str, Step], edges: dict[str, set[str]], repository: str
 ) -> tuple[dict[str, Box], dict[str, Box]]:
-    """Return the box of each step, and the frame of each group by its title. No two boxes overlap."""
+    """Return the box of each step, and the frame of each group by its title. Boxes do not overlap."""
     columns = assign_columns(edges)
     cells: dict[tuple[str, int], list[str]] = {}
     for name in shown:
-        cells.setdefault((group_of(name, shown, repository), columns[name]), []).append(name)
-    size = {name: (box_width(shown[name]), PAD * 2 + LINE * len(box_lines(shown[name]))) for name in shown}
+        cells.setdefault((find_group(name, shown, repository), columns[name]), []).append(name)
+    size = {name: (measure_box_width(shown[name]), PAD * 2 + LINE * len(list_box_lines(shown[name]))) for name in shown}
     left, lefts = float(MARGIN), {}
     widest = {column: max(size[name][0] for name in shown if columns[name] == column) for column in columns.values()}
     for column in sorted(widest):
@@ -86,42 +86,42 @@ def lay_out_boxes(
     boxes: dict[str, Box] = {}
     frames: dict[str, Box] = {}
 
-    def stack(title: str, top: float, height: float) -> None:
-        """Place a group's steps, each column of them in the middle of the height."""
+    def place_group(title: str, top: float, height: float) -> None:
+        """Place the steps of a group, each of its columns in the middle of the height."""
         for (of, column), names in cells.items():
             if of == title:
-                y = top + (height - tall(names)) / 2
+                y = top + (height - measure_column(names)) / 2
                 for name in names:
                     boxes[name] = Box(lefts[column], y, widest[column], size[name][1])
                     y += size[name][1] + GAP
 
-    def tall(names: list[str]) -> float:
+    def measure_column(names: list[str]) -> float:
         return sum(size[name][1] + GAP for name in names) - GAP
 
-    def tallest(title: str) -> float:
-        return max((tall(names) for (of, _), names in cells.items() if of == title), default=0)
+    def measure_group(title: str) -> float:
+        return max((measure_column(names) for (of, _), names in cells.items() if of == title), default=0)
 
     top = float(MARGIN)
     for title in bands:
-        stack(title, top + LINE + PAD, height := tallest(title))
-        inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
+        place_group(title, top + LINE + PAD, height := measure_group(title))
+        inner = [boxes[name] for name in shown if find_group(name, shown, repository) == title]
         right = max(box.x + box.width for box in inner)
         start = min(box.x for box in inner)
         frames[title] = Box(start - PAD, top, right - start + 2 * PAD, height + LINE + 2 * PAD)
         top += frames[title].height + GAP
-    for title in ("", repository):  # beside all bands where nothing else is in these columns, else below them
+    for title in ("", repository):  # beside the bands if its columns are free, else below them
         mine = {column for of, column in cells if of == title}
         free = not any(column in mine for of, column in cells if of in bands or (title and of == ""))
-        height = tallest(title)
+        height = measure_group(title)
         if mine and free:
             middle = max(top - GAP - MARGIN, height + LINE + PAD)
-            stack(title, MARGIN + LINE + PAD, middle - LINE - PAD)
+            place_group(title, MARGIN + LINE + PAD, middle - LINE - PAD)
             top = max(top, MARGIN + middle + GAP)
         elif mine:
-            stack(title, top + LINE + PAD, height)
+            place_group(title, top + LINE + PAD, height)
             top += height + LINE + 2 * PAD + GAP
         if mine and title:
-            inner = [boxes[name] for name in shown if group_of(name, shown, repository) == title]
+            inner = [boxes[name] for name in shown if find_group(name, shown, repository) == title]
             start, first = min(box.x for box in inner), min(box.y for box in inner)
             end = max(box.y + box.height for box in inner)
             frames[title] = Box(start - PAD, first - LINE - PAD, widest[last] + 2 * PAD, end - first + LINE + 2 * PAD)
@@ -129,7 +129,7 @@ def lay_out_boxes(
 
 
 def list_prerequisites(step: Step, steps: dict[str, Step]) -> list[str]:
-    """Return what a step hangs on: nothing of ours if it is the user's own, on the verdict too if it is published."""
+    """Return what a step depends on: nothing if its file is the user's own; a published model also on the verdict."""
     if step.state == LOCAL:
         return []
     if step.script == "scripts/publish/publish.py":
@@ -138,12 +138,12 @@ def list_prerequisites(step: Step, steps: dict[str, Step]) -> list[str]:
 
 
 def is_minor(name: str) -> bool:
-    """Tell whether a file is too small a thing to be seen while it is current."""
+    """Return whether a file is too unimportant to be drawn while it is current."""
     return name.startswith(("build/models/", ".venv"))
 
 
-def group_of(name: str, shown: dict[str, Step], repository: str) -> str:
-    """Return the title of the box that a node stands in: its model, or the repository; "" is none."""
+def find_group(name: str, shown: dict[str, Step], repository: str) -> str:
+    """Return the title of the frame around a node: its model, or the repository; "" for no frame."""
     if name.startswith(f"{repository}/"):
         return repository
     if name.startswith(("build/onnx/", "build/models/", "build/checks/")) and "verdict" not in name:
@@ -154,7 +154,7 @@ def group_of(name: str, shown: dict[str, Step], repository: str) -> str:
 
 
 def find_state(step: Step) -> str:
-    """Return the state that gives a step its colour; of what is fresh, what the last make rebuilt has its own."""
+    """Return the state that gives a step its colour: REBUILT for a fresh step that the last make ran."""
     took = json.loads(read_text(record_path("took", step.target)) or "{}")
     return (
         REBUILT
@@ -164,37 +164,37 @@ def find_state(step: Step) -> str:
 
 
 def read_last_run() -> str:
-    """Return the token of the last make that ran a step, "" if none did."""
+    """Return the token of the last make that ran a step, or "" if none did."""
     texts = (path.read_text() for path in Path(".make/took").glob("*") if not path.name.endswith("~"))
     return max((str(json.loads(text).get("run", "")) for text in texts if text), default="")
 
 
-def box_lines(step: Step) -> list[str]:
-    """Return what a box says: the artifact, the script that makes it, and why it is to run."""
+def list_box_lines(step: Step) -> list[str]:
+    """Return the lines in a box: the artifact, the script that makes it, and why it will run."""
     short = step.target.startswith(("build/checks/", "build/models/"))
-    said = [step.target.removeprefix("build/") if short else Path(step.target).name]
+    lines = [step.target.removeprefix("build/") if short else Path(step.target).name]
     if step.state != LOCAL:
-        said.append(step.script)
-    if step.reason and step.state != MAY:  # of that one the arrows tell
-        said.append(step.reason)
-    return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in said]
+        lines.append(step.script)
+    if step.reason and step.state != MAY:  # the arrows show why a step may run
+        lines.append(step.reason)
+    return [line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in lines]
 
 
-def box_width(step: Step) -> float:
-    """Return how wide a box has to be for its text."""
-    name, *small = box_lines(step)
+def measure_box_width(step: Step) -> float:
+    """Return the width of a box that holds its text."""
+    name, *small = list_box_lines(step)
     return 2 * PAD + max(LETTER * len(name), *(SMALL * len(line) for line in small), 0)
 
 
 def draw_box(step: Step, box: Box) -> str:
-    """Return a box with its text; the tooltip says all of it."""
+    """Return a box with its text, and the whole text as a tooltip."""
     fill, line, dashes, _ = LOOK[state := find_state(step)]
     tip = f"{step.target}: {state} {step.reason}".strip()
     text = "".join(
         f'<text x="{box.x + box.width / 2:.0f}" y="{box.y + PAD + LINE * (number + 0.8):.0f}"'
         + (' font-size="12" font-weight="bold">' if number == 0 else f' fill="{"#444444" if number == 1 else line}">')
         + f"{escape(words)}</text>"
-        for number, words in enumerate(box_lines(step))
+        for number, words in enumerate(list_box_lines(step))
     )
     return f'<g class="node"><title>{escape(tip)}</title>{draw_rectangle(box, fill, line, dashes)}{text}</g>'
 
@@ -258,7 +258,7 @@ def draw_pipeline(steps: dict[str, Step], repository: str) -> str:
 
 
 def main(repository: str, out: str) -> None:
-    """Draw what standard input says to `out`."""
+    """Draw the pipeline into the file `out`."""
     drawn = draw_pipeline(judge_steps(ask_make("repository"), repository), repository)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(drawn)

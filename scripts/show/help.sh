@@ -4,7 +4,8 @@
 #   scripts/show/help.sh Makefile
 #   scripts/show/help.sh knobs.mk KNOB=VALUE...
 #
-# A theme is a heading `# --- Build ---`; a target says `name: …  ## help`, a knob's help is the comment above it.
+# A heading `# --- Build ---` starts a theme. A target has its help behind ##: `name: …  ## help`.
+# A knob's help is the comment above it.
 set -euo pipefail
 file=$1
 shift
@@ -43,5 +44,5 @@ help() {
 }
 
 text=$(help "$@")
-trap '' PIPE # whoever stops reading (| head -1) hears no complaint
+trap '' PIPE # no error message if the reader stops early (| head -1)
 printf '%s\n' "$text" 2> /dev/null || true

@@ -1,4 +1,4 @@
-"""The parts that scripts/show/report.py sets its page of. Standard library only."""
+"""HTML parts for the page of scripts/show/report.py: headings, tables, figures, notes. Standard library only."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -12,48 +12,48 @@ HEXADECIMAL = frozenset("0123456789abcdef")
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file, None if there is no such file."""
+    """Return the JSON object in a file, or None if there is no such file."""
     text = read_text(path)
     found: dict[str, Any] | None = json.loads(text) if text else None
     return found
 
 
 def remark_staleness(path: str, command: str) -> str:
-    """Return a remark if what `path` was made from is no longer so."""
+    """Return a remark if an input of `path` has changed since it was made, or `path` itself; else ""."""
     fresh = all(known_digest(name) == was and is_true(name) for name, was in read_inputs(path).items())
     if fresh and current_digest(path):
         return ""
-    return f" <b>Something it was made from has changed since: <code>{command}</code>.</b>"
+    return f" <b>Something it was made from has changed since. Run <code>{command}</code>.</b>"
 
 
-def heading(title: str, kind: str = "") -> str:
+def make_heading(title: str, kind: str = "") -> str:
     return f"<h2>{title}{STAMP if kind == 'synthetic' else ''}</h2>"
 
 
-def figure(title: str, plot: str, caption: str) -> str:
+def make_figure(title: str, plot: str, caption: str) -> str:
     return f"<figure><h3>{escape(title)}</h3>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def missing(what: str, command: str, reason: str = "") -> str:
-    """Say what is not there, and the command that makes it."""
-    words = f"{escape(what)}: not there yet" if not reason else f"{escape(what)}: {escape(reason)}"
+def make_missing_note(what: str, command: str, reason: str = "") -> str:
+    """Return a note that `what` does not exist, why, and the command that makes it."""
+    words = f"{escape(what)}: not made yet" if not reason else f"{escape(what)}: {escape(reason)}"
     return f'<p class="missing">{words}{f". Make it with <code>{escape(command)}</code>" if command else ""}.</p>'
 
 
-def table(rows: Sequence[Sequence[str]], good: Iterable[str] = (), bad: Iterable[str] = ()) -> str:
-    """The first row is the head; cells that say one of `good` or `bad` are coloured."""
+def make_table(rows: Sequence[Sequence[str]], good: Iterable[str] = (), bad: Iterable[str] = ()) -> str:
+    """Return a table. The first row is its head; cells whose text is in `good` or `bad` are coloured."""
 
-    def cell(words: str) -> str:
+    def make_cell(words: str) -> str:
         kind = ' class="good"' if words in good else ' class="bad"' if words in bad else ""
-        return f"<td{kind}>{code(words)}</td>"
+        return f"<td{kind}>{format_code(words)}</td>"
 
     head = "".join(f"<th>{escape(words)}</th>" for words in rows[0])
-    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows[1:])
+    body = "\n".join(f"<tr>{''.join(map(make_cell, row))}</tr>" for row in rows[1:])
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def code(words: str) -> str:
-    """A path or a digest in the type of code."""
+def format_code(words: str) -> str:
+    """Return the text of a cell, with a path or a digest set as code."""
     if len(words) == 12 and HEXADECIMAL.issuperset(words):
         return f'<code class="digest">{words}</code>'
     return f"<code>{escape(words)}</code>" if "/" in words and "://" not in words else escape(words)

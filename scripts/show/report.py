@@ -1,9 +1,9 @@
-"""Show what was built, of what, and how well, on one page: build/report.html. Standard library only.
+"""Write a report on one page: what was built, from what, and how good it is. Standard library only.
 
     python3 -sES -m scripts.show.report REPOSITORY build/report.html
 
-One file, which asks no network: it may be mailed, printed, kept beside the models.  It shows what is there by now, and
-names the command for what is not.  No clock and no machine's name is in it.
+The page is one file and loads nothing from a network: it can be mailed, printed, and kept beside the models. It shows
+what exists so far, and names the command that makes the rest. It holds no time and no machine's name.
 """
 
 import json
@@ -17,7 +17,7 @@ from scripts.publish.provenance import trace_repository
 from scripts.serve.releases import list_notes
 from scripts.show import fidelity_table
 from scripts.show.graph import draw_pipeline
-from scripts.show.html_parts import heading, missing, read_json, remark_staleness, table
+from scripts.show.html_parts import make_heading, make_missing_note, make_table, read_json, remark_staleness
 from scripts.show.report_sections import show_benchmark, show_comparison, show_fidelity, show_gpu, show_rtx
 from scripts.steps.explain import FRESH, LOCAL, Step, ask_make, judge_steps
 from scripts.steps.printing import print_text
@@ -25,7 +25,7 @@ from scripts.steps.records import known_digest, read_text, record_path
 from scripts.steps.summary import format_size
 
 HERE = Path(__file__).parent
-# Nothing is asked for, wherever the page is opened
+# Forbids the browser to load anything
 POLICY = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
@@ -57,21 +57,21 @@ def make_report(repository: str, steps: dict[str, Step]) -> str:
         f'<title>Chest-CT models: {escape(repository)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>\n{(HERE / 'report.css').read_text()}</style>\n</head>\n<body>\n<header>\n"
         "<h1>Chest-CT models for NVIDIA Triton</h1>\n"
-        f'<p class="lead">{escape(repository)}: what was built, of what, and how well.</p>\n'
+        f'<p class="lead">{escape(repository)}: what was built, from what, and how good it is.</p>\n'
         f"<nav>{links}</nav>\n{banner}{show_figures(repository, kind)}</header>\n<main>\n{body}\n</main>\n"
-        "<footer>This is no medical device: what the networks say of a patient is for physicians to judge.</footer>\n"
+        "<footer>This is not a medical device: a physician must judge what the networks say about a patient.</footer>\n"
         "</body>\n</html>\n"
     )
 
 
 def describe_models(kind: str) -> str:
-    """What the models are for and what not, what they take, and how far each may differ from PyTorch."""
-    said = [
-        "Intended use: research on CT of the chest, its answers read by a physician. "
-        "This is no medical device: it decides nothing about a patient.",
-        "Input: one CT series of the chest in Hounsfield units; the ViT gets HU / 1000 clipped to [-1, 1], 240 "
-        "slices of 480 × 480. Other bodies, contrast phases and scanners than those of the training "
-        "data were not judged here.",
+    """Return what the models are for, what they take, and how far each may differ from PyTorch."""
+    lines = [
+        "Intended use: research on chest CT. A physician reads the answers. "
+        "This is not a medical device: it decides nothing about a patient.",
+        "Input: one chest CT series in Hounsfield units. The ViT gets HU / 1000, clipped to [-1, 1], as 240 "
+        "slices of 480 × 480. Other parts of the body, contrast phases and scanners than those of the training "
+        "data were not tested here.",
         *list_notes(),
     ]
     rows: list[tuple[str, ...]] = [
@@ -90,27 +90,27 @@ def describe_models(kind: str) -> str:
         if "family" in entry:
             limits = read_json(f"build/models/{path.stem}.tolerance.json") or {}
             allowed = limits.get("tolerance", limits)
-            told = ", ".join(f"{name} {value:g}" for name, value in allowed.items() if isinstance(value, float | int))
+            words = ", ".join(f"{name} {value:g}" for name, value in allowed.items() if isinstance(value, float | int))
             shapes = ["×".join(map(str, entry.get(end, []))) or "-" for end in ("input", "output")]
             batches = ", ".join(map(str, entry.get("batch", []))) or "-"
             licence = (
                 "none: seeded numbers" if kind == "synthetic" else LICENCES.get(entry["family"], ("", "unknown"))[1]
             )
-            rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), told or "-", licence))
-    made = table(rows) if rows[1:] else missing("What each model takes", "make repository")
-    return heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in said) + made
+            rows.append((path.stem, *shapes, batches, str(entry.get("trained_on", "-")), words or "-", licence))
+    made = make_table(rows) if rows[1:] else make_missing_note("What each model takes", "make repository")
+    return make_heading("Model card", kind) + "".join(f"<p>{escape(line)}</p>" for line in lines) + made
 
 
-def show_verdict(repository: str) -> Any:
-    """The verdict, if it was passed on the very files that are published; else None."""
+def read_verdict(repository: str) -> Any:
+    """Return the verdict if it is about exactly the published files, else None."""
     verdict = read_json("build/checks/verdict.json")
     fits = verdict and all(known_digest(f"{repository}/{path}") == sha for path, sha in verdict["files"].items())
     return verdict if fits else None
 
 
 def show_figures(repository: str, kind: str) -> str:
-    """The handful of numbers that one looks for first."""
-    verdict, measured = show_verdict(repository), read_json("build/fidelity.json")
+    """Return the most important numbers, as tiles."""
+    verdict, measured = read_verdict(repository), read_json("build/fidelity.json")
     files = [path for path in Path(repository).rglob("*") if path.is_file() and path.name != ".gitkeep"]
     shown = [
         (kind or "none", "weights"),
@@ -120,25 +120,25 @@ def show_figures(repository: str, kind: str) -> str:
         ready = sum(model["state"] == "READY" for model in verdict["models"].values())
         shown.append((f"{ready} of {len(verdict['models'])}", f"models READY, {verdict['server']}"))
         worst = max(model["relative"] for model in verdict["models"].values())
-        shown.append((f"{worst:.1e}", "largest difference served, of the scale"))
+        shown.append((f"{worst:.1e}", "of the scale: largest difference served"))
     if hops := [hop for hop in (measured or {}).get("hops", []) if "probabilities" in hop]:
         scores = [score for hop in hops for score in hop["probabilities"].values()]
         shown.append((f"{sum(len(score['changed']) for score in scores)}", "decisions changed by a hop"))
-        shown.append((f"{max(score['max'] for score in scores):.1e}", "largest change of a probability"))
+        shown.append((f"{max(score['max'] for score in scores):.1e}", "largest change of a probability by a hop"))
     return (
         '<div class="figures">' + "".join(f"<div><b>{a}</b><span>{escape(b)}</span></div>" for a, b in shown) + "</div>"
     )
 
 
 def show_models(repository: str, kind: str) -> str:
-    """Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
-    parts = [heading("Models", kind)]
-    if verdict := show_verdict(repository):
+    """Return Triton's verdict per model, and the comparison of each ONNX file with PyTorch."""
+    parts = [make_heading("Models", kind)]
+    if verdict := read_verdict(repository):
         parts.append(
-            f"<p>{escape(verdict['server'])} loaded each model strictly, and each was asked over gRPC what PyTorch had "
-            f"answered before.{remark_staleness('build/checks/verdict.json', 'make repository')}</p>"
+            f"<p>{escape(verdict['server'])} loaded each model strictly. Then each got, over gRPC, the input that "
+            f"PyTorch had answered before.{remark_staleness('build/checks/verdict.json', 'make repository')}</p>"
         )
-        rows = [("model", "state", "difference from PyTorch", "near ties explained", "answers in")]
+        rows = [("model", "state", "difference from PyTorch", "near ties explained", "time of an answer")]
         rows += [
             (
                 name,
@@ -149,9 +149,9 @@ def show_models(repository: str, kind: str) -> str:
             )
             for name, model in verdict["models"].items()
         ]
-        parts.append(table(rows, good={"READY"}))
+        parts.append(make_table(rows, good={"READY"}))
     else:
-        parts.append(missing("Triton's verdict", "make repository"))
+        parts.append(make_missing_note("Triton's verdict", "make repository"))
     checks: list[tuple[str, ...]] = [("ONNX file", "difference", "allowed", "batches", "codes flipped", "near ties")]
     for path in sorted(Path("build/checks").glob("*.json")):
         check = read_json(str(path)) or {}
@@ -169,50 +169,56 @@ def show_models(repository: str, kind: str) -> str:
             )
             checks.append((name, *row))
     if checks[1:]:
-        parts.append(table(checks))
-        parts.append('<p class="note">Against PyTorch, relative to its largest output; fp16 against the fp32 file.</p>')
+        parts.append(make_table(checks))
+        parts.append(
+            '<p class="note">Each file is compared with PyTorch, an fp16 file with its fp32 file. Differences are '
+            "relative to the largest output.</p>"
+        )
     return "\n".join(parts)
 
 
 def show_pipeline(repository: str, steps: dict[str, Step]) -> str:
-    """The graph as `make graph` draws it, and how many steps are current."""
+    """Return the graph that `make graph` draws, and how many steps are current."""
     current = sum(step.state in (FRESH, LOCAL) for step in steps.values())
     drawn = draw_pipeline(steps, repository)
     caption = f"{current} of {len(steps)} artifacts are current. Each box names the script that makes it."
-    return f'{heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
+    return f'{make_heading("Pipeline")}<figure class="graph wide">{drawn}<figcaption>{caption}</figcaption></figure>'
 
 
 def show_sources(repository: str, steps: dict[str, Step]) -> str:
-    """Each published file with its origin, as `make provenance` tells it, and the versions that shaped it."""
-    title = heading("Made of")
+    """Return each published file with its origin, as in `make provenance`, and the versions of the tools."""
+    title = make_heading("Made of")
     try:
-        told = trace_repository(repository, steps)
+        traced = trace_repository(repository, steps)
     except SystemExit as reason:
-        return title + missing("What the published files were made from", "make repository", str(reason))
-    rows = [("published file", "size", "sha256", "made by", "of")]
-    for file, entry in told["published"].items():
-        made = told["made"].get(entry["copy_of"])
+        return title + make_missing_note("What the published files were made from", "make repository", str(reason))
+    rows = [("published file", "size", "sha256", "made by", "made from")]
+    for file, entry in traced["published"].items():
+        made = traced["made"].get(entry["copy_of"])
         script = find_script(made["command"]) if made else "copied"
         inputs = [name for name in made["inputs"] if not name.endswith(".py")] if made else [entry["copy_of"]]
-        marked = [name + (" (yours)" if told["origin"].get(name, {}).get("kind") == "local" else "") for name in inputs]
+        marked = [
+            name + (" (yours)" if traced["origin"].get(name, {}).get("kind") == "local" else "") for name in inputs
+        ]
         rows.append((file, format_size(entry["copy_of"]), entry["sha256"][:12], script, ", ".join(marked)))
-    versions = sorted({pair for made in told["made"].values() for pair in made["versions"].items()})
-    took = [("artifact", "took", "peak memory of a process")]
-    for name in told["made"]:
+    versions = sorted({pair for made in traced["made"].values() for pair in made["versions"].items()})
+    took = [("artifact", "time", "peak memory of a process")]
+    for name in traced["made"]:
         cost = json.loads(read_text(record_path("took", name)) or "{}")
         if cost.get("seconds", 0) >= 1:
             took.append((name, f"{cost['seconds']:.1f} s", f"{cost['peak_mb']} MB"))
     origin = ", ".join(
-        f"{name} ({entry['kind']})" for name, entry in told["origin"].items() if entry["kind"] != "source"
+        f"{name} ({entry['kind']})" for name, entry in traced["origin"].items() if entry["kind"] != "source"
     )
-    parts = [title, table(rows)]
-    parts.append(f"<p>Weights: {escape(told['weights'])}{escape(f'; {origin}' if origin else '')}. Shaped by ")
+    parts = [title, make_table(rows)]
+    parts.append(f"<p>Weights: {escape(traced['weights'])}{escape(f'; {origin}' if origin else '')}. Made with ")
     parts.append(", ".join(f"{escape(name)}&nbsp;{escape(version)}" for name, version in versions) + ".</p>")
-    parts += ["<h3>What it took</h3>", table(took)] if took[1:] else []
+    parts += ["<h3>Time and memory of the steps</h3>", make_table(took)] if took[1:] else []
     return "\n".join(parts)
 
 
 def find_script(command: str) -> str:
+    """Return the module that a command runs with -m, without its room, else the program."""
     words = command.split()
     return words[words.index("-m") + 1].rpartition(".")[2] if "-m" in words else words[0]
 

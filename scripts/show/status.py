@@ -1,8 +1,8 @@
-"""Say what `make repository` would run, what it may run, and why, without running anything. Standard library only.
+"""Tell what `make repository` would run, what it may run, and why. Nothing runs. Standard library only.
 
     python3 -sES -m scripts.show.status [--check] REPOSITORY [FILE]
 
-FILE: an artifact or a published file; then it and everything it hangs on, current or not.
+FILE: an artifact or a published file. Then show this file and everything it depends on, current or not.
 --check: exit status 3 if anything will run (make itself then ends with 2).
 """
 
@@ -17,29 +17,29 @@ OUT_OF_DATE = 3  # exit status with --check
 
 
 def list_states(steps: dict[str, Step]) -> list[str]:
-    """Return a line for each step that is not simply current, and the count."""
+    """Return a line for each step that will run, may run or is the user's own, then a line with the counts."""
     lines = align_rows(
         [(step.state, step.target, step.reason) for step in steps.values() if step.state in (STALE, MAY, LOCAL)]
     )
     count = {state: sum(step.state == state for step in steps.values()) for state in (STALE, MAY, ABSENT, FRESH, LOCAL)}
     current = f"{count[FRESH] + count[ABSENT]} current"
     if count[ABSENT]:
-        current += f", {count[ABSENT]} of them absent and vouched for by a record"
+        current += f", {count[ABSENT]} of them absent with a valid record"
     if count[LOCAL]:
         current += f"; {count[LOCAL]} yours"
     if not count[STALE]:
         return [*lines, f"nothing to do: {current}"]
-    may = f"{count[MAY]} may (not if those before write the same bytes as last time); " if count[MAY] else ""
+    may = f"{count[MAY]} may run (only if a step before writes other bytes than last time), " if count[MAY] else ""
     return [*lines, f"{count[STALE]} will run, {may}{current}"]
 
 
 def trace_file(file: str, steps: dict[str, Step]) -> list[str]:
-    """Return a line for each file that `file` hangs on, itself last."""
+    """Return a line for each file that `file` depends on, and for itself at the end."""
     file = os.path.normpath(file)
     target = next((target for target, step in steps.items() if file == target or file in step.files), "")
     if not target:
         some = ", ".join([name for name in steps if name.startswith("build/onnx/")][:2])
-        raise SystemExit(f"{file} is no artifact of this pipeline; expected one such as {some}, or a published file")
+        raise SystemExit(f"{file}: not an artifact of this pipeline; expected one such as {some}, or a published file")
     rows: dict[str, tuple[str, ...]] = {}
 
     def visit(name: str) -> None:

@@ -1,7 +1,8 @@
-"""A ViT that answers every study alike where it is served, and alone there: each gate says so.
+"""A ViT that answers every study alike, but only with the ONNX Runtime that serves it: each gate finds it.
 
-The straight export of CT-ViT lets ONNX Runtime up to 1.22 normalise patches of air whose mean is large beside their
-spread: 1.19.2, which serves the verdict, then loses the variance. The network is tiny, its patches as large as real.
+In a straight export of CT-ViT, ONNX Runtime normalises patches of air, whose mean is large compared with their spread.
+Versions up to 1.22 then lose the variance, and so does 1.19.2, which serves the verdict. The network here is tiny, but
+its patches have the real size.
 """
 
 import ast
@@ -31,7 +32,7 @@ TOLERANCE = {"output": 1e-4, "served": 1e-4}
 
 
 def straight(network: ctvit.CTViT, volume: Tensor) -> Tensor:
-    """CTViT.patches as it was: LayerNorm over voxels as they come."""
+    """CTViT.patches of the older export: LayerNorm over voxels, without subtracting their mean first."""
     _, norm, linear, last = network.VIT.to_patch_emb
     patches = ctvit.cut_patches(volume, network.patch)
     normed = functional.layer_norm(patches, patches.shape[-1:], norm.weight, norm.bias)
@@ -41,7 +42,10 @@ def straight(network: ctvit.CTViT, volume: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """old/ and new/: repositories of one checkpoint's ViT, exported as it was and as it is; what judges need beside."""
+    """Repositories old/ and new/ with the ViT of one checkpoint, by the older export and by the present one.
+
+    Beside them is what the verdict and the comparison read.
+    """
     top = tmp_path_factory.mktemp("collapse")
     models = yaml.safe_load((ROOT / "convertation/models.yaml").read_text())
     models = {"vit": models["vit"] | TINY["vit"], "bpr": models["bpr"]}
@@ -74,7 +78,7 @@ def file(build: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def check(build: Path) -> dict[str, Any]:
-    """What comparing the new file leaves, both runtimes asked."""
+    """The result of comparing the new file with both runtimes."""
     found = compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "new"), [DEPLOYED])
     (build / "checks/vit.json").write_text(json.dumps(found))
     return found
@@ -94,7 +98,7 @@ def test_the_old_file_agrees_on_our_own_runtime_alone(build: Path, check: dict[s
         compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, file(build, "old"), [DEPLOYED])
 
 
-def test_the_verdict_passes_the_new_file_and_is_red_for_the_old_one(
+def test_the_verdict_accepts_the_new_file_and_refuses_the_old_one(
     build: Path, check: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_VENV", str(ROOT / ".venv-triton"))
@@ -119,31 +123,31 @@ def test_make_compare_names_the_fault_of_an_old_repository(
 
     said = capsys.readouterr().out
     assert "vit_onnx: answers every study alike" in said
-    assert "the other one answers different volumes alike, seed 1 and seed 2 for one" in said
+    assert "the other one answers different volumes alike, for example seed 1 and seed 2" in said
     assert "ONNX Runtime up to 1.22" in said
 
 
 # --- Each rule ------------------------------------------------------------------
 
 
-def test_answers_less_than_half_as_far_apart_as_they_should_be_are_alike() -> None:
+def test_answers_with_less_than_half_of_the_right_distance_are_alike() -> None:
     right = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     assert find_alike_rows(right, right) == [] == find_alike_rows(right, right + 5)
     assert find_alike_rows(right, right * 0.4) == [(0, 1), (0, 2), (1, 2)]
     assert find_alike_rows(right, np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0]])) == [(0, 1)]
     assert find_alike_rows(right, np.full((3, 2), np.nan)) == [(0, 1), (0, 2), (1, 2)]
-    assert find_alike_rows(np.ones((2, 2)), np.ones((2, 2))) == []  # the reference does not tell them apart either
+    assert find_alike_rows(np.ones((2, 2)), np.ones((2, 2))) == []  # they are alike in the reference, too
 
 
 def test_a_wide_tolerance_does_not_hide_a_collapse() -> None:
-    """As of fp16 or a GPU: each answer is within the tolerance, and both are the same."""
+    """As for fp16 or a GPU: each answer is within the wide tolerance, but both are the same."""
     answers = [{"output": [[0.95, 0.0]], "allowed": 0.1}, {"output": [[1.05, 0.0]], "allowed": 0.1}]
     with pytest.raises(SystemExit, match="m: answers different inputs alike: 1 pairs"):
         check_answers_differ("m", answers, [np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])])
     check_answers_differ("m", answers, [np.array([[0.95, 0.01]]), np.array([[1.05, 0.01]])])
 
 
-def test_a_server_is_asked_two_samples_even_where_one_is_all_that_it_takes_at_once() -> None:
+def test_a_server_gets_two_samples_even_if_a_request_holds_only_one() -> None:
     assert plan_requests([1, 2], 100) == [(0, 1), (0, 2)]
     assert plan_requests([1, 2], 221 << 20) == [(0, 1), (1, 1)]
     entry = {"family": "vit", "input": [1, 20, 40, 40]}
@@ -151,7 +155,7 @@ def test_a_server_is_asked_two_samples_even_where_one_is_all_that_it_takes_at_on
 
 
 def test_few_distinct_codes_where_pytorch_has_many_are_refused(build: Path, tmp_path: Path) -> None:
-    """Rows of the codebook that all point one way: what a NaN in every token makes of them, ArgMax takes the first."""
+    """A codebook of zeros has the effect of NaN in every token: ArgMax always takes the first row."""
     import onnx
     from onnx import numpy_helper
 
@@ -164,7 +168,7 @@ def test_few_distinct_codes_where_pytorch_has_many_are_refused(build: Path, tmp_
         compare_with_pytorch(build / "vit.pt", entry_of(build), TOLERANCE, tmp_path / "flat.onnx")
 
 
-def test_what_converts_knows_nothing_of_what_judges() -> None:
+def test_convertation_imports_nothing_from_scripts() -> None:
     for path in (ROOT / "convertation").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -172,7 +176,7 @@ def test_what_converts_knows_nothing_of_what_judges() -> None:
             assert not [name for name in names if name.split(".")[0] == "scripts"], path
 
 
-def test_the_straight_network_of_this_test_is_the_same_network(build: Path) -> None:
+def test_the_old_way_to_embed_patches_gives_the_same_numbers_in_pytorch(build: Path) -> None:
     network = ctvit.load_network(build / "vit.pt", entry_of(build))
     volume = torch.from_numpy(make_sample(entry_of(build), 0, 1)["input"])
     with torch.inference_mode():

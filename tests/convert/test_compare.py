@@ -1,5 +1,7 @@
-"""scripts/convert/compare.py and scripts/compare_*.py: real exports of tiny networks, and every planted fault is
-found."""
+"""scripts/convert/compare.py, compare_vit.py and compare_bpr.py: real exports of tiny networks, with planted faults.
+
+One file, though long: the comparisons of all families share the exports and the ways to plant a fault.
+"""
 
 import json
 import sys
@@ -78,7 +80,7 @@ class Case(SimpleNamespace):
         return compare_with_pytorch(self.checkpoint, self.entry, TOLERANCE | tolerance, self.onnx)
 
     def faulty(self, folder: Path, change: Callable[[onnx.ModelProto], None]) -> "Case":
-        """The same with something changed in the ONNX file."""
+        """Return a copy of this case whose ONNX file `change` changed."""
         model = onnx.load(self.onnx)
         change(model)
         onnx.save(model, folder / "faulty.onnx")
@@ -86,7 +88,7 @@ class Case(SimpleNamespace):
 
 
 def make(folder: Path, family: str, change: Callable[[dict[str, Any]], None] = lambda state: None) -> Case:
-    """A real export of a seeded checkpoint in which `change` changed something."""
+    """Export a seeded checkpoint that `change` changed before."""
     case = Case(checkpoint=folder / f"{family}.pt", entry=ENTRIES[family], onnx=folder / f"{family}.onnx")
     synthesize_checkpoint(case.entry, case.checkpoint)
     state = torch.load(case.checkpoint, weights_only=True)
@@ -115,7 +117,7 @@ def bpr(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory, vit: Case) -> tuple[Case, int, int]:
-    """A ViT with two codebook rows of one direction and different lengths, one of them the most frequent code."""
+    """A ViT with two codebook rows of one direction and different lengths; one is the most frequent code."""
     often = int(np.bincount(codes(vit).ravel()).argmax())
     other = (often + 1) % 64
 
@@ -131,7 +133,7 @@ def network(case: Case) -> ctvit.CTViT:
 
 
 def codes(case: Case) -> NDArray[np.int64]:
-    """PyTorch's, sample by sample: among ties the batch decides, too."""
+    """PyTorch's codes, computed one sample at a time: the batch size may decide a tie."""
     exact = network(case)
     return np.concatenate([exact.quantise(exact.encode(one[None])).numpy() for one in volumes(case)])
 
@@ -153,7 +155,7 @@ def change_weight(names: list[str], change: Callable[[NDArray[Any]], None]) -> C
 
 
 def change_output(operator: str, value: Any, kind: type = np.float32) -> Callable[[onnx.ModelProto], None]:
-    """Let `operator` with a constant act on the output."""
+    """Apply `operator` with a constant to the output."""
 
     def apply(model: onnx.ModelProto) -> None:
         producer = next(node for node in model.graph.node if "output" in node.output)
@@ -165,7 +167,7 @@ def change_output(operator: str, value: Any, kind: type = np.float32) -> Callabl
 
 
 def directions(case: Case) -> list[str]:
-    """The initializers that lie between tokens and codes: the normalised codebook, transposed, once or more."""
+    """The initializers between tokens and codes: the normalised codebook, transposed, once or more."""
     graph = onnx.load(case.onnx).graph
     initializers = {tensor.name for tensor in graph.initializer if sorted(tensor.dims) == [32, 64]}
     producer = {output: node for node in graph.node for output in node.output}
@@ -180,7 +182,7 @@ def directions(case: Case) -> list[str]:
 
 
 def rows(case: Case) -> list[str]:
-    """The initializer the codes choose from: the codebook as stored."""
+    """The initializer from which the codes pick rows: the codebook as stored."""
     graph = onnx.load(case.onnx).graph
     producer = {output: node for node in graph.node for output in node.output}
     (value,) = [node.input[0] for node in graph.node if node.op_type == "Gather" and "codes" in node.input]
@@ -258,7 +260,7 @@ def test_codebook_rows_swapped_among_the_values_are_found_in_the_output(vit: Cas
 def test_a_code_that_flips_with_a_large_margin_is_a_failure(vit: Case, tmp_path: Path, where: str) -> None:
     used, other = np.unique(codes(vit))[:2]
     faulty = vit.faulty(tmp_path, change_weight(directions(vit), swap(used, other)))
-    if where == "everywhere":  # the embedding is right, its codes are not
+    if where == "everywhere":  # the embedding is right, but its codes are wrong
         faulty = faulty.faulty(tmp_path, change_weight(rows(vit), swap(used, other)))
 
     with pytest.raises(
@@ -278,7 +280,9 @@ def test_an_output_may_be_off_by_half_the_tolerance_and_not_by_twice(vit: Case, 
 
 
 @pytest.mark.parametrize("family", ["vit", "head", "bpr"])
-def test_an_error_of_larger_batches_alone_is_found(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_an_error_that_only_larger_batches_show_is_found(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     case: Case = request.getfixturevalue(family)
     faulty = case.faulty(tmp_path, change_output("CumSum", 0, np.int64))  # each row plus those before it
 
@@ -334,7 +338,7 @@ def test_a_wrong_score_is_found(bpr: Case, tmp_path: Path) -> None:
         bpr.faulty(tmp_path, change_weight([bias], fault)).compare()
 
 
-def test_near_ties_are_told_to_the_verdict_and_the_tolerance_stays_strict(tied: tuple[Case, int, int]) -> None:
+def test_near_ties_are_passed_to_the_verdict_and_the_tolerance_stays_strict(tied: tuple[Case, int, int]) -> None:
     case, often, other = tied
 
     result = case.compare()
@@ -345,13 +349,11 @@ def test_near_ties_are_told_to_the_verdict_and_the_tolerance_stays_strict(tied: 
     assert answer["allowed"] == pytest.approx(1e-4 * result["scale"])
 
 
-def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
-    tied: tuple[Case, int, int], tmp_path: Path
-) -> None:
+def test_flips_of_near_ties_are_accepted_and_reported(tied: tuple[Case, int, int], tmp_path: Path) -> None:
     case, often, other = tied
 
     def prefer_other(values: NDArray[Any]) -> None:
-        values[:, other] = values[:, often] * np.float32(1 + 1e-5)  # more than rounding makes of it
+        values[:, other] = values[:, often] * np.float32(1 + 1e-5)  # more than rounding does
 
     turned = case.faulty(tmp_path, change_weight(directions(case), prefer_other))
     result = turned.compare()
@@ -372,7 +374,7 @@ def test_ties_that_fall_the_other_way_are_accepted_reported_and_allowed(
     assert result["difference"] < 1e-5
 
 
-def test_what_a_flip_is_allowed_to_move_is_what_it_moves(tied: tuple[Case, int, int]) -> None:
+def test_a_flip_is_allowed_to_move_the_output_exactly_as_it_does(tied: tuple[Case, int, int]) -> None:
     case, often, other = tied
     both = network(case)
     tokens = both.encode(volumes(case)[:1])
@@ -403,11 +405,11 @@ def test_the_message_says_what_where_how_much_and_what_to_do(head: Case, tmp_pat
         f"{path}: output at batch 1, most at [0, {where}], differs from PyTorch's by 1.00e+00 of its scale {scale:.3g};"
         " expected at most 0.0001\n"
         "the file does not compute what the checkpoint does; nothing is written\n"
-        f"next: rm {path} && make onnx MODEL=head; if it stays, suspect torch and onnxruntime"
+        f"next: rm {path} && make onnx MODEL=head; if the error stays, suspect torch and onnxruntime"
     )
 
 
-def test_another_models_file_is_told_by_its_shape(head: Case, vit: Case, tmp_path: Path) -> None:
+def test_the_file_of_another_model_is_found_by_its_shape(head: Case, vit: Case, tmp_path: Path) -> None:
     wide = {**head.entry, "network": {**head.entry["network"], "sizes": [24, 16, 3]}}
     synthesize_checkpoint(wide, tmp_path / "wide.pt")
     EXPORTS["head"](tmp_path / "wide.pt", wide, tmp_path / "wide.onnx", opset=20, metadata={})
@@ -419,7 +421,7 @@ def test_another_models_file_is_told_by_its_shape(head: Case, vit: Case, tmp_pat
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model at all", "half"])
-def test_a_file_that_is_no_model_is_told_in_a_few_lines(
+def test_a_file_that_is_not_a_model_is_reported_in_a_few_lines(
     head: Case, tmp_path: Path, content: bytes | str | None
 ) -> None:
     path = tmp_path / "bad.onnx"

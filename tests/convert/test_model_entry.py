@@ -1,21 +1,18 @@
-"""One model's part of models.yaml: what is written, and each mistake by its file, model, key and expectation."""
+"""One model's entry in models.yaml: what is written, and an error for each mistake: file, model, key, expectation."""
 
-import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.convert.model_entry import LIMITS, list_facts, main, model_entry, read_models, read_tolerance
-from tests.conftest import Project
+from scripts.convert.model_entry import list_facts, read_entry, read_models, read_tolerance
+from scripts.convert.model_rules import LIMITS
 
 MODELS = ROOT / "convertation/models.yaml"
 ZERO = {"output": 0, "served": 0}
@@ -29,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def change(file: Path, model: str, **keys: Any) -> None:
-    """Set keys of one model's entry; None takes a key out."""
+    """Set keys of one model's entry; None removes a key."""
     models = yaml.safe_load(file.read_text())
     entry = models[model] | keys
     models[model] = {key: value for key, value in entry.items() if value is not None}
@@ -38,7 +35,7 @@ def change(file: Path, model: str, **keys: Any) -> None:
 
 def refusal(file: Path, model: str = "vit") -> str:
     with pytest.raises(SystemExit) as error:
-        model_entry(file, model)
+        read_entry(file, model)
     said = str(error.value)
     assert said.startswith(f"{file}: ") and "\n" not in said
     return said.removeprefix(f"{file}: ")
@@ -46,15 +43,15 @@ def refusal(file: Path, model: str = "vit") -> str:
 
 @pytest.mark.parametrize("name", list(yaml.safe_load(MODELS.read_text())))
 def test_the_projects_own_entries_are_right(name: str) -> None:
-    entry = model_entry(MODELS, name)
+    entry = read_entry(MODELS, name)
     assert entry == {"name": name, **yaml.safe_load(MODELS.read_text())[name]}
 
 
-def test_the_tolerance_lies_apart_from_the_rest(file: Path, tmp_path: Path) -> None:
+def test_the_tolerance_is_written_to_its_own_file(file: Path, tmp_path: Path) -> None:
     for part in ("model", "tolerance"):
         command = [sys.executable, "-m", "scripts.convert.model_entry", file, "vit", part, tmp_path / part]
         subprocess.run(command, cwd=ROOT, check=True)
-    entry = model_entry(file, "vit")
+    entry = read_entry(file, "vit")
     limits = entry.pop("tolerance")
     assert json.loads((tmp_path / "tolerance").read_text()) == {
         key: value for key, value in limits.items() if key not in ("tf32", "fp16")
@@ -62,7 +59,7 @@ def test_the_tolerance_lies_apart_from_the_rest(file: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "model").read_text()) == entry
 
 
-def test_what_a_precision_says_takes_the_place_of_what_stands_above_it(file: Path) -> None:
+def test_the_limits_of_a_precision_replace_the_general_ones(file: Path) -> None:
     limits = {"output": 1e-4, "served": 1e-4, "gpu": 1e-4, "cosine": 0.99}
     half = {"output": 0.3, "served": 0.3, "gpu": 0.3, "cosine": 0.9, "probability": 0.2}
     change(file, "vit", tolerance=limits | {"tf32": {"gpu": 0.2}, "fp16": half})
@@ -72,41 +69,41 @@ def test_what_a_precision_says_takes_the_place_of_what_stands_above_it(file: Pat
     assert read_tolerance(file, "vit.fp16") == half
 
 
-def test_a_precision_that_a_model_does_not_have_is_told(file: Path) -> None:
+def test_a_precision_that_a_model_does_not_have_is_an_error(file: Path) -> None:
     with pytest.raises(SystemExit) as error:
         read_tolerance(file, "binary.fp16")
     assert str(error.value) == f"{file}: binary: tolerance: fp16 missing, so there is no binary.fp16"
 
 
 def test_what_is_written_depends_on_this_model_alone(file: Path) -> None:
-    before = model_entry(file, "vit")
+    before = read_entry(file, "vit")
     change(file, "binary", network={"sizes": [512, 2], "activation": "gelu"})
-    assert model_entry(file, "vit") == before
+    assert read_entry(file, "vit") == before
 
 
-def test_an_unknown_model_is_told_with_those_that_there_are(file: Path) -> None:
-    assert refusal(file, "vitt") == "has no model vitt; it describes vit, binary, multilabel, lipro, bpr"
+def test_an_unknown_model_is_an_error_that_lists_the_models(file: Path) -> None:
+    assert refusal(file, "vitt") == "has no model vitt; expected one of vit, binary, multilabel, lipro, bpr"
 
 
 @pytest.mark.parametrize("text", ["vit: [", "vit:\n\tfamily: vit", "a: b: c"])
-def test_what_is_no_yaml_is_told_in_one_line(file: Path, text: str) -> None:
+def test_invalid_yaml_is_an_error_of_one_line(file: Path, text: str) -> None:
     file.write_text(text)
     assert refusal(file).startswith("no valid YAML: ")
 
 
 @pytest.mark.parametrize("text", ["", "- vit\n", "vit\n"])
-def test_a_file_of_something_else(file: Path, text: str) -> None:
+def test_yaml_without_entries_is_an_error(file: Path, text: str) -> None:
     file.write_text(text)
     assert refusal(file) == "expected one entry per model, such as `vit:`"
 
 
-def test_a_model_that_is_described_twice_is_an_error(file: Path) -> None:
-    """YAML readers take the last one silently, Make the facts of both."""
+def test_a_model_with_two_entries_is_an_error(file: Path) -> None:
+    """YAML readers silently take the last entry, and make would take the facts of both."""
     file.write_text(file.read_text() + "\nvit:\n  family: head\n")
     assert "vit" in refusal(file) and "twice" in refusal(file)
 
 
-def test_an_entry_that_is_no_mapping(file: Path) -> None:
+def test_an_entry_that_is_not_a_mapping_is_an_error(file: Path) -> None:
     file.write_text(file.read_text() + "\nextra: 7\n")
     assert refusal(file).startswith("extra: expected the keys family, ")
 
@@ -141,26 +138,26 @@ def test_an_entry_that_is_no_mapping(file: Path) -> None:
         ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "vit: tolerance: fp16 missing; expected tf32 and fp16"),
         ("vit", {"tolerance": {**ZERO, "tf32": {"gqu": 0}}}, "vit: tolerance: tf32: unknown key gqu; expected "),
         ("vit", {"tolerance": {**ZERO, "tf32": {"gpu": 2.0}, "fp16": dict.fromkeys(LIMITS, 0)}},
-         "vit: tolerance: expected shares of the scale"),
-        ("binary", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "binary: tolerance: tf32 is of a vit alone"),
+         "vit: tolerance: expected fractions of the scale"),
+        ("binary", {"tolerance": {**ZERO, "tf32": {"gpu": 0}}}, "binary: tolerance: only a vit may have tf32"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_an_entry(file: Path, model: str, keys: dict[str, Any], expected: str) -> None:
+def test_a_mistake_in_an_entry_is_an_error(file: Path, model: str, keys: dict[str, Any], expected: str) -> None:
     change(file, model, **keys)
     assert refusal(file).startswith(expected)
     assert refusal(file, "multilabel") == refusal(file)  # whichever model is asked for
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.e-5", "1.0e-5", "+1e-05", "0.00001"])
-def test_a_number_is_taken_however_it_is_spelled(file: Path, number: str) -> None:
-    """`1e-5` is text to YAML 1.1."""
+def test_a_number_is_read_in_every_spelling(file: Path, number: str) -> None:
+    """In YAML 1.1, `1e-5` is text."""
     file.write_text(file.read_text().replace("{output: 1.0e-5,", f"{{output: {number},", 1))
-    assert model_entry(file, "binary")["tolerance"]["output"] == 1e-5
+    assert read_entry(file, "binary")["tolerance"]["output"] == 1e-5
 
 
 def test_a_whole_number_is_a_tolerance_too(file: Path) -> None:
     file.write_text(file.read_text().replace("served: 0.0}", "served: 0}", 1))
-    assert model_entry(file, "bpr")["tolerance"]["served"] == 0.0
+    assert read_entry(file, "bpr")["tolerance"]["served"] == 0.0
 
 
 @pytest.mark.parametrize("spelling", ["false", "no", "False", "off"])
@@ -172,10 +169,10 @@ def test_false_is_false(file: Path, spelling: str) -> None:
 @pytest.mark.parametrize(
     "name", ["1", "yes", "null", "a b", "vit.fp16", "a/b", "a%", "$(shell)", "возраст", "-age", "''", "[a]"]
 )
-def test_what_cannot_name_a_model_is_refused_with_its_line(file: Path, name: str) -> None:
+def test_a_bad_name_of_a_model_is_refused_with_its_line(file: Path, name: str) -> None:
     file.write_text(file.read_text().replace("lipro:\n", f"{name}:\n"))
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if text == f"{name}:")
-    assert "is no name for a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
+    assert "cannot name a model" in refusal(file) and refusal(file).endswith(f"(line {line})")
 
 
 @pytest.mark.parametrize(
@@ -197,14 +194,16 @@ def test_what_cannot_name_a_model_is_refused_with_its_line(file: Path, name: str
         ("heads: 8", "heads: 0", "vit: network: heads is 0"),
     ],
 )  # fmt: skip
-def test_what_contradicts_itself_is_refused_with_its_line(file: Path, old: str, new: str, expected: str) -> None:
+def test_values_that_contradict_each_other_are_refused_with_their_line(
+    file: Path, old: str, new: str, expected: str
+) -> None:
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
     assert refusal(file).startswith(expected)
     assert re.search(r" \(line \d+\)$", refusal(file))
 
 
-def test_the_line_is_the_one_of_the_mistake(file: Path) -> None:
+def test_the_error_names_the_line_of_the_mistake(file: Path) -> None:
     file.write_text(file.read_text().replace("optional: true", "optional: 3"))
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "optional: 3" in text)
     assert refusal(file).endswith(f"(line {line})")
@@ -220,81 +219,12 @@ def test_the_line_is_the_one_of_the_mistake(file: Path) -> None:
         "vit: !!python/name:os.system",
     ],
 )
-def test_odd_yaml_is_no_traceback(file: Path, text: str) -> None:
+def test_odd_yaml_gives_no_traceback(file: Path, text: str) -> None:
     file.write_text(text)
     refusal(file)
 
 
-def draw(random: Random) -> str:
-    """A valid models.yaml with spellings, order, quotes, indentation and remarks as they come."""
-
-    def quoted(text: str) -> str:
-        return random.choice([text, f'"{text}"', f"'{text}'"])
-
-    def inline(value: object) -> str:
-        if isinstance(value, dict):
-            gap = random.choice(["", " "])
-            return "{" + gap + ", ".join(f"{quoted(key)}: {inline(item)}" for key, item in value.items()) + gap + "}"
-        if isinstance(value, list):
-            return "[" + random.choice([",", ", "]).join(map(inline, value)) + "]"
-        if isinstance(value, bool):
-            return random.choice([str(value), str(value).lower(), "yes" if value else "no"])
-        if isinstance(value, str):
-            return f'"{value}"' if "{" in value else quoted(value)
-        return str(value)
-
-    def remark() -> str:
-        return random.choice(["", "", "  # family: head", " # optional: true"])
-
-    models = yaml.safe_load(MODELS.read_text())
-    for number in range(random.randrange(4)):
-        name = random.choice("AagezZ") + random.choice(["ge", "-x", "_2", "VIT"]) + str(number)
-        models[name] = models["binary"] | {"checkpoint": f"CT-RATE/{name}.pth", "optional": random.random() < 0.5}
-    lines = []
-    for name in random.sample(list(models), len(models)):
-        entry = {key: models[name][key] for key in random.sample(list(models[name]), len(models[name]))}
-        lines += random.choice([[], ["# a remark:"], [""], ["    # family: vit"]])
-        if random.random() < 0.3:
-            lines.append(f"{quoted(name)}: {inline(entry)}{remark()}")
-            continue
-        indent = " " * random.choice([1, 2, 4, 7])
-        lines.append(f"{quoted(name)}{random.choice(['', ' '])}:{remark()}")
-        for key, value in entry.items():
-            if isinstance(value, dict) and random.random() < 0.5:
-                lines.append(f"{indent}{key}:{remark()}")
-                lines += [f"{indent}  {quoted(below)}: {inline(item)}{remark()}" for below, item in value.items()]
-            else:
-                lines.append(f"{indent}{quoted(key)}: {inline(value)}{remark()}")
-    return random.choice(["", "---\n", "%YAML 1.1\n---\n"]) + random.choice(["\n", "\r\n"]).join([*lines, ""])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_make_and_python_see_the_same_models(seed: int, tmp_path: Path) -> None:
-    path = tmp_path / "models.yaml"
-    path.write_bytes(draw(Random(seed)).encode())
-    out = tmp_path / f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.mk"
-    expected = yaml.load(path.read_bytes(), yaml.SafeLoader)
-    main(["facts", str(path), str(out)])
-    told = ("family", "checkpoint", "trained_on", "optional")
-    probe = "$(foreach model,$(all_models),$(info $(model)" + "".join(f"|$($(model).{fact})" for fact in told) + "))"
-    (tmp_path / "Makefile").write_text(f"VIT := {{VIT}}\ninclude {out.name}\n{probe}\nall: ;@:\n")
-    run = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == [
-        "|".join([name, *(str(entry.get(fact) or "").replace("True", "1") for fact in told)])
-        for name, entry in expected.items()
-    ]
-
-
-def test_facts_of_another_text_are_not_written(tmp_path: Path) -> None:
-    """Make names them by the digest of what it saw; meanwhile the file may have changed."""
-    path = tmp_path / "models.yaml"
-    path.write_text(draw(Random(1)))
-    with pytest.raises(SystemExit, match="changed while it was read; run make again"):
-        main(["facts", str(path), str(tmp_path / "0123456789abcdef.mk")])
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
+def test_a_missing_file_gives_no_traceback(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -307,29 +237,3 @@ def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1 and "models.yaml" in run.stderr
     assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()
-
-
-def targets(project: Project) -> set[str]:
-    """What make would have to make for the published repository."""
-    return set(re.findall(r"^(\S+)=[0-9a-f]* ", project.make("repository", "EXPLAIN=1"), re.MULTILINE))
-
-
-def test_the_makefile_builds_the_same_models_however_models_yaml_is_written(stand_ins: Project) -> None:
-    path = stand_ins.path / "convertation/models.yaml"
-    shutil.copy(stand_ins.path / "convertation/head/binary.pbtxt", stand_ins.path / "convertation/head/extra.pbtxt")
-    models = yaml.safe_load(path.read_text())
-    extra = models["binary"] | {"checkpoint": "CT-RATE/extra.pth", "optional": False}
-    before = targets(stand_ins)
-    path.write_text("# in another style\n" + json.dumps(models | {"extra": extra}, indent=7))
-    assert "build/onnx/extra.onnx" in targets(stand_ins)
-    path.write_text(json.dumps(models | {"extra": extra | {"optional": True}}))
-    assert targets(stand_ins) == before
-    path.write_text(path.read_text().replace('"extra"', '"Extra one"'))
-    assert "Extra one" in stand_ins.fail("repository")
-
-
-def test_help_and_doctor_need_no_models_yaml(stand_ins: Project) -> None:
-    shutil.rmtree(stand_ins.path / ".make/models")
-    shutil.rmtree(stand_ins.path / ".venv")
-    assert "make repository" in stand_ins.make("help")
-    assert not (stand_ins.path / ".venv").exists()

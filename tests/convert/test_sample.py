@@ -58,7 +58,7 @@ def test_a_volume_has_padding_air_lung_tissue_and_bone(shape: list[int]) -> None
 @pytest.mark.parametrize("shape", [[1, 20, 40, 40], [1, 40, 60, 60], [1, 80, 160, 160]])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_volume_has_patches_of_quiet_air_metal_at_the_clip_and_padding(shape: list[int], seed: int) -> None:
-    """Patches of 10 x 20 x 20 voxels, as the ViT's, whose mean is a hundred times their spread and more."""
+    """Some patches of 10 x 20 x 20 voxels, the ViT's size, have a mean of more than a hundred times their spread."""
     (volume,) = make_sample({"family": "vit", "input": shape}, seed, 1)["input"][0].astype(np.float64)
     t, h, w = (size // part for size, part in zip(volume.shape, (10, 20, 20), strict=True))
     patches = volume.reshape(t, 10, h, 20, w, 20).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 4000)

@@ -53,7 +53,7 @@ def test_variants_of_one_architecture_differ(tmp_path: Path) -> None:
 
 def test_bpr_settings_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vgg = pytest.importorskip("convertation.bpr.vgg")
-    monkeypatch.setattr(vgg, "synthetic_settings", lambda entry: {"slope_mean": entry["slope"]}, raising=False)
+    monkeypatch.setattr(vgg, "make_synthetic_settings", lambda entry: {"slope_mean": entry["slope"]}, raising=False)
 
     synthesize_checkpoint({"family": "bpr", "slope": 0.5}, tmp_path / "inference-settings.json")
 

@@ -1,4 +1,4 @@
-"""A trained head is laid into training/weights and built by the real Makefile: as people save it, or refused."""
+"""A trained head in training/weights, saved as people save it: the real Makefile builds it, or refuses it."""
 
 import os
 import subprocess
@@ -12,10 +12,12 @@ from conftest import ROOT, TINY, copy_of_the_project
 from convertation.head import mlp
 
 ENTRY: dict[str, Any] = {"family": "head", "checkpoint": "CT-RATE/model_binary.pth", **TINY["binary"]}
-READ_AS = "import sys; from scripts.publish.provenance import read_as; print(read_as(sys.argv[1]))"
+DESCRIBE = (
+    "import sys; from scripts.publish.provenance import describe_checkpoint; print(describe_checkpoint(sys.argv[1]))"
+)
 
 
-def test_a_head_is_built_from_what_was_saved_and_nothing_from_layers_that_would_be_dropped(tmp_path: Path) -> None:
+def test_a_saved_head_is_built_and_one_with_unknown_layers_is_refused(tmp_path: Path) -> None:
     project = copy_of_the_project(tmp_path / "project")
     own, made = project.path / "training/weights/CT-RATE/model_binary.pth", project.path / "build/onnx/binary.onnx"
     own.parent.mkdir()
@@ -27,7 +29,7 @@ def test_a_head_is_built_from_what_was_saved_and_nothing_from_layers_that_would_
     guess = "the state dict is `state_dict`; beside it and not read: epoch; `module.` is no part of its keys"
     assert f"training/weights/CT-RATE/model_binary.pth: {guess}\n" in said
     told = subprocess.run(
-        [sys.executable, "-c", READ_AS, made], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."},
+        [sys.executable, "-c", DESCRIBE, made], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert told.stdout == guess + "\n"

@@ -21,7 +21,7 @@ from convertation.fp16 import fp16
 from convertation.onnx_file import write
 from scripts.convert.compare_fp16 import compare_fp16
 from scripts.convert.emulate_fp16 import emulated_file
-from scripts.convert.round_fp16 import largest_values, round_fp16
+from scripts.convert.round_fp16 import measure_largest, round_fp16
 from scripts.convert.sample import make_sample
 
 TF32 = "build/onnx/vit.tf32.onnx"
@@ -176,7 +176,7 @@ def test_the_similarities_of_the_quantiser_are_exact(tmp_path: Path) -> None:
 def test_the_largest_of_every_value_is_found_whichever_its_sign(tmp_path: Path) -> None:
     file = small(tmp_path, np.diag(np.array([1, -7, 1], np.float32)))
 
-    found = largest_values(file, ["input", "moved"], np.array([[1, 2, 3], [-5, 0, 0]], np.float32))
+    found = measure_largest(file, ["input", "moved"], np.array([[1, 2, 3], [-5, 0, 0]], np.float32))
 
     assert found == {"input": 5.0, "moved": 14.0}
 
@@ -191,10 +191,10 @@ def test_what_is_measured_is_not_kept(tmp_path: Path) -> None:
     program = f"""if True:
         import resource, sys, numpy
         from pathlib import Path
-        from scripts.convert.round_fp16 import largest_values
+        from scripts.convert.round_fp16 import measure_largest
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         request, before = numpy.ones((1, 1 << 22), numpy.float32), peak()
-        found = largest_values(Path({str(tmp_path / "a.onnx")!r}), {names!r}, request)
+        found = measure_largest(Path({str(tmp_path / "a.onnx")!r}), {names!r}, request)
         print(set(found.values()), peak() - before)
     """
 

@@ -1,4 +1,4 @@
-"""`make compare` of tiny repositories, each asked through the real Triton."""
+"""`make compare` of tiny repositories, which the real Triton serves."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from scripts.convert.sample import make_sample
 from scripts.show import compare_repositories as program
 from scripts.show import volumes
+from scripts.show.asked_repository import IncomparableError, Repository, explain_difference
 from tests.dicom_studies import lungs, series
 
 SAME = ["binary_onnx: same files", "bpr_model: same files", "multilabel_onnx: same files", "vit_onnx: same files"]
@@ -24,7 +25,7 @@ SAME = ["binary_onnx: same files", "bpr_model: same files", "multilabel_onnx: sa
 
 @pytest.fixture
 def other(project: Project) -> Path:
-    """A copy of the published repository, to be made another one."""
+    """A copy of the published repository, for the test to change."""
     path = project.path / "other"
     shutil.copytree(project.path / REPOSITORY, path, ignore=shutil.ignore_patterns(".gitkeep"))
     return path
@@ -41,7 +42,7 @@ def alter(path: Path, change: Callable[[str, Any], None]) -> None:
 
 
 def resave(path: Path) -> None:
-    """Other bytes, the same numbers: as a hand-made export has them."""
+    """Change the bytes of an ONNX file but not its numbers, as in an export made by hand."""
     model = onnx.load(path)
     model.doc_string = "made by hand"
     onnx.save(model, path)
@@ -55,12 +56,12 @@ def load(project: Project) -> dict[str, Any]:
 # --- The whole -----------------------------------------------------------------
 
 
-def test_the_same_files_need_no_question(project: Project, other: Path) -> None:
+def test_models_with_the_same_files_are_not_asked(project: Project, other: Path) -> None:
     said = project.make("compare", f"WITH={other}")
 
     assert said.startswith("  vit_onnx: the same files\n") and "asking" not in said
-    assert "SYNTHETIC weights: this shows that the machinery works" in said
-    assert "nothing had to be asked" in said and all(line in said for line in SAME)
+    assert "SYNTHETIC weights: this shows that the programs work" in said
+    assert "no model was asked" in said and all(line in said for line in SAME)
     found = load(project)
     assert found["agree"] and found["weights"] == {"ours": "synthetic", "theirs": "synthetic"}
     assert "vit_onnx/1/model.onnx" in found["files"]
@@ -69,7 +70,7 @@ def test_the_same_files_need_no_question(project: Project, other: Path) -> None:
 def test_a_repository_made_by_hand_may_give_the_same_answers(project: Project, other: Path) -> None:
     for model in ("vit", "binary"):
         resave(other / f"{model}_onnx/1/model.onnx")
-    # As people write them: the older platform, a GPU, and what Triton completes by itself left out
+    # As people write it: with the older platform and a GPU, and without what Triton completes by itself
     (other / "vit_onnx/config.pbtxt").write_text(
         'platform: "onnxruntime_onnx" max_batch_size: 4 instance_group [{ kind: KIND_GPU gpus: [0] }]\n'
         'input [{ name: "input" data_type: TYPE_FP32 dims: [1, 20, 40, 40] }]\n'
@@ -80,8 +81,8 @@ def test_a_repository_made_by_hand_may_give_the_same_answers(project: Project, o
 
     said = project.make("compare", "WITH=other")
 
-    assert "vit_onnx: same answers, 0.0e+00 of the scale apart, allowed 0.0001" in said
-    assert "binary_onnx: same answers, 0.0e+00 of the scale apart, allowed 1e-05, 0 decisions changed" in said
+    assert "vit_onnx: same answers, difference 0.0e+00 of the scale, allowed 0.0001" in said
+    assert "binary_onnx: same answers, difference 0.0e+00 of the scale, allowed 1e-05, 0 decisions changed" in said
     assert "asked: seed 1, seed 2, seed 3, seed 4" in said
     result = load(project)["models"]
     assert result["multilabel_onnx"]["verdict"] == "same files"
@@ -90,7 +91,7 @@ def test_a_repository_made_by_hand_may_give_the_same_answers(project: Project, o
     assert not list(other.rglob("__pycache__"))
 
 
-def test_what_differs_is_told_model_by_model(project: Project, other: Path) -> None:
+def test_each_model_that_differs_is_reported(project: Project, other: Path) -> None:
     def opposite(name: str, values: Any) -> None:
         if name.endswith("bias") and values.shape == (20,):
             values -= 3.0  # no finding anywhere
@@ -118,17 +119,17 @@ def test_what_differs_is_told_model_by_model(project: Project, other: Path) -> N
         "older_onnx": "only in the other one",
     }
     assert "binary_onnx: not compared, input: input in the new one, embedding in the other" in said
-    assert "bpr_model: differs, 2 of 2 answers beyond that, new " in said and "other NONE, NONE" in said
+    assert "bpr_model: differs, 2 of 2 answers differ, new " in said and "other NONE, NONE" in said
     many = found["models"]["multilabel_onnx"]
     assert many["difference"] > 1 and many["beyond"] == many["asked"] == 8 + program.VECTORS
     old, new = (np.array(found["probabilities"]["multilabel"][side]) for side in ("old", "new"))
     assert old.shape == new.shape == (4, 20) and old.max() < 0.5
     assert len(many["decisions_changed"]) == (new > 0.5).sum() > 0
     assert f"  {many['decisions_changed'][0]['input']}, finding " in said
-    assert "the repositories do not agree within models.yaml's tolerances; all of it: build/compare.json" in said
+    assert "the repositories do not agree within the tolerances of models.yaml; details: build/compare.json" in said
 
 
-def test_volumes_of_a_folder_are_asked_in_their_place(project: Project, other: Path) -> None:
+def test_volumes_of_a_folder_replace_the_seeded_ones(project: Project, other: Path) -> None:
     resave(other / "vit_onnx/1/model.onnx")
     folder = project.path / "volumes"
     folder.mkdir()
@@ -157,7 +158,7 @@ def test_studies_of_a_folder_become_volumes(project: Project, other: Path) -> No
     assert load(project)["models"]["vit_onnx"]["asked"] == 1
 
 
-def test_a_mistyped_folder_is_told_even_if_nothing_had_to_be_asked(project: Project, other: Path) -> None:
+def test_a_mistyped_folder_is_an_error_even_if_no_model_is_asked(project: Project, other: Path) -> None:
     assert "INPUT=absent: no such folder" in project.fail("compare", "WITH=other", "INPUT=absent")
 
 
@@ -170,14 +171,14 @@ def test_a_folder_without_studies_is_refused(project: Project, other: Path) -> N
 # --- What cannot be compared ------------------------------------------------------
 
 
-def test_with_names_one_folder_in_compare_and_optional_models_elsewhere(stand_ins: Project) -> None:
+def test_the_knob_with_is_a_folder_for_compare_and_a_list_of_models_elsewhere(stand_ins: Project) -> None:
     assert "make compare WITH=: expected the folder of another repository" in stand_ins.fail("compare")
     assert "expected the folder of another repository" in stand_ins.fail("compare", "WITH=a b")
     assert "WITH=/elsewhere: expected one of lipro" in stand_ins.fail("repository", "WITH=/elsewhere")
 
 
 @pytest.mark.parametrize("name", ["absent", "scripts"])
-def test_a_folder_that_is_no_repository_is_refused(project: Project, name: str) -> None:
+def test_a_folder_that_is_not_a_repository_is_refused(project: Project, name: str) -> None:
     said = project.fail("compare", f"WITH={name}")
     assert f"{name}: no model repository; expected folders with a config.pbtxt" in said
 
@@ -188,16 +189,15 @@ def test_a_plan_is_not_compared_without_a_gpu(project: Project, other: Path) -> 
         'input [{ name: "input" data_type: TYPE_FP32 dims: [24] }]\n'
         'output [{ name: "output" data_type: TYPE_FP32 dims: [2] }]\n'
     )
-    ours, theirs = (program.Repository(project.path / name, None) for name in (REPOSITORY, "other"))
+    ours, theirs = (Repository(project.path / name, None) for name in (REPOSITORY, "other"))
+    config = theirs.read_model_config("binary_onnx")
 
-    with pytest.raises(
-        program.UnlikeError, match="is a TensorRT plan: only an image on a machine with a GPU serves it"
-    ):
-        theirs.answers("binary_onnx", theirs.config("binary_onnx"), [])
-    assert program.explain_difference(ours.config("binary_onnx"), theirs.config("binary_onnx")) == ""
+    with pytest.raises(IncomparableError, match="is a TensorRT plan: only an image on a machine with a GPU serves it"):
+        theirs.ask_model("binary_onnx", config, [])
+    assert explain_difference(ours.read_model_config("binary_onnx"), config) == ""
 
 
-def test_a_model_that_triton_does_not_load_is_told_in_its_own_words(
+def test_a_model_that_triton_does_not_load_is_reported_with_its_log(
     project: Project, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (other / "binary_onnx/1/model.onnx").write_bytes(b"no model")
@@ -222,20 +222,20 @@ BASE = 'max_batch_size: 4 input [{ name: "input" data_type: TYPE_FP32 dims: [512
         (BASE, ""),
         (BASE.replace("512", "-1"), ""),
         ('max_batch_size: 0 input [{ name: "input" data_type: TYPE_FP32 dims: [-1, 512] }]', ""),
-        ("", ""),  # nothing said: Triton takes it from the file
+        ("", ""),  # an empty config: Triton completes it from the file
         (BASE.replace("input\"", "x\""), "input: input in the new one, x in the other"),
         (BASE.replace("512", "256"), "input input is FP32 [-1, 512] in the new one, FP32 [-1, 256] in the other"),
         (BASE.replace("FP32", "FP16"), "input input is FP32 [-1, 512] in the new one, FP16 [-1, 512] in the other"),
         (BASE.replace("[512]", "[1, 512]"), "input input is FP32 [-1, 512] in the new one, FP32 [-1, 1, 512] in"),
     ],
 )  # fmt: skip
-def test_names_and_shapes_that_differ_are_said_in_words(text: str, reason: str) -> None:
-    said = program.explain_difference(config(BASE), config(text))
+def test_different_names_and_shapes_are_explained(text: str, reason: str) -> None:
+    said = explain_difference(config(BASE), config(text))
     assert said.startswith(reason) and bool(said) == bool(reason)
 
 
-def test_an_answer_that_is_no_number_is_no_agreement() -> None:
-    with pytest.raises(program.UnlikeError, match="the other one answers NaN or infinity"):
+def test_an_answer_of_nan_does_not_agree() -> None:
+    with pytest.raises(IncomparableError, match="the other one answers NaN or infinity"):
         program.compare_answers(np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32), 0.1)
 
 
@@ -256,18 +256,18 @@ ENTRY = {"family": "vit", "input": [1, 20, 40, 40]}
         (np.full((1, 20, 40, 40), np.nan, np.float32), r"a\.npy: values from nan to nan; expected HU / 1000"),
     ],
 )
-def test_a_file_that_is_no_such_volume_is_refused(tmp_path: Path, array: Any, message: str) -> None:
+def test_a_file_that_is_not_a_volume_is_refused(tmp_path: Path, array: Any, message: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(SystemExit, match=message):
         volumes.list_names(tmp_path, ENTRY)
         list(volumes.read_volumes(tmp_path, ENTRY))
 
 
-def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such folder"):
         volumes.list_names(tmp_path / "absent", ENTRY)
     (tmp_path / "a.npy").write_text("nothing")
-    with pytest.raises(SystemExit, match=r"a\.npy: no NumPy array"):
+    with pytest.raises(SystemExit, match=r"a\.npy: not a NumPy array"):
         volumes.list_names(tmp_path, ENTRY)
     (tmp_path / "a.npy").unlink()
     np.savez(tmp_path / "a.npz", one=np.zeros(1), two=np.zeros(1))

@@ -1,4 +1,4 @@
-"""`make fidelity` on tiny networks through the real Triton, and each figure on answers whose faults are known."""
+"""`make fidelity` on tiny networks with the real Triton, and each figure on answers with known faults."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from tritonclient.grpc import model_config_pb2 as schema
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
 from scripts.show import fidelity, fidelity_table
-from scripts.show.fidelity import (
+from scripts.show.fidelity import measure_hop
+from scripts.show.hops import (
     Answers,
     Task,
     draw_volumes,
@@ -28,7 +29,6 @@ from scripts.show.fidelity import (
     run_plan,
     run_pytorch,
 )
-from scripts.show.fidelity import measure_hop as between
 
 NO_TIES = np.zeros((0, 1))
 
@@ -48,7 +48,7 @@ def task(project: Project) -> Task:
 
 
 def files(project: Project, **others: Path) -> dict[str, Path]:
-    """The published ONNX files, unless others are given."""
+    """The published ONNX files, or `others` in their place."""
     repository = project.path / "model_repository_running"
     return {name: repository / f"{name}_onnx/1/model.onnx" for name in ("vit", "binary", "multilabel")} | others
 
@@ -59,7 +59,7 @@ def checkpoints(project: Project) -> dict[str, Path]:
 
 
 def altered(path: Path, out: Path, change: Any) -> Path:
-    """The ONNX file with each weight changed in place by `change(name, array)`."""
+    """Write a copy of an ONNX file whose weights `change(name, array)` changed in place."""
     model = onnx.load(path)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
@@ -100,7 +100,7 @@ def test_a_hop_that_does_not_exist_is_named_with_the_reason(measured: Project) -
 
     assert absent == {
         "fp16 as a GPU rounds it": "not built: make onnx PRECISION=fp16",
-        "plan": "not built: make trt, where there is a GPU",
+        "plan": "not built: make trt on a machine with a GPU",
     }
 
 
@@ -120,20 +120,20 @@ def test_the_volumes_have_the_statistics_of_ct(measured: Project) -> None:
 
 
 def test_it_is_shown_as_a_table_stamped_synthetic_and_kept(measured: Project) -> None:
-    said = measured.make("fidelity")  # a second time: nothing has changed
+    said = measured.make("fidelity")  # for the second time: nothing has changed
 
     lines = said.splitlines()
     assert announced(said) == set()
-    assert lines[0] == "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses"
+    assert lines[0] == "SYNTHETIC weights: this shows that the programs work, and says nothing about diagnoses"
     assert re.sub(" +", " ", lines[2]) == (
         "hop against embedding: max 99.9 % 1 - cosine codes flipped widest margin "
         "binary probability multilabel probability decisions changed"
     )
     assert re.match(r"ONNX, batch 1 +PyTorch +\d\.\de-\d\d .* 0 of 64 +- .* 0 of 168$", lines[3])
-    assert "plan: not built: make trt, where there is a GPU" in lines
+    assert "plan: not built: make trt on a machine with a GPU" in lines
 
 
-def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Project) -> None:
+def test_it_is_measured_again_only_if_an_input_changes(stand_ins: Project) -> None:
     goal = "build/fidelity.json"
     assert announced(stand_ins.make(goal)) == {goal}
     assert announced(stand_ins.make(goal)) == set()
@@ -153,7 +153,7 @@ def test_it_is_measured_again_when_an_input_changes_and_only_then(stand_ins: Pro
     assert "plan/RTX/vit " in (stand_ins.path / goal).read_text()
 
 
-def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
+def test_the_volumes_are_those_of_make_sample(built: Project) -> None:
     entry = entries(built)["vit"]
     assert (make_request(task(built), [0]) == make_sample(entry, 1, 1)["input"]).all()
 
@@ -161,7 +161,7 @@ def test_the_volumes_are_those_of_the_sample(built: Project) -> None:
 # --- Each figure ----------------------------------------------------------------
 
 
-def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, tmp_path: Path) -> None:
+def test_flips_of_another_network_are_not_taken_for_near_ties(built: Project, tmp_path: Path) -> None:
     def swap(name: str, values: Any) -> None:
         if values.shape == (32, 64):  # the codebook's directions, transposed
             values[:] = values[:, ::-1]
@@ -172,7 +172,7 @@ def test_codes_that_another_network_chooses_are_told_from_ties(built: Project, t
     assert right.codes is not None and wrong.codes is not None
 
     exact, flips, ties, shared = run_pytorch(task(built), checkpoints(built), {"wrong": (None, wrong.codes)})
-    found = between(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
+    found = measure_hop(exact, wrong, float(np.abs(exact.embedding).max()), flips["wrong"], ties, shared["rounding"])
 
     codes = found["codes"]
     assert codes["flipped"] == int((right.codes != wrong.codes).sum()) == sum(codes["per_volume"]) > 50
@@ -185,7 +185,7 @@ def test_a_decision_that_changes_is_named() -> None:
     before = Answers(np.ones((2, 3)), None, {"binary": np.array([[0.4], [0.6]])})
     after = Answers(np.ones((2, 3)), None, {"binary": np.array([[0.45], [0.49]])})
 
-    found = between(before, after, 1.0, None, [NO_TIES] * 2, 0.0)
+    found = measure_hop(before, after, 1.0, None, [NO_TIES] * 2, 0.0)
 
     score = found["probabilities"]["binary"]
     assert score["changed"] == [[1, 0]] and score["max"] == pytest.approx(0.11)
@@ -193,19 +193,19 @@ def test_a_decision_that_changes_is_named() -> None:
     assert found["near_ties"] == {"explain": 0, "per_volume": [0, 0], "remains": 0.0}
 
 
-def test_ties_that_fell_the_other_way_unseen_are_found_in_the_embedding() -> None:
+def test_unseen_flips_are_found_in_the_embedding() -> None:
     generator = np.random.default_rng(0)
     ties = [0.01 * generator.standard_normal((20, 64)) for _ in range(2)]
     before = Answers(generator.standard_normal((2, 64)), None, {})
     after = Answers(before.embedding + np.stack([ties[0][3] + ties[0][11], np.full(64, 1e-7)]), None, {})
 
-    found = between(before, after, 1.0, None, ties, 0.0)
+    found = measure_hop(before, after, 1.0, None, ties, 0.0)
 
     assert found["near_ties"]["per_volume"] == [2, 0] and found["near_ties"]["explain"] == 2
     assert found["near_ties"]["remains"] == pytest.approx(1e-7) and found["embedding"]["max"] > 0.01
 
 
-def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Path) -> None:
+def test_an_overflow_is_reported(built: Project, tmp_path: Path) -> None:
     def overflow(name: str, values: Any) -> None:
         if name.endswith("columns.0"):
             values[:] = np.finfo(np.float32).max
@@ -214,16 +214,16 @@ def test_an_overflow_is_said_and_not_averaged_away(built: Project, tmp_path: Pat
     hop = run_onnxruntime(task(built), "overflow", files(built, vit=other), 4)
 
     assert re.fullmatch(
-        r"\d+ of 192 values of the embeddings are NaN or infinite: it overflows",
-        between(hop, hop, 1.0, None, [NO_TIES] * 8, 0.0)["broken"],
+        r"\d+ of 192 values of the embeddings are NaN or infinite: the computation overflows",
+        measure_hop(hop, hop, 1.0, None, [NO_TIES] * 8, 0.0)["broken"],
     )
 
 
-def test_the_distance_of_two_directions_keeps_its_digits() -> None:
+def test_a_tiny_cosine_distance_keeps_its_digits() -> None:
     before = Answers(np.array([[3.0, 4.0]]), None, {})
     after = Answers(np.array([[3.0, 4.0 + 1e-9]]), None, {})
 
-    found = between(before, after, 5.0, None, [NO_TIES], 0.0)
+    found = measure_hop(before, after, 5.0, None, [NO_TIES], 0.0)
     assert found["cosine_distance"] == pytest.approx((0.6e-9 / 5) ** 2 / 2, rel=1e-3)
 
 
@@ -258,7 +258,7 @@ def test_exactly_half_is_no_finding() -> None:
 
 
 @pytest.mark.parametrize("word", ["onnx/vit", "vit=scripts/show/fidelity.py"])
-def test_a_word_that_is_no_hop_is_refused(word: str) -> None:
+def test_a_word_that_names_no_hop_is_refused(word: str) -> None:
     with pytest.raises(SystemExit, match=f"{word}: expected HOP/MODEL=FILE"):
         fidelity.parse_files([word])
 
@@ -270,7 +270,7 @@ def test_a_file_that_is_not_there_is_refused_with_the_command_that_makes_it() ->
         fidelity.parse_files(["onnx/vit=no.onnx"])
 
 
-def test_a_hop_that_breaks_has_its_line(measured: Project) -> None:
+def test_a_hop_with_nan_has_its_line_in_the_table(measured: Project) -> None:
     found = load(measured)
     found["hops"][0] = {"hop": "ONNX, batch 1", "against": "PyTorch", "broken": "3 of 192 values are NaN"}
 

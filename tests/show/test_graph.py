@@ -97,14 +97,14 @@ def test_the_users_own_checkpoint_has_its_colour(stand_ins: Project) -> None:
     assert drawn["training/weights.zip"][0] == STALE
 
 
-def test_only_what_is_not_implied_is_an_edge(stand_ins: Project) -> None:
+def test_an_arrow_that_others_imply_is_left_out(stand_ins: Project) -> None:
     edges = [tip for tip, _ in named(drawing(stand_ins), "edge")]
     assert "build/checks/vit.json -> build/checks/verdict.json" in edges
     assert "build/onnx/vit.onnx -> build/checks/verdict.json" not in edges
 
 
 @pytest.mark.parametrize("change", ["nothing", "a long reason", "another repository"])
-def test_boxes_lie_apart_and_arrows_lead_to_the_right(stand_ins: Project, change: str) -> None:
+def test_boxes_do_not_overlap_and_arrows_lead_to_the_right(stand_ins: Project, change: str) -> None:
     args = ["REPOSITORY=other", "WITH=lipro"] if change == "another repository" else []
     if change == "a long reason":
         stand_ins.append("convertation/models.yaml", "# a remark\n")
@@ -122,7 +122,7 @@ def test_boxes_lie_apart_and_arrows_lead_to_the_right(stand_ins: Project, change
     assert all(x >= 0 and y >= 0 and right <= width and bottom <= height for x, y, right, bottom in boxes.values())
 
 
-def test_it_needs_no_program_but_python(stand_ins: Project) -> None:
+def test_the_graph_needs_no_program_but_python(stand_ins: Project) -> None:
     path = stand_ins.path / "bin"
     path.mkdir()
     for name in ("bash", "make", "awk", "python3", "sh"):

@@ -1,4 +1,4 @@
-"""`make report`, read by a real Chromium: what it shows, that it prints, and that it asks nothing of anyone."""
+"""`make report`, read by a real Chromium: what it shows, that it can be printed, and that it loads nothing."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from scripts.show.report_sections import show_gpu
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed here (apt install chromium)")
-# Chromium itself asks its maker for updates and the time, whatever page it shows
+# Chromium itself asks these for updates and the time, whatever page it shows
 ITS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
 ROW = {"group": "vit", "unit": "x", "note": "", "samples": [0.1, 0.12], "goal": 0.2, "relation": "≤", "verdict": "pass"}
 BENCH = {
@@ -53,7 +53,7 @@ class Text(HTMLParser):
 
 
 class Chromium:
-    """One headless run on one page."""
+    """One run of headless Chromium on one page: what it prints, its console, its requests."""
 
     def __init__(self, page: Path, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True)
@@ -77,7 +77,7 @@ class Chromium:
 
 @pytest.fixture(scope="module")
 def shown(measured: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The tiny project with everything that a report shows: fidelity, a comparison, benchmarks."""
+    """The tiny project with everything that the report shows: fidelity, a comparison, benchmarks."""
     project = Project(tmp_path_factory.mktemp("shown") / "project")
     shutil.copytree(measured.path, project.path, symlinks=True, copy_function=shutil.copy)
     other = project.path / "other"
@@ -100,19 +100,19 @@ def page(project: Project) -> Path:
 
 
 @needs_chromium
-def test_chromium_shows_all_of_it_without_a_complaint_or_a_request(shown: Project, tmp_path: Path) -> None:
+def test_chromium_shows_every_section_without_an_error_or_a_request(shown: Project, tmp_path: Path) -> None:
     seen = Chromium(page(shown), tmp_path / "seen", "--dump-dom")
 
     assert seen.console == [] and seen.requests == set()
     words = str(Text(seen.printed))
     assert seen.printed.count("<svg") == 1 + 3 + 1 + 1  # pipeline, fidelity, probabilities, benchmarks
     for part in (
-        "SYNTHETIC weights: this shows that the machinery works, and says nothing about diagnoses.",
+        "SYNTHETIC weights: this shows that the programs work, and says nothing about diagnoses.",
         "tritonserver 2.47.0 loaded each model strictly",
         "vit_onnx READY", "bpr_model READY",
         "convertation/vit/torch2onnx.py",  # in the graph
         "vit_onnx/1/model.onnx", "torch 2.13.0", "build/synthetic/CT-RATE/model_binary.pth",
-        "ONNX, batch 4 ONNX, batch 1", "plan: not built: make trt, where there is a GPU",
+        "ONNX, batch 4 ONNX, batch 1", "plan: not built: make trt on a machine with a GPU",
         "Differences of the embeddings", "Margins of the codes", "float32 rounding explains up to",
         "binary_onnx same answers", "vit_onnx same files",
         "session load 0.11 x (≤ 0.2)", "on a GPU not measured no GPU here",
@@ -132,7 +132,7 @@ def test_it_prints_on_pages_that_hold_the_same_words(shown: Project, tmp_path: P
 
 
 @needs_chromium
-def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path: Path) -> None:
+def test_these_tests_notice_a_request_and_an_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<img src='http://example.invalid/x.png'><script>console.error('no')</script>")
 
@@ -144,7 +144,7 @@ def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path: Path) -> None:
 # --- The file -----------------------------------------------------------------------
 
 
-def test_it_refers_to_nothing_outside_itself(shown: Project) -> None:
+def test_the_page_refers_to_nothing_outside_itself(shown: Project) -> None:
     text = page(shown).read_text()
 
     assert "default-src 'none'" in text and "<script" not in text and "@import" not in text
@@ -170,7 +170,7 @@ def test_one_card_says_what_the_models_are_for(tmp_path: Path, monkeypatch: pyte
     text = describe_models("real")
     for said in (
         "Intended use",
-        "no medical device",
+        "not a medical device",
         "Hounsfield",
         "LiPro",
         "output 1e-05",
@@ -197,16 +197,16 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(built: Project,
 
     text = str(Text(page(project).read_text()))
     for part in (
-        "How far each hop moves the answers: not there yet. Make it with make fidelity",
-        "What NVIDIA's parser and builder make of the files: not there yet. Make it with make trt CHECK=1",
-        "How fast the models are on a GPU: not there yet. Make it with make verify-gpu",
-        "A comparison with another repository: not there yet. Make it with make compare WITH=/path/to/it",
-        "The benchmarks: not there yet. Make it with make bench",
+        "The difference that each hop makes: not made yet. Make it with make fidelity",
+        "The check by NVIDIA's parser and builder: not made yet. Make it with make trt CHECK=1",
+        "The speed of the models on a GPU: not made yet. Make it with make verify-gpu",
+        "A comparison with another repository: not made yet. Make it with make compare WITH=/path/to/it",
+        "The benchmarks: not made yet. Make it with make bench",
     ):
         assert part in text, part
 
 
-def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
+def test_measurements_on_a_gpu_are_a_table_and_a_slow_plan_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = {"p50_ms": 31.0, "p95_ms": 33.5, "per_s": 31.9, "spread": 0.04}
@@ -222,30 +222,31 @@ def test_what_a_gpu_was_measured_to_do_is_a_table_and_a_slow_plan_is_named(
 
     text = str(Text(show_gpu()))
 
-    assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model alone" in text
+    assert "gpu NVIDIA Stand-in RTX 3090; driver 555.42.06. Each model ran alone" in text
     assert "vit_trt is slower than its ONNX model: 31 ms, the ONNX model 29 ms." in text
     assert "vit_trt 1 1 31 33.5 31.9 4 % 600 2345 vit_trt 1 4 31 33.5 31.9 4 % 600 2345" in text
 
 
-def test_a_part_that_no_longer_fits_says_so(shown: Project, tmp_path: Path) -> None:
+def test_a_part_that_is_out_of_date_says_so(shown: Project, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     shutil.copytree(shown.path, project.path, symlinks=True, copy_function=shutil.copy)
     assert "Something it was made from has changed since" not in page(project).read_text()
     project.append("scripts/convert/probabilities.py", "# a remark\n")
     project.make("report")
     assert (
-        page(project).read_text().count("Something it was made from has changed since: <code>make fidelity</code>") == 1
+        page(project).read_text().count("Something it was made from has changed since. Run <code>make fidelity</code>")
+        == 1
     )
 
     config = project.path / REPOSITORY / "binary_onnx/config.pbtxt"
     config.write_text(config.read_text() + "# a remark\n")
     project.make("report")
     text = page(project).read_text()
-    assert "Another set is published since" in text
+    assert "Other models were published since" in text
     assert "is not what the verdict was passed on" in text
 
 
-def test_what_tensorrt_made_of_the_files_is_shown(stand_ins: Project) -> None:
+def test_the_check_by_tensorrt_is_shown(stand_ins: Project) -> None:
     found = {"judge": "TensorRT for RTX 1.7.1", "built_for": ["8.6", "8.9"], "layers": 1176, "attention_nodes": 60,
              "profile": {"batch": [1, 2, 4]}, "engine_bytes": 749_682_932, "weights_bytes": 741_326_464,
              "activation_bytes": 1_419_116_544}  # fmt: skip
@@ -264,5 +265,5 @@ def test_before_anything_is_built_the_report_is_a_list_of_commands(stand_ins: Pr
     shutil.rmtree(stand_ins.path / ".make/published", ignore_errors=True)
     stand_ins.make("report")
     text = str(Text(page(stand_ins).read_text()))
-    assert "Triton's verdict: not there yet. Make it with make repository" in text
+    assert "Triton's verdict: not made yet. Make it with make repository" in text
     assert [path.name for path in (stand_ins.path / "build").iterdir()] == ["report.html"]

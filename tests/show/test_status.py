@@ -1,4 +1,4 @@
-"""What `make status` says: exactly what `make repository` then runs, and that it runs nothing itself."""
+"""`make status` tells exactly what `make repository` then runs, and runs nothing itself."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from conftest import REPOSITORY, Project, announced
 
 
 def told(said: str, state: str) -> set[str]:
-    """Return the files that a status gives this state."""
+    """Return the files to which the output of `make status` gives this state."""
     return set(re.findall(rf"^{state} +(\S+)", said, re.MULTILINE))
 
 
@@ -66,7 +66,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_will_run_runs_and_what_runs_was_told(stand_ins: Project, change: Callable[[Project], None]) -> None:
+def test_status_tells_exactly_what_runs(stand_ins: Project, change: Callable[[Project], None]) -> None:
     change(stand_ins)
     said = stand_ins.make("status")
     will, may = told(said, "will run"), told(said, "may run")
@@ -87,9 +87,9 @@ def test_nothing_to_do_says_so(stand_ins: Project) -> None:
     assert stand_ins.make("status") == "nothing to do: 28 current\n"
 
 
-def test_what_is_absent_but_vouched_for_is_counted(stand_ins: Project) -> None:
+def test_absent_files_with_a_valid_record_are_counted(stand_ins: Project) -> None:
     shutil.rmtree(stand_ins.path / "build/synthetic")
-    assert stand_ins.make("status") == "nothing to do: 28 current, 5 of them absent and vouched for by a record\n"
+    assert stand_ins.make("status") == "nothing to do: 28 current, 5 of them absent with a valid record\n"
 
 
 def test_each_line_says_why(stand_ins: Project) -> None:
@@ -101,7 +101,7 @@ def test_each_line_says_why(stand_ins: Project) -> None:
     assert ["build/checks/binary.json", "behind binary.onnx"] in lines
 
 
-def test_a_file_is_shown_with_all_that_it_hangs_on_and_nothing_else(stand_ins: Project) -> None:
+def test_a_file_is_shown_with_everything_that_it_depends_on_and_nothing_else(stand_ins: Project) -> None:
     stand_ins.append("convertation/head/torch2onnx.py", "# a remark\n")
     said = stand_ins.make("status", "FILE=./build/onnx/binary.onnx")
     assert told(said, "will run") == {"build/onnx/binary.onnx"}
@@ -109,14 +109,14 @@ def test_a_file_is_shown_with_all_that_it_hangs_on_and_nothing_else(stand_ins: P
     assert "vit" not in said.replace("-vit", "")
 
 
-def test_a_published_file_hangs_on_its_model(stand_ins: Project) -> None:
+def test_a_published_file_depends_on_its_model(stand_ins: Project) -> None:
     said = stand_ins.make("status", f"FILE={REPOSITORY}/binary_onnx/1/model.onnx")
     assert f"current  {REPOSITORY}/binary_onnx" in said and "convertation/head/binary.pbtxt" in said
 
 
-def test_a_file_that_is_no_artifact_is_refused(stand_ins: Project) -> None:
+def test_a_file_that_is_not_an_artifact_is_refused(stand_ins: Project) -> None:
     said = stand_ins.fail("status", "FILE=build/onnx/nothing.onnx")
-    assert "build/onnx/nothing.onnx is no artifact of this pipeline; expected one such as build/onnx/" in said
+    assert "build/onnx/nothing.onnx: not an artifact of this pipeline; expected one such as build/onnx/" in said
 
 
 def test_a_missing_source_is_an_error_that_names_it(stand_ins: Project) -> None:
@@ -133,7 +133,7 @@ def test_a_model_no_longer_built_will_be_taken_out(stand_ins: Project) -> None:
 
 
 def with_archive(project: Project) -> Project:
-    """Put a stand-in archive and a head of the user's own into place."""
+    """Put a stand-in archive and the user's own head into place."""
     shutil.rmtree(project.path / REPOSITORY)
     shutil.rmtree(project.path / ".make/published")
     lock = "257a4c075a4c2721970ffc7ef0380d0bf7329185de8f34ff9a6ac8336561c34c"  # of "zip\n"
@@ -147,7 +147,7 @@ def with_archive(project: Project) -> Project:
 
 @pytest.fixture
 def archive(stand_ins: Project) -> Project:
-    """A build from them; the archive is gone by now."""
+    """A build from the archive and the user's own head; the archive has been deleted since."""
     with_archive(stand_ins).make("repository", "WEIGHTS=yandex")
     (stand_ins.path / "training/weights.zip").unlink()
     return stand_ins
