@@ -26,9 +26,12 @@ from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import read_config
-from scripts.serve.triton_server import KEY_HEADER, SHM, triton_server
-from scripts.serve.verdict import CHANNEL, make_input, pass_verdict, stage_files, variant_of
+from scripts.serve.model_config import read_config
+from scripts.serve.ports_and_memory import SHM
+from scripts.serve.server_options import KEY_HEADER
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
+from scripts.serve.verdict import pass_verdict, stage_files, variant_of
 
 BUILD = Path("build")
 CLIENTS = 1, 2, 4  # at once

@@ -30,9 +30,12 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 
 from scripts.archives.unpack import unpack_all
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import CLIENT, find_backend, find_faults, read_config, read_entry
+from scripts.serve.check_repository import find_faults, read_entry
+from scripts.serve.client_contract import CLIENT
+from scripts.serve.model_config import find_backend, read_config
+from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input, stage_files
+from scripts.serve.verdict import stage_files
 
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")

@@ -39,19 +39,6 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix"
 FILES = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "passwd", "group", "nsswitch.conf", "localtime")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 BLOCK = 1 << 20
-# In a container: between standard input and output and a port there
-RELAY = """
-import os, socket, sys, threading
-inner = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-def send():
-    while data := os.read(0, 1 << 20):
-        inner.sendall(data)
-    inner.shutdown(socket.SHUT_WR)
-threading.Thread(target=send, daemon=True).start()
-while data := inner.recv(1 << 20):
-    while data:
-        data = data[os.write(1, data):]
-"""
 
 
 def call_libc(name: str, *arguments: object) -> None:
@@ -199,20 +186,6 @@ def pump_bytes(source: socket.socket, target: socket.socket) -> None:
             target.sendall(buffer[:count])
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)
-
-
-def pass_on_to_docker(listening: socket.socket, container: str, port: int) -> None:
-    """Pass each connection on to a port of a container without network, until the socket is shut down."""
-    command = ["docker", "exec", "--interactive", container, "python3", "-c", RELAY, str(port)]
-
-    def join_docker(outer: socket.socket) -> None:
-        with outer:
-            subprocess.run(command, stdin=outer.fileno(), stdout=outer.fileno(), stderr=subprocess.DEVNULL, check=False)
-
-    with suppress(OSError):
-        while True:
-            outer, _ = listening.accept()
-            threading.Thread(target=join_docker, args=(outer,), daemon=True).start()
 
 
 def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.serve.triton_server import SHM, Server, triton_server
+from scripts.serve.ports_and_memory import SHM
+from scripts.serve.triton_server import Server, triton_server
 
 
 def serve_repository(

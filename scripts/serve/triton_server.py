@@ -6,49 +6,45 @@ The server is Triton 2.47.0: the one of the Python package index in the environm
 (.venv-triton, made by `make .venv-triton/installed`), or, given an image, the one of that image in Docker.
 """
 
-import ctypes
 import http.client
 import json
 import os
-import random
-import re
 import secrets
-import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from scripts.serve import sandbox
-from scripts.serve.check_repository import BYTES, read_config
+from scripts.serve.ports_and_memory import (
+    SHM,
+    check_port,
+    check_shared_memory,
+    free_ports,
+    open_port,
+    shared_memory_size,
+)
+from scripts.serve.server_in_docker import IN_DOCKER, docker_command, pass_on_to_docker, refuse_absent
+from scripts.serve.server_options import KEY_HEADER, STRICT, lock_options, port_options
+from scripts.serve.server_process import (
+    adopt_orphans,
+    describe_end,
+    die_with_parent,
+    read_last_words,
+    stop_server,
+    unwind_on_signals,
+)
 
 STAND_IN = Path(__file__).resolve().parents[2] / "docker/backends/onnxruntime/model.py"
-# Below the range from which Linux gives ports to outgoing connections, so that none is lost while models load.
-FREE_PORTS = range(20000, 32768)
-STRICT = ("--model-control-mode=explicit", "--load-model=*", "--exit-on-error=true", "--disable-auto-complete-config")
-# What asks for a key, and its name; docker/compose.yaml and docker/triton.Dockerfile say the same.  Whoever may load a
-# model may run code.  The team's client loads over gRPC without a key, so there that stays open unless LOCK=1.
-KEY_HEADER = "chest-key"
-LOCKED = "shared-memory,trace,logging"
 # The user's variables that a server gets; nothing else of them, so no secret that happens to be there
 INHERITED = ("LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-# What the server prints as errors on every machine without a GPU.
-NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
-SHM = Path("/dev/shm")
-IN_DOCKER = (8000, 8001, 8002)
-LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def triton_server(
             listeners = [open_port(address, port) for port in ports] if foreign else []
             for opened, inner in zip(listeners, IN_DOCKER, strict=False):
                 passing = (opened, name, inner)
-                threading.Thread(target=sandbox.pass_on_to_docker, args=passing, daemon=True).start()
+                threading.Thread(target=pass_on_to_docker, args=passing, daemon=True).start()
         else:
             check_shared_memory(shared)
             environment = clean_environment(Path(scratch))
@@ -182,15 +178,6 @@ def clean_environment(home: Path) -> dict[str, str]:
     return chosen | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
 
 
-def lock_options(key: str, lock: bool) -> list[str]:
-    """The server's options that ask for `key` where a request could run code, read the disk or another's memory."""
-    grpc = f"model-repository,{LOCKED}" if lock else LOCKED
-    return [
-        f"--http-restricted-api=model-repository,{LOCKED}:{KEY_HEADER}={key}",
-        f"--grpc-restricted-protocol={grpc}:{KEY_HEADER}={key}",
-    ]
-
-
 def environment_command(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
     """The command of the package index's server, with what it needs made in `scratch`; adds to `environment`."""
     binaries = sorted(venv.resolve().glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
@@ -220,94 +207,6 @@ def environment_command(venv: Path, scratch: Path, environment: dict[str, str]) 
     return [str(binaries[0]), f"--backend-directory={backends}"]
 
 
-def has_gpu() -> bool:
-    """Whether a server in Docker gets a GPU; $DOCKER_GPUS says how, see scripts/plans/gpu.py."""
-    return Path("/dev/nvidiactl").exists() or bool(os.environ.get("DOCKER_GPUS"))
-
-
-def refuse_absent(image: str) -> None:
-    """SystemExit where there is no Docker, or the image is not on this machine; other trouble `docker run` tells."""
-    if not shutil.which("docker"):
-        raise SystemExit(
-            f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
-        )
-    look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
-    if look.returncode and "no such image" in look.stderr.lower():  # any other trouble, `docker run` tells
-        raise SystemExit(
-            f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
-        )
-
-
-def docker_command(
-    image: str,
-    name: str,
-    repository: Path,
-    address: str,
-    ports: Sequence[int],
-    shared: int,
-    gpu: bool | None = None,
-    maps: Sequence[Path] = (),
-    foreign: bool = False,
-) -> list[str]:
-    """The command of an image's server; the repository is mounted read-only under its own path.
-
-    `foreign`: without network, rights and a place to write but /tmp; the image has to have what the models require.
-
-    Python models get their requirements.txt first, which Triton itself never reads; where the image has them
-    already, pip needs no network.
-    """
-    # The files that links in the repository lead to are mounted as well, each where the link says.
-    files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
-    mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
-    mounts += [f"--mount=type=bind,source={path},target={path}" for path in maps]
-    publish = [f"--publish={address}:{port}:{inner}" for port, inner in zip(ports, IN_DOCKER, strict=False)]
-    here = has_gpu() if gpu is None else gpu
-    gpus = shlex.split(os.environ.get("DOCKER_GPUS") or "--gpus=all") if here else []
-    mirrors = [
-        f"--env={key}" for key in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ
-    ]
-    if certificate := os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"):
-        mounts.append(f"--mount=type=bind,source={os.path.realpath(certificate)},target=/tmp/ca.pem,readonly")
-        mirrors.append("--env=PIP_CERT=/tmp/ca.pem")
-    if foreign:
-        publish = ["--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"]
-        publish += ["--tmpfs=/tmp", "--env=HOME=/tmp"]
-        mirrors = []
-    start = (
-        'for needs in "$0"/*/1/requirements.txt; do'
-        ' if [ -e "$needs" ]; then python3 -m pip install --quiet --requirement "$needs" || exit; fi; done;'
-        ' exec tritonserver --model-repository="$0" "$@"'
-    )
-    return [
-        "docker",
-        "run",
-        "--rm",
-        "--pull=never",
-        f"--name={name}",
-        f"--shm-size={max(shared, 2 << 30)}",
-        *gpus,
-        *publish,
-        *mounts,
-        *mirrors,
-        image,
-        "bash",
-        "-c",
-        start,
-        str(repository),
-        *STRICT,
-        *([f"--pinned-memory-pool-byte-size={pinned_pool_size(repository)}"] if here else []),
-        f"--allow-metrics={'true' if len(ports) > 2 else 'false'}",
-    ]
-
-
-def port_options(address: str, ports: Sequence[int]) -> list[str]:
-    """The server's options for its three (or, without metrics, two) ports."""
-    options = [f"--{kind}-{what}" for kind in ("http", "grpc", "metrics")[: len(ports)] for what in ("address", "port")]
-    values = [str(value) for port in ports for value in (address, port)]
-    pairs = [f"{option}={value}" for option, value in zip(options, values, strict=True)]
-    return pairs if len(ports) > 2 else [*pairs, "--allow-metrics=false"]
-
-
 def can_confine() -> bool:
     """Whether code of others can be confined on this machine; says why not."""
     if reason := sandbox.explain_refusal():
@@ -319,75 +218,6 @@ def list_visible(repository: Path, venv: Path) -> list[Path]:
     """What a confined server may read: the repository, where its links lead to, and its Python."""
     linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
     return [repository, *linked, *sandbox.list_python_folders(venv)]
-
-
-def open_port(address: str, port: int) -> socket.socket:
-    """A socket that listens; SystemExit where it cannot."""
-    check_port(address, port)
-    return socket.create_server((address, port), backlog=128)
-
-
-def check_port(address: str, port: int) -> None:
-    """SystemExit unless the port can be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise SystemExit(f"{address}:{port}: {reason}; stop what listens there, or choose another port") from error
-
-
-def free_ports(address: str, count: int) -> list[int]:
-    """Distinct ports on which nothing listens; SystemExit where there are too few."""
-    found: list[int] = []
-    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
-        with suppress(SystemExit):
-            check_port(address, port)
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise SystemExit(f"{address}: no free port from {FREE_PORTS[0]} to {FREE_PORTS[-1]}; see what listens: ss -ltnp")
-
-
-def shared_memory_size(repository: Path) -> int:
-    """Bytes of /dev/shm that the Python backend needs when each model has got one sample.
-
-    A model's region grows to its largest request and stays. An unknown dimension counts as 512: a CT series of 512
-    slices of 512 x 512 voxels.
-    """
-    needed = 64 << 20  # answers, and what several models need besides
-    for path in repository.glob("*/config.pbtxt"):
-        with suppress(ValueError):
-            for tensor in read_config(path).input:
-                needed += BYTES.get(tensor.data_type, 8) * prod(512 if size < 0 else size for size in tensor.dims)
-    return needed
-
-
-def pinned_pool_size(repository: Path) -> int:
-    """Bytes of the pool that batches are copied to a GPU from: the largest one, twice, for one waits; 256 MB at least.
-
-    From memory that is not pinned copying takes a GPU twice as long (a volume 33 ms on an H200, its network 9 to 28).
-    """
-    largest = 0
-    for path in repository.glob("*/config.pbtxt"):
-        with suppress(ValueError):
-            config = read_config(path)
-            known = [tensor for tensor in config.input if all(size > 0 for size in tensor.dims)]
-            size = sum(BYTES.get(tensor.data_type, 8) * prod(tensor.dims) for tensor in known)
-            largest = max(largest, size * max(1, config.max_batch_size))
-    return max(256 << 20, 2 * largest)
-
-
-def check_shared_memory(needed: int) -> None:
-    """SystemExit where /dev/shm has less than `needed` bytes free."""
-    free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
-    if free < needed:
-        gigabytes = -(-needed // (1 << 30))
-        raise SystemExit(
-            f"{SHM} has {free >> 20} MiB free, requests to these models need {needed >> 20} MiB; "
-            f"enlarge it: mount -o remount,size={gigabytes}g {SHM} (in Docker: --shm-size {gigabytes}g)"
-        )
 
 
 def wait_ready(server: Server, timeout: float) -> None:
@@ -405,78 +235,3 @@ def wait_ready(server: Server, timeout: float) -> None:
     raise SystemExit(
         f"tritonserver was not ready within {timeout:g} s, so it was stopped:\n{read_last_words(server.log)}"
     )
-
-
-def describe_end(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended, in words."""
-    code = process.returncode
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-
-
-def read_last_words(log: Path, count: int = 4) -> str:
-    """The last errors in a server's log, without their prefixes; where there are none, its last lines."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line and line[0] not in "+|"]
-    errors = [
-        line
-        for line in lines
-        if re.match(r"[EF]\d{4} |error:|docker:|ERROR:", line) and not any(n in line for n in NOISE)
-    ]
-    words = [re.sub(r"^[A-Z]\d{4} \S+ \d+ \S+\] ", "", line) for line in (errors or lines)[-count:]]
-    return "\n".join([*dict.fromkeys(f"  {line[:600]}" for line in words or ["(nothing)"]), f"whole log: {log}"])
-
-
-def stop_server(process: subprocess.Popen[bytes], patience: float = 15) -> None:
-    """Ends the server: asked first, then it and its stubs are killed. It has a process group of its own."""
-    try:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        with suppress(ChildProcessError):  # its orphans are ours, see adopt_orphans
-            while True:
-                os.waitpid(-process.pid, 0)
-
-
-@contextmanager
-def adopt_orphans() -> Iterator[None]:
-    """The stubs of a server that dies become children of this process, so that it can wait until they are gone."""
-    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
-
-
-def die_with_parent(parent: int) -> None:
-    """In the child, before the server starts: it is asked to stop when its starter is gone, kill -9 included."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def unwind_on_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP unwind the stack, so that what was started is stopped. For the main thread alone."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-    number: int
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # `nohup` means its SIGHUP; but a shell's `&` ignores SIGINT, and there kill -INT is to work all the same.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -24,13 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from scripts.convert.collapse import CAUSE, find_alike_rows
 from scripts.convert.sample import make_sample
 from scripts.convert.ties import remove_flips
-from scripts.serve.check_repository import find_faults, read_config
-from scripts.serve.triton_server import Server, has_gpu, triton_server
+from scripts.serve.check_repository import find_faults
+from scripts.serve.model_config import read_config
+from scripts.serve.server_in_docker import has_gpu
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import Server, triton_server
 
 LARGE = 32 << 20  # bytes of a request that is timed once, not five times
 
@@ -122,20 +125,6 @@ def ask_model(
         "codes_flipped": flips,
         "latency_ms": milliseconds,
     }
-
-
-# What tritonclient sets itself, and no proxy: HTTP_PROXY must not come between us and our own server.
-CHANNEL = [
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    ("grpc.enable_http_proxy", 0),
-]
-
-
-def make_input(name: str, array: NDArray[Any]) -> Any:
-    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 def check_answers_differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:

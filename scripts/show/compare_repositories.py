@@ -27,8 +27,9 @@ from scripts.convert.model_entry import model_entry
 from scripts.convert.probabilities import compute_probabilities, find_changed, normalise_rows
 from scripts.convert.sample import make_sample
 from scripts.publish.prebuilt import GPUS, make_environment
-from scripts.serve.check_repository import read_config, read_without_weights
-from scripts.serve.served import UnservedError, serve_models
+from scripts.serve.model_config import read_config
+from scripts.serve.onnx_headers import read_without_weights
+from scripts.serve.triton_client import UnservedError, serve_models
 from scripts.serve.verdict import hash_file, stage_files
 from scripts.show.fidelity_table import SYNTHETIC
 from scripts.show.volumes import find_volumes as volume_files

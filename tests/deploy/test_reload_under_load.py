@@ -16,8 +16,8 @@ from scripts.deploy import reload as program
 from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import identify_folder
 from scripts.publish import publish
+from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
 from scripts.steps import records
 from tests.triton_models import CLASSES, CONFIG, FEATURES, linear
 

@@ -30,8 +30,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tritonclient import grpc
 
-from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned_pool_size, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import free_ports, pinned_pool_size
+from scripts.serve.server_options import KEY_HEADER, LOCKED
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 from tests.triton_models import bpr
 

@@ -20,8 +20,9 @@ from scripts.infer import triton as module
 from scripts.infer.handover import KEY_HEADER
 from scripts.infer.messages import REPLACED
 from scripts.infer.triton import SERVED, Triton, UnreachableError, find_local_key
+from scripts.serve.ports_and_memory import SHM, free_ports
 from scripts.serve.serve import print_key
-from scripts.serve.triton_server import SHM, Server, free_ports, triton_server
+from scripts.serve.triton_server import Server, triton_server
 from tests.dicom_studies import lungs, series
 
 STUDIES = 6

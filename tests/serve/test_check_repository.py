@@ -13,13 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from scripts.serve.check_repository import (
-    STAND_IN_PLAN,
-    check_repository,
-    find_faults,
-    read_config,
-    read_without_weights,
-)
+from scripts.serve.check_repository import STAND_IN_PLAN, check_repository, find_faults
+from scripts.serve.model_config import read_config
+from scripts.serve.onnx_headers import read_without_weights
 from tests.triton_models import BPR, CONFIG, bpr, head, linear
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from scripts.serve.triton_server import KEY_HEADER, Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.server_options import KEY_HEADER
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import Server, triton_server
 from tests.triton_models import BPR_CONFIG, FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ from conftest import ROOT
 from tritonclient import grpc
 
 from scripts.serve import sandbox
-from scripts.serve.triton_server import free_ports, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import free_ports
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
 from tests.triton_models import bpr
 
 VENV = ROOT / ".venv-triton"

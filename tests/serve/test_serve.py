@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tritonclient import grpc
 
-from scripts.serve.triton_server import free_ports
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import free_ports
+from scripts.serve.triton_client import CHANNEL, make_input
 from tests.triton_models import FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]

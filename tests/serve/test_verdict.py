@@ -20,19 +20,16 @@ import onnx
 import pytest
 from tritonclient import grpc
 
-from scripts.serve import triton_server as module
+from scripts.serve import ports_and_memory, server_in_docker
 from scripts.serve import verdict as judge
-from scripts.serve.check_repository import BYTES
-from scripts.serve.triton_server import (
-    Server,
-    docker_command,
-    free_ports,
-    pinned_pool_size,
-    read_last_words,
-    shared_memory_size,
-    triton_server,
-)
-from scripts.serve.verdict import compare_answers, make_input, pass_verdict, stage_files
+from scripts.serve.model_config import BYTES
+from scripts.serve.ports_and_memory import free_ports, pinned_pool_size, shared_memory_size
+from scripts.serve.server_in_docker import docker_command
+from scripts.serve.server_options import STRICT
+from scripts.serve.server_process import read_last_words
+from scripts.serve.triton_client import make_input
+from scripts.serve.triton_server import Server, triton_server
+from scripts.serve.verdict import compare_answers, pass_verdict, stage_files
 from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, linear, tag
 
 ROOT = Path(__file__).parents[2]
@@ -198,9 +195,9 @@ def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(
 def test_a_server_in_docker_has_the_gpu_that_is_here_or_that_it_is_told_of(
     device: bool, gpus: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.Path, "exists", lambda path: device and str(path) == "/dev/nvidiactl")
+    monkeypatch.setattr(server_in_docker.Path, "exists", lambda path: device and str(path) == "/dev/nvidiactl")
     monkeypatch.setenv("DOCKER_GPUS", gpus)
-    assert module.has_gpu() is expected
+    assert server_in_docker.has_gpu() is expected
 
 
 def test_nan_is_no_answer() -> None:
@@ -460,7 +457,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(module, "FREE_PORTS", range(port, port + 1))
+        monkeypatch.setattr(ports_and_memory, "FREE_PORTS", range(port, port + 1))
         with pytest.raises(
             SystemExit, match=f"127.0.0.1: no free port from {port} to {port}; see what listens: ss -ltnp"
         ):
@@ -469,7 +466,7 @@ def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_little_shared_memory_is_said_before_the_start(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/dev/shm")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))
+    monkeypatch.setattr(ports_and_memory.shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))
     with pytest.raises(
         SystemExit, match="/dev/shm has 64 MiB free, requests to these models need 320 MiB; enlarge it: mount"
     ):
@@ -587,7 +584,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
         f"--mount=type=bind,source={source},target={source},readonly",
     ]  # fmt: skip
     assert command[start + 1 : start + 3] == ["bash", "-c"]
-    assert command[start + 4 :] == [f"{tmp_path}/staging", *module.STRICT, "--allow-metrics=false"]
+    assert command[start + 4 :] == [f"{tmp_path}/staging", *STRICT, "--allow-metrics=false"]
     monkeypatch.setenv("PIP_CERT", str(source))
     command = docker_command("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
     assert {"--env=PIP_CERT=/tmp/ca.pem", f"--mount=type=bind,source={source},target=/tmp/ca.pem,readonly"} <= set(
@@ -602,14 +599,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "{root}")
-from scripts.serve.triton_server import in_environment, listening
+from scripts.serve.server_options import port_options
+from scripts.serve.triton_server import environment_command
 
 with Path("{log}").open("a") as log:
     print(*sys.argv[1:], file=log)
 if sys.argv[1] == "run":
     ports = [int(word.split(":")[1]) for word in sys.argv if word.startswith("--publish=")]
     scratch, environment = Path("{log}.d"), dict(os.environ)
-    command = [*in_environment(Path("{venv}"), scratch, environment), *listening("127.0.0.1", ports)]
+    command = [*environment_command(Path("{venv}"), scratch, environment), *port_options("127.0.0.1", ports)]
     (scratch / "bin/tritonserver").write_text("#!/bin/sh\\nexec " + " ".join(command) + ' "$@"')
     (scratch / "bin/tritonserver").chmod(0o755)
     inside = sys.argv[sys.argv.index("triton:24.06") + 1 :]
@@ -637,7 +635,7 @@ def test_the_verdict_of_an_image(repository: Path, monkeypatch: pytest.MonkeyPat
 def test_without_docker_an_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"docker is not installed, so triton:24\.06 cannot run"):
-        module.refuse_absent("triton:24.06")
+        server_in_docker.refuse_absent("triton:24.06")
 
 
 def test_what_docker_says_is_passed_on(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,30 @@ from typing import Any
 
 from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.serve.triton_server import triton_server
-from scripts.serve.verdict import CHANNEL, make_input
 
 Array = NDArray[Any]
 Ask = Callable[[str, dict[str, Array]], Array]
 
 
+# What tritonclient sets itself, and no proxy: HTTP_PROXY must not come between us and our own server.
+CHANNEL = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
 class UnservedError(SystemExit):
     """Triton does not serve this, in its own words; where nobody catches it, the end of the program."""
+
+
+def make_input(name: str, array: NDArray[Any]) -> Any:
+    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 @contextmanager

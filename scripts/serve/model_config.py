@@ -1,0 +1,89 @@
+"""Read a config.pbtxt, and tell its backend and the versions that Triton loads."""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
+
+SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # of which a newer server knows every field
+
+FILES = {"onnxruntime": "model.onnx", "python": "model.py", "tensorrt": "model.plan"}
+
+# Bytes of one element.
+BYTES = {
+    schema.TYPE_BOOL: 1,
+    schema.TYPE_UINT8: 1,
+    schema.TYPE_UINT16: 2,
+    schema.TYPE_UINT32: 4,
+    schema.TYPE_UINT64: 8,
+    schema.TYPE_INT8: 1,
+    schema.TYPE_INT16: 2,
+    schema.TYPE_INT32: 4,
+    schema.TYPE_INT64: 8,
+    schema.TYPE_FP16: 2,
+    schema.TYPE_FP32: 4,
+    schema.TYPE_FP64: 8,
+    schema.TYPE_BF16: 2,
+}
+
+Shape = tuple[int, ...]  # -1: any size
+
+Tensors = dict[str, tuple[int, Shape]]  # name -> Triton's data type, whole shape with the batch dimension
+
+
+def read_config(path: Path) -> Any:
+    """The ModelConfig in a config.pbtxt by the schema of the tritonclient here; ValueError where it is none.
+
+    Comments and strings may be in any encoding, as for the server.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    # Python's parser skips more kinds of blanks than the server's
+    bare = re.sub(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", lambda quoted: " " * len(quoted[0]), text)
+    if strange := re.search(r"[^\t-\r -~]", bare):
+        line = text.count("\n", 0, strange.start()) + 1
+        raise ValueError(f"line {line}: the sign {strange[0]!r} outside of comments and strings")
+    try:
+        return text_format.Parse(text, schema.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(str(error)) from error
+
+
+def choose_versions(there: list[int], policy: Any) -> list[int]:
+    """The versions that a policy loads; without one the latest."""
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return there
+    if choice == "specific":
+        return [number for number in there if number in policy.specific.versions]
+    count = policy.latest.num_versions if choice == "latest" else 1
+    return there[-count:] if count else []
+
+
+def find_backend(config: Any, versions: Sequence[Path]) -> str:
+    """The backend that a config names, "" where it is none of the three; unsaid, the model's file tells it."""
+    known = {
+        ("onnxruntime", ""): "onnxruntime",
+        ("onnxruntime", "onnxruntime_onnx"): "onnxruntime",
+        ("", "onnxruntime_onnx"): "onnxruntime",
+        ("python", ""): "python",
+        ("", "tensorrt_plan"): "tensorrt",
+        ("tensorrt", "tensorrt_plan"): "tensorrt",
+        ("tensorrt", ""): "tensorrt",
+    }
+    for backend in ("tensorrt", "onnxruntime", "python"):
+        name = config.default_model_filename
+        if name == FILES[backend] or (not name and any((path / FILES[backend]).exists() for path in versions)):
+            known.setdefault(("", ""), backend)
+    return known.get((config.backend, config.platform), "")
+
+
+def format_tensor(tensor: tuple[int, Shape]) -> str:
+    return f"{schema.DataType.Name(tensor[0]).removeprefix('TYPE_')} [{', '.join(map(str, tensor[1]))}]"
