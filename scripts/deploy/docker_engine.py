@@ -61,7 +61,7 @@ def find_compose() -> list[str]:
     )
 
 
-def find_base(image: str) -> str:
+def pull_base(image: str) -> str:
     """Return the id of a base image, pulled if it is not here; SystemExit if it is not the one that is locked."""
     pull_image(image)
     return check_base_image(image, inspect_object("image", image))

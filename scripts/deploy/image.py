@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import find_base, inspect_object, read_labels, run_docker
+from scripts.deploy.docker_engine import inspect_object, pull_base, read_labels, run_docker
 from scripts.publish import signature
 from scripts.publish.vouch import check_vouched
 from scripts.steps.records import lock_file, read_text, record_path
@@ -47,7 +47,7 @@ def build_server_image(repository: str, base: str) -> str:
     """Return the image of Triton and the requirements of a repository, built if need be."""
     needs = list_requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    tag = f"{SERVER}:{digest_sources(find_base(base), {'requirements.txt': sha})[:12]}"
+    tag = f"{SERVER}:{digest_sources(pull_base(base), {'requirements.txt': sha})[:12]}"
     if not inspect_object("image", tag):
         run_build(tag, base, {"chest.requirements": sha}, stream_context(needs, repository, {}), target="server")
     return tag
@@ -60,7 +60,7 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
         kind, tag = choose_tag("chest-ct-triton", tag, repository)
         files = check_vouched(repository, verdict)
         signed = find_signed_digest(repository, files)
-        inputs = digest_sources(find_base(base), files | ({"signed": signed} if signed else {}))
+        inputs = digest_sources(pull_base(base), files | ({"signed": signed} if signed else {}))
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
@@ -103,7 +103,7 @@ def make_labels(title: str, base: str, kind: str, inputs: str, files: Mapping[st
         "org.opencontainers.image.version": read_text("VERSION").strip(),
         "org.opencontainers.image.revision": read_revision(),
         "org.opencontainers.image.base.name": base,
-        "org.opencontainers.image.base.digest": find_base(base),
+        "org.opencontainers.image.base.digest": pull_base(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
         "chest.weights": kind,
         "chest.inputs": inputs,

@@ -9,7 +9,7 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import find_base, read_labels, run_docker
+from scripts.deploy.docker_engine import pull_base, read_labels, run_docker
 from scripts.deploy.image import (
     END,
     choose_tag,
@@ -43,7 +43,7 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
         program = {
             str(path): current_digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]
         }
-        inputs = digest_sources(find_base(base), {**models, **program}, DOCKERFILE)
+        inputs = digest_sources(pull_base(base), {**models, **program}, DOCKERFILE)
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return

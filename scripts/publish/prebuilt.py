@@ -218,7 +218,7 @@ def serve_models(
                 for name, config in configs.items()
             }
         except (OSError, http.client.HTTPException) as error:
-            raise SystemExit(f"{tree}: {server.trouble(str(error))}") from error
+            raise SystemExit(f"{tree}: {server.explain_trouble(str(error))}") from error
 
 
 def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | No
         seconds = time.perf_counter() - start
         client.unload_model(name, client_timeout=timeout)
     except InferenceServerException as error:
-        trouble = server.trouble(f"Triton says: {error.message()}")
+        trouble = server.explain_trouble(f"Triton says: {error.message()}")
         raise (UnservedError if config.backend == "python" else SystemExit)(f"{name}: {trouble}") from error
     finally:
         client.close()

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-
 from scripts.serve.config_rules import Model
 from scripts.serve.findings import Findings
 from scripts.serve.model_config import Shape, Tensors, format_tensor
-from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, infer_outputs, mend_model
+from scripts.serve.onnx_agreement import DOMAINS, MICROSOFT, infer_output_shapes, mend_model
 from scripts.serve.onnx_headers import WEIGHT, read_without_weights
 from scripts.serve.releases import find_release
 
@@ -34,7 +34,11 @@ TYPES = {
 def check_onnx(
     findings: Findings, file: Path, config: Path, described: Model, inputs: Tensors, outputs: Tensors
 ) -> None:
-    """The ONNX file against the release, and the config's whole shapes against it, as the C++ backend does at load."""
+    """Check an ONNX file against the limits of the release, then the config's tensors against the file.
+
+    `inputs`, `outputs`: the config's tensors, shapes with the batch dimension. Triton's C++ backend compares the same
+    when it loads the model.
+    """
     batch = described.config.max_batch_size
     try:
         model, faults = read_without_weights(file)
@@ -57,14 +61,14 @@ def check_onnx(
     weights = {value.name for value in model.graph.value_info if value.doc_string == WEIGHT}
     given = {value.name: read_tensor(value) for value in model.graph.input if value.name not in weights}
     mend_model(model)
-    shapes, lacking = infer_outputs(model)
+    shapes, lacking = infer_output_shapes(model)
     made = {value.name: (read_tensor(value)[0], shapes[value.name] or ()) for value in model.graph.output}
     if lacking and not described.gpu:
         findings.add(file, "operators", "a data type that the CPU computes", f"bfloat16 in {', '.join(lacking)}")
-    # Weights have become inputs, which ONNX allows anywhere from IR version 4 on.
+    # read_without_weights has moved weights to the inputs; ONNX allows that from IR version 4 on
     model.ir_version = max(model.ir_version, 4)
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.HasField("tensor_type"):  # ONNX Runtime does without a shape
+        if value.type.HasField("tensor_type"):  # ONNX Runtime needs no shape, the checker does
             value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
@@ -90,8 +94,8 @@ def check_onnx(
                 config, f"max_batch_size with {where}", "a variable first dimension, or 0", format_tensor(theirs)
             )
         elif not batch and not theirs[1] and ours[1] == (1,):
-            pass  # a scalar is written as [1]
-        # A narrower input is allowed, an output must be equal.
+            pass  # the config writes a scalar as [1]
+        # An input may be narrower than the file's; an output must be equal
         elif len(theirs[1]) != len(ours[1]) or any(
             a != b for a, b in zip(theirs[1], ours[1], strict=True) if a != -1 or kind == "output"
         ):
@@ -99,12 +103,12 @@ def check_onnx(
 
 
 def is_foreign(domain: str, name: str) -> bool:
-    """Whether ONNX Runtime 1.18 has no such operator; those of ONNX's own domains are onnx.checker's matter."""
+    """Tell whether ONNX Runtime 1.18 lacks an operator. onnx.checker judges operators of ONNX's own domains."""
     return domain not in DOMAINS or (domain == "com.microsoft" and name not in MICROSOFT)
 
 
 def iterate_nodes(model: onnx.ModelProto) -> Iterator[Any]:
-    """All nodes, those of subgraphs and of the model's functions included."""
+    """Yield all nodes, with those of subgraphs and of the model's functions."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()
@@ -115,7 +119,7 @@ def iterate_nodes(model: onnx.ModelProto) -> Iterator[Any]:
 
 
 def read_tensor(value: Any) -> tuple[int, Shape]:
-    """Data type and shape of a graph's input or output; a symbolic or unsaid size is -1."""
+    """Return Triton's data type and the shape of a graph's input or output; a symbolic or absent size is -1."""
     if not value.type.HasField("tensor_type"):
         return schema.TYPE_INVALID, ()
     sizes = value.type.tensor_type.shape.dim

@@ -1,13 +1,13 @@
-"""What Triton refuses in a model repository, or serves so that the client fails, found without a server.
+"""Check a model repository without a server: find what Triton refuses, and what makes the client fail.
 
     python -m scripts.serve.check_repository model_repository_running [--models build/models]
 
-All findings at once, one line each: file, rule, expected, found. A fault is what the server or the client stumbles
-over; exit status 1 where there are any. A recommendation is our own and begins with the word. The rules are held
-against the verdicts of a real server (tests/serve/server_verdicts.json); what no rule knows of is left to that server:
-kernels that a provider lacks, a Python model's behaviour, the content of a plan.
-NGC_RELEASE in the environment tells the release, scripts/serve/releases.yaml what it knows.
-`--models`: folder of the models' entries (<name>.json), whose shapes and batch limits the configs must then have.
+Prints all findings at once, one line each: file, rule, expected, found. A fault makes the server or the client fail;
+with any fault the exit status is 1. A recommendation is a rule of this project alone; its line begins with that word.
+The tests compare the rules with verdicts of a real server (tests/serve/server_verdicts.json). Three things only that
+server can check: kernels that a provider lacks, how a Python model behaves, what a plan contains.
+NGC_RELEASE in the environment names the release; scripts/serve/releases.yaml lists its limits.
+`--models`: folder of the models' entries (<name>.json). The configs must have their shapes and batch limits.
 """
 
 import argparse
@@ -30,19 +30,19 @@ from scripts.serve.model_config import BYTES, FILES, SCHEMA, Tensors, choose_ver
 from scripts.serve.onnx_headers import LARGEST_MESSAGE
 
 LAST_VERSION = 2**63 - 1  # a larger number aborts the server
-# How the project's own stand-in for trtexec begins the file that it writes in a plan's place.
+# The tests' stand-in for trtexec writes a file that begins like this, not a plan.
 STAND_IN_PLAN = b"stand-in for a TensorRT engine"
 
 
 def check_repository(root: Path, models: Path | None = None, gpu: bool | None = None) -> list[str]:
-    """The faults alone, as `find_faults` finds them."""
+    """Return the faults of `find_faults`, without its recommendations."""
     return find_faults(root, models, gpu).faults
 
 
 def find_faults(root: Path, models: Path | None = None, gpu: bool | None = None) -> Findings:
-    """Faults and recommendations, each in the order of the models' names.
+    """Return faults and recommendations, both sorted by the models' names.
 
-    `models`: folder of the models' entries; `gpu`: whether the server has one (None: as here).
+    `models`: folder of the models' entries. `gpu`: whether the server has a GPU (None: as this machine).
     """
     gpu = Path("/proc/driver/nvidia/gpus").is_dir() if gpu is None else gpu
     root = root.absolute()
@@ -70,7 +70,7 @@ def find_faults(root: Path, models: Path | None = None, gpu: bool | None = None)
 
 
 def read_entry(models: Path | None, model: str) -> dict[str, Any] | None:
-    """The entry that a model was made from, by the model's name without its last part; None where there is none."""
+    """Return the entry that a model was made from: `vit_onnx` has <models>/vit.json. None if there is no such file."""
     path = models / f"{model.rpartition('_')[0]}.json" if models else None
     return json.loads(path.read_text()) if path and path.is_file() else None
 
@@ -111,7 +111,7 @@ def check_model(findings: Findings, folder: Path, entry: dict[str, Any] | None, 
         findings.add(file, "max_batch_size", expected, config.max_batch_size, recommendation=True)
     for version in versions if backend else []:
         name = config.default_model_filename or FILES[backend]
-        # A file for a kind of GPU is looked for on that kind alone
+        # Triton picks a file by the compute capability of the GPU, so it may load any of these
         names = {name, *(config.cc_model_filenames.values() if backend == "tensorrt" else ())}
         for path in sorted(version / name for name in names):
             if backend == "onnxruntime" and path.is_dir():
@@ -130,10 +130,11 @@ def check_model(findings: Findings, folder: Path, entry: dict[str, Any] | None, 
 
 
 def check_versions(findings: Findings, folder: Path, config: Any) -> list[Path]:
-    """The folders of the versions that Triton loads; version 1 must be among them, for the client asks that one."""
+    """Return the folders of the versions that Triton loads. Version 1 must be among them: the client asks for it."""
     there: dict[int, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # std::stoll reads digits up to the first other sign, so 1.bak is version 1; 01 is left out
+        # Triton reads the name by std::stoll, up to the first character that is no digit: 1.bak is version 1.
+        # It skips names like 01.
         number = re.match(r"\s*[+-]?[0-9]+", path.name)
         if not number or (path.name[0] == "0" and len(path.name) > 1):
             if any(sign.isdigit() for sign in path.name):
@@ -157,7 +158,7 @@ def check_versions(findings: Findings, folder: Path, config: Any) -> list[Path]:
 
 
 def check_backend(findings: Findings, file: Path, config: Any, versions: Sequence[Path]) -> str:
-    """The backend, "" where it is none of the three."""
+    """Return the backend, "" if it is none of the three."""
     backend = find_backend(config, versions)
     if not backend:
         expected = 'backend: "onnxruntime", backend: "python" or platform: "tensorrt_plan"'
@@ -167,7 +168,7 @@ def check_backend(findings: Findings, file: Path, config: Any, versions: Sequenc
 
 
 def check_tensors(findings: Findings, file: Path, kind: str, tensors: Sequence[Any], batch: int) -> Tensors:
-    """The config's inputs or outputs with whole shapes, those that can be compared further."""
+    """Return the inputs or outputs that have no fault, with the batch dimension in their shapes."""
     good: Tensors = {}
     if not tensors:
         findings.add(file, f"{kind}s", f"at least one {kind}", "none")
@@ -175,7 +176,7 @@ def check_tensors(findings: Findings, file: Path, kind: str, tensors: Sequence[A
         name = f"{kind} {tensor.name!r}"
         shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
         if not tensor.name or tensor.name in good:
-            twice = bool(tensor.name) and kind == "output"  # the server takes the last
+            twice = bool(tensor.name) and kind == "output"  # of two outputs with one name the server takes the last
             findings.add(file, f"{kind} name", "a name of its own", repr(tensor.name), recommendation=twice)
         elif tensor.data_type not in schema.DataType.values():
             findings.add(file, f"data_type of {name}", "one of TYPE_BOOL, TYPE_INT16, TYPE_FP32, …", tensor.data_type)

@@ -1,4 +1,4 @@
-"""The lines that the offline check prints."""
+"""Collect the faults and recommendations of the offline check."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass
 class Findings:
-    """Collects lines `file: rule; expected …, found …`."""
+    """Lines `file: rule; expected …, found …`, each once."""
 
     root: Path
     faults: list[str] = field(default_factory=list)

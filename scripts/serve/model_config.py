@@ -9,11 +9,10 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
-SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # of which a newer server knows every field
-
+SCHEMA = ".".join(version_of("tritonclient").split(".")[:2])  # a newer server knows every field of this schema
 FILES = {"onnxruntime": "model.onnx", "python": "model.py", "tensorrt": "model.plan"}
 
-# Bytes of one element.
+# Bytes of one element of each data type
 BYTES = {
     schema.TYPE_BOOL: 1,
     schema.TYPE_UINT8: 1,
@@ -31,21 +30,20 @@ BYTES = {
 }
 
 Shape = tuple[int, ...]  # -1: any size
-
-Tensors = dict[str, tuple[int, Shape]]  # name -> Triton's data type, whole shape with the batch dimension
+Tensors = dict[str, tuple[int, Shape]]  # name -> Triton's data type, shape with the batch dimension
 
 
 def read_config(path: Path) -> Any:
-    """The ModelConfig in a config.pbtxt by the schema of the tritonclient here; ValueError where it is none.
+    """Read a config.pbtxt as a ModelConfig of this tritonclient's schema; ValueError if the text does not fit it.
 
-    Comments and strings may be in any encoding, as for the server.
+    Comments and strings may have any encoding; the server takes that, too.
     """
     data = path.read_bytes()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    # Python's parser skips more kinds of blanks than the server's
+    # Python's parser takes kinds of blanks that the server's parser refuses
     bare = re.sub(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", lambda quoted: " " * len(quoted[0]), text)
     if strange := re.search(r"[^\t-\r -~]", bare):
         line = text.count("\n", 0, strange.start()) + 1
@@ -57,7 +55,7 @@ def read_config(path: Path) -> Any:
 
 
 def choose_versions(there: list[int], policy: Any) -> list[int]:
-    """The versions that a policy loads; without one the latest."""
+    """Return the versions that a policy loads; without a policy the latest one."""
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
         return there
@@ -68,7 +66,10 @@ def choose_versions(there: list[int], policy: Any) -> list[int]:
 
 
 def find_backend(config: Any, versions: Sequence[Path]) -> str:
-    """The backend that a config names, "" where it is none of the three; unsaid, the model's file tells it."""
+    """Return the backend that a config names, "" if it is none of the three.
+
+    If the config names none, the model's file decides.
+    """
     known = {
         ("onnxruntime", ""): "onnxruntime",
         ("onnxruntime", "onnxruntime_onnx"): "onnxruntime",

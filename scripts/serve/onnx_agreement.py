@@ -33,7 +33,7 @@ BFLOAT16 = {"Cast", "CastLike", "Constant", "Identity", "If", "Loop", "Scan", "S
             "Unsqueeze", "Flatten"}  # fmt: skip
 
 
-def infer_outputs(model: onnx.ModelProto) -> tuple[dict[str, Shape | None], list[str]]:
+def infer_output_shapes(model: onnx.ModelProto) -> tuple[dict[str, Shape | None], list[str]]:
     """Shape of each output as ONNX Runtime has it (None: unknown rank), and operators on bfloat16 without a CPU kernel.
 
     The sizes that the file declares for its outputs are left aside and merged with what the operators give: a number

@@ -1,4 +1,4 @@
-"""Read an ONNX file without its weights."""
+"""Read an ONNX file without its weights, and check that its weights are whole."""
 
 import mmap
 from collections.abc import Iterator
@@ -10,22 +10,18 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 # Field numbers of onnx.proto
 MODEL_GRAPH = 7
-
 GRAPH_INITIALIZER = 5
-
 TENSOR_RAW_DATA = 9
-
 WEIGHT = "a weight whose data was left out"
-
-SMALL = 1024  # bytes of a weight that is read
-
-LARGEST_MESSAGE = 2 << 30  # of gRPC
+SMALL = 1024  # bytes; smaller INT64 weights are read, because they may be shapes
+LARGEST_MESSAGE = 2 << 30  # bytes of a protobuf message, and so of a gRPC request
 
 
 def read_without_weights(file: Path) -> tuple[onnx.ModelProto, list[tuple[str, str]]]:
-    """The model with each weight's raw data left out and the weight made an input, and what is wrong with the weights.
+    """Return the model without its weights' data, and (expected, found) for each fault of a weight.
 
-    Reads the headers alone: a file of 700 MB takes milliseconds. ValueError where it is not a whole ONNX file.
+    Each weight becomes an input of the graph. Only headers are read: a file of 700 MB takes milliseconds.
+    ValueError if the file is not a whole ONNX file.
     """
     faults: list[tuple[str, str]] = []
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -41,9 +37,9 @@ def read_without_weights(file: Path) -> tuple[onnx.ModelProto, list[tuple[str, s
                 for inner, first, inside, last in read_fields(data, body, end):
                     if inner == GRAPH_INITIALIZER:
                         weight, size = read_weight(data, inside, last)
-                        faults += weight_faults(file, weight, size)
+                        faults += find_weight_faults(file, weight, size)
                         if weight.data_type == onnx.TensorProto.INT64 and 0 <= size <= SMALL:
-                            graph.initializer.add().ParseFromString(data[inside:last])  # it may be a shape
+                            graph.initializer.add().ParseFromString(data[inside:last])  # perhaps a shape
                             continue
                         shape = onnx.helper.make_tensor_type_proto(weight.data_type, list(weight.dims))
                         entry = onnx.helper.make_value_info(weight.name, shape, doc_string=WEIGHT)
@@ -55,7 +51,7 @@ def read_without_weights(file: Path) -> tuple[onnx.ModelProto, list[tuple[str, s
     given = {value.name for value in graph.input}
     weights = [value for value in graph.value_info if value.doc_string == WEIGHT]
     for value in weights:
-        if value.name not in given:  # ONNX Runtime takes the first of two of one name
+        if value.name not in given:  # of two weights with one name ONNX Runtime takes the first
             given.add(value.name)
             graph.input.append(value)
     model.graph.CopyFrom(graph)
@@ -65,7 +61,7 @@ def read_without_weights(file: Path) -> tuple[onnx.ModelProto, list[tuple[str, s
 
 
 def read_weight(data: mmap.mmap, start: int, end: int) -> tuple[onnx.TensorProto, int]:
-    """A tensor without its raw data, and how many bytes those are (-1: none)."""
+    """Return a tensor without its raw data, and the number of bytes of those (-1: no raw data)."""
     weight = onnx.TensorProto()
     size = -1
     for number, first, body, last in read_fields(data, start, end):
@@ -76,15 +72,15 @@ def read_weight(data: mmap.mmap, start: int, end: int) -> tuple[onnx.TensorProto
     return weight, size
 
 
-def weight_faults(file: Path, weight: onnx.TensorProto, size: int) -> Iterator[tuple[str, str]]:
-    """(expected, found) of what is wrong with a weight whose raw data are `size` bytes."""
+def find_weight_faults(file: Path, weight: onnx.TensorProto, size: int) -> Iterator[tuple[str, str]]:
+    """Yield (expected, found) for each fault of a weight whose raw data have `size` bytes."""
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
     except (KeyError, ValueError):
         yield f"a data type for {weight.name}", str(weight.data_type)
         return
     if weight.data_location == onnx.TensorProto.EXTERNAL:
-        # .onnx and .data beside each other: both must be in the version folder
+        # The weights are in a .data file, which must lie beside the .onnx file
         keys = {item.key: item.value for item in weight.external_data}
         location = keys.get("location", "")
         path = file.parent / location
@@ -101,14 +97,14 @@ def weight_faults(file: Path, weight: onnx.TensorProto, size: int) -> Iterator[t
             yield f"{expected} bytes for {weight.name}", length
         elif int(offset) + expected > path.stat().st_size:
             yield f"{int(offset) + expected} bytes in {location} for {weight.name}", str(path.stat().st_size)
-    elif weight.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # two to a byte
+    elif weight.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # two elements share a byte
         expected = prod(weight.dims) * dtype.itemsize
         if size not in (-1, expected):
             yield f"{expected} bytes for {weight.name}", str(size)
 
 
 def read_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """A protobuf message's fields in turn: number, where the field, its content and the next field start."""
+    """Yield each field of a protobuf message: its number, and where it, its content and the next field start."""
     while position < end:
         start = position
         key, position = read_varint(data, position, end)
@@ -131,7 +127,7 @@ def read_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int,
 
 
 def read_varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A protobuf integer and the position behind it."""
+    """Return a protobuf integer and the position behind it."""
     value = shift = 0
     while position < end and shift < 64:
         byte = data[position]

@@ -32,7 +32,7 @@ def check_port(address: str, port: int) -> None:
             raise SystemExit(f"{address}:{port}: {reason}; stop what listens there, or choose another port") from error
 
 
-def free_ports(address: str, count: int) -> list[int]:
+def find_free_ports(address: str, count: int) -> list[int]:
     """Distinct ports on which nothing listens; SystemExit where there are too few."""
     found: list[int] = []
     for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
@@ -44,7 +44,7 @@ def free_ports(address: str, count: int) -> list[int]:
     raise SystemExit(f"{address}: no free port from {FREE_PORTS[0]} to {FREE_PORTS[-1]}; see what listens: ss -ltnp")
 
 
-def shared_memory_size(repository: Path) -> int:
+def estimate_shared_memory(repository: Path) -> int:
     """Bytes of /dev/shm that the Python backend needs when each model has got one sample.
 
     A model's region grows to its largest request and stays. An unknown dimension counts as 512: a CT series of 512
@@ -58,7 +58,7 @@ def shared_memory_size(repository: Path) -> int:
     return needed
 
 
-def pinned_pool_size(repository: Path) -> int:
+def choose_pinned_pool(repository: Path) -> int:
     """Bytes of the pool that batches are copied to a GPU from: the largest one, twice, for one waits; 256 MB at least.
 
     From memory that is not pinned copying takes a GPU twice as long (a volume 33 ms on an H200, its network 9 to 28).

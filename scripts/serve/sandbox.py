@@ -57,12 +57,14 @@ def mount_folder(source: str, target: str, kind: str = "none", flags: int = 0, d
 def explain_refusal() -> str:
     """Why this kernel gives no such namespaces, "" if it does."""
     with tempfile.TemporaryDirectory(prefix="chest-sandbox-") as folder:
-        command = confine_command(["/bin/sh", "-c", ":"], Path(folder), [], {})
+        command = make_confined_command(["/bin/sh", "-c", ":"], Path(folder), [], {})
         run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
     return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
 
 
-def confine_command(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> list[str]:
+def make_confined_command(
+    command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]
+) -> list[str]:
     """The command that runs `command` in here; `ports`: the port inside of each socket that listens outside."""
     words = [word for path in dict.fromkeys(see) for word in ("--see", str(path))]
     words += [word for number, port in ports.items() for word in ("--port", f"{number}={port}")]
@@ -159,26 +161,26 @@ def give_up_rights() -> None:
     call_libc("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
-def pass_on_connections(listening: socket.socket, port: int) -> None:
+def forward_connections(listening: socket.socket, port: int) -> None:
     """Pass each connection on to the port inside, for ever."""
     while True:
         outer, _ = listening.accept()
-        threading.Thread(target=join_sockets, args=(outer, port), daemon=True).start()
+        threading.Thread(target=forward_connection, args=(outer, port), daemon=True).start()
 
 
-def join_sockets(outer: socket.socket, port: int) -> None:
+def forward_connection(outer: socket.socket, port: int) -> None:
     """Pass on what either side of a connection says, until both have ended."""
     with outer, socket.socket() as inner, suppress(OSError):
         inner.connect(("127.0.0.1", port))
         for end in (outer, inner):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        back = threading.Thread(target=pump_bytes, args=(inner, outer), daemon=True)
+        back = threading.Thread(target=copy_bytes, args=(inner, outer), daemon=True)
         back.start()
-        pump_bytes(outer, inner)
+        copy_bytes(outer, inner)
         back.join()
 
 
-def pump_bytes(source: socket.socket, target: socket.socket) -> None:
+def copy_bytes(source: socket.socket, target: socket.socket) -> None:
     """Pass on what one side says, and that it ended."""
     buffer = memoryview(bytearray(BLOCK))
     with suppress(OSError):
@@ -197,10 +199,10 @@ def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], port
     enter_namespaces()
     call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
     if not (keeper := os.fork()):
-        end_like(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
-    pass_on_signals(keeper)
+        exit_like(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
+    forward_signals(keeper)
     for number, port in ports.items():
-        threading.Thread(target=pass_on_connections, args=(socket.socket(fileno=number), port), daemon=True).start()
+        threading.Thread(target=forward_connections, args=(socket.socket(fileno=number), port), daemon=True).start()
     return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 
@@ -212,7 +214,7 @@ def run_in_namespaces(command: Sequence[str], folder: Path, see: Iterable[Path],
     call_libc("unshare", NEW_PROCESSES)
     if not (child := os.fork()):
         run_in_child(lambda: start_command(command, folder, see))
-    pass_on_signals(child)
+    forward_signals(child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return 128 - status if status > 128 else status  # process 1 cannot end by a signal, and says which it was
 
@@ -224,7 +226,7 @@ def start_command(command: Sequence[str], folder: Path, see: Iterable[Path]) -> 
     give_up_rights()
     if not (child := os.fork()):
         os.execvp(command[0], list(command))
-    pass_on_signals(child)
+    forward_signals(child)
     while (ended := os.wait())[0] != child:
         pass
     status = os.waitstatus_to_exitcode(ended[1])
@@ -240,7 +242,7 @@ def run_in_child(action: Callable[[], int]) -> int:
         os._exit(125)
 
 
-def pass_on_signals(child: int) -> None:
+def forward_signals(child: int) -> None:
     """Hand to a child what asks this process to stop."""
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -251,7 +253,7 @@ def pass_on_signals(child: int) -> None:
         signal.signal(number, stop)
 
 
-def end_like(status: int) -> NoReturn:
+def exit_like(status: int) -> NoReturn:
     """End as the command did, so that whoever waits sees the same end."""
     if status < 0:
         with suppress(OSError):  # SIGKILL has nothing but its default
@@ -273,7 +275,7 @@ def main() -> None:
     except OSError as error:
         raise SystemExit(f"sandbox: {error.strerror}") from None
     sys.stdout.flush()
-    end_like(status)
+    exit_like(status)
 
 
 if __name__ == "__main__":

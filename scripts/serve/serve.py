@@ -35,7 +35,7 @@ def serve_repository(
                     flush=True,
                 )
                 server.process.wait()
-            raise SystemExit(server.trouble("tritonserver ended"))
+            raise SystemExit(server.explain_trouble("tritonserver ended"))
     except KeyboardInterrupt:
         return
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from scripts.serve.ports_and_memory import pinned_pool_size
+from scripts.serve.ports_and_memory import choose_pinned_pool
 from scripts.serve.server_options import STRICT
 
 IN_DOCKER = (8000, 8001, 8002)
@@ -48,7 +48,7 @@ def refuse_absent(image: str) -> None:
         )
 
 
-def docker_command(
+def make_docker_command(
     image: str,
     name: str,
     repository: Path,
@@ -105,12 +105,12 @@ def docker_command(
         start,
         str(repository),
         *STRICT,
-        *([f"--pinned-memory-pool-byte-size={pinned_pool_size(repository)}"] if here else []),
+        *([f"--pinned-memory-pool-byte-size={choose_pinned_pool(repository)}"] if here else []),
         f"--allow-metrics={'true' if len(ports) > 2 else 'false'}",
     ]
 
 
-def pass_on_to_docker(listening: socket.socket, container: str, port: int) -> None:
+def forward_to_container(listening: socket.socket, container: str, port: int) -> None:
     """Pass each connection on to a port of a container without network, until the socket is shut down."""
     command = ["docker", "exec", "--interactive", container, "python3", "-c", RELAY, str(port)]
 

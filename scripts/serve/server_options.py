@@ -11,7 +11,7 @@ KEY_HEADER = "chest-key"
 LOCKED = "shared-memory,trace,logging"
 
 
-def lock_options(key: str, lock: bool) -> list[str]:
+def list_lock_options(key: str, lock: bool) -> list[str]:
     """The server's options that ask for `key` where a request could run code, read the disk or another's memory."""
     grpc = f"model-repository,{LOCKED}" if lock else LOCKED
     return [
@@ -20,7 +20,7 @@ def lock_options(key: str, lock: bool) -> list[str]:
     ]
 
 
-def port_options(address: str, ports: Sequence[int]) -> list[str]:
+def list_port_options(address: str, ports: Sequence[int]) -> list[str]:
     """The server's options for its three (or, without metrics, two) ports."""
     options = [f"--{kind}-{what}" for kind in ("http", "grpc", "metrics")[: len(ports)] for what in ("address", "port")]
     values = [str(value) for port in ports for value in (address, port)]

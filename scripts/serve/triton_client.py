@@ -68,9 +68,9 @@ def serve_models(
                 inputs = [make_input(key, array) for key, array in request.items()]
                 answer = client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output")
             except InferenceServerException as error:
-                raise UnservedError(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+                raise UnservedError(f"{name}: {server.explain_trouble(f'Triton says: {error.message()}')}") from error
             except (OSError, http.client.HTTPException) as error:
-                raise UnservedError(f"{name}: {server.trouble(str(error))}") from error
+                raise UnservedError(f"{name}: {server.explain_trouble(str(error))}") from error
             if answer is None:
                 raise UnservedError(f"{name}: the answer has no tensor named output; the client reads that one")
             found: Array = answer

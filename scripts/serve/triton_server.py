@@ -27,12 +27,12 @@ from scripts.serve.ports_and_memory import (
     SHM,
     check_port,
     check_shared_memory,
-    free_ports,
+    estimate_shared_memory,
+    find_free_ports,
     open_port,
-    shared_memory_size,
 )
-from scripts.serve.server_in_docker import IN_DOCKER, docker_command, pass_on_to_docker, refuse_absent
-from scripts.serve.server_options import KEY_HEADER, STRICT, lock_options, port_options
+from scripts.serve.server_in_docker import IN_DOCKER, forward_to_container, make_docker_command, refuse_absent
+from scripts.serve.server_options import KEY_HEADER, STRICT, list_lock_options, list_port_options
 from scripts.serve.server_process import (
     adopt_orphans,
     describe_end,
@@ -71,7 +71,7 @@ class Server:
         finally:
             connection.close()
 
-    def trouble(self, otherwise: str) -> str:
+    def explain_trouble(self, otherwise: str) -> str:
         """How the server ended and its last words; of one that still runs `otherwise`."""
         with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before the process is gone
             self.process.wait(2)
@@ -106,12 +106,12 @@ def triton_server(
     repository = repository.resolve()
     log = log.resolve()
     log.parent.mkdir(parents=True, exist_ok=True)
-    shared = shared_memory_size(repository)
+    shared = estimate_shared_memory(repository)
     if ports:
         for port in ports:
             check_port(address, port)
     else:
-        ports = free_ports(address, 2)
+        ports = find_free_ports(address, 2)
     with unwind_on_signals(), adopt_orphans(), tempfile.TemporaryDirectory(prefix="triton-", dir=log.parent) as scratch:
         name = Path(scratch).name
         key = secrets.token_hex(16)
@@ -119,25 +119,25 @@ def triton_server(
         if image:
             refuse_absent(image)
             environment = dict(os.environ)  # docker's own
-            command = docker_command(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
-            command += lock_options(key, lock)
+            command = make_docker_command(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
+            command += list_lock_options(key, lock)
             listeners = [open_port(address, port) for port in ports] if foreign else []
             for opened, inner in zip(listeners, IN_DOCKER, strict=False):
                 passing = (opened, name, inner)
-                threading.Thread(target=pass_on_to_docker, args=passing, daemon=True).start()
+                threading.Thread(target=forward_to_container, args=passing, daemon=True).start()
         else:
             check_shared_memory(shared)
-            environment = clean_environment(Path(scratch))
+            environment = make_environment(Path(scratch))
             venv = venv or Path(os.environ.get("TRITON_VENV", ".venv-triton"))
-            command = environment_command(venv, Path(scratch), environment)
-            command += [f"--model-repository={repository}", *STRICT, *lock_options(key, lock)]
+            command = prepare_server(venv, Path(scratch), environment)
+            command += [f"--model-repository={repository}", *STRICT, *list_lock_options(key, lock)]
             command += [f"--backend-config=python,shm-region-prefix-name={name}", "--exit-timeout-secs=10"]
             confined = foreign and can_confine()
-            command += port_options("127.0.0.1" if confined else address, ports)
+            command += list_port_options("127.0.0.1" if confined else address, ports)
             if confined:
                 listeners = [open_port(address, port) for port in ports]
                 inside = {opened.fileno(): port for opened, port in zip(listeners, ports, strict=True)}
-                command = sandbox.confine_command(command, Path(scratch), list_visible(repository, venv), inside)
+                command = sandbox.make_confined_command(command, Path(scratch), list_readable(repository, venv), inside)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -172,13 +172,13 @@ def triton_server(
                     region.unlink(missing_ok=True)
 
 
-def clean_environment(home: Path) -> dict[str, str]:
+def make_environment(home: Path) -> dict[str, str]:
     """What a server on this machine starts with; `home`: where it and its Python code may write."""
     chosen = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return chosen | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
 
 
-def environment_command(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
+def prepare_server(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
     """The command of the package index's server, with what it needs made in `scratch`; adds to `environment`."""
     binaries = sorted(venv.resolve().glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
     if not binaries:
@@ -214,7 +214,7 @@ def can_confine() -> bool:
     return not reason
 
 
-def list_visible(repository: Path, venv: Path) -> list[Path]:
+def list_readable(repository: Path, venv: Path) -> list[Path]:
     """What a confined server may read: the repository, where its links lead to, and its Python."""
     linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
     return [repository, *linked, *sandbox.list_python_folders(venv)]

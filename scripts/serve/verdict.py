@@ -78,7 +78,7 @@ def pass_verdict(
                     )
             results = {name: ask_model(server, name, *asked[name], timeout) for name in names}
         except (OSError, http.client.HTTPException) as error:
-            raise SystemExit(f"{repository}: {server.trouble(str(error))}") from error
+            raise SystemExit(f"{repository}: {server.explain_trouble(str(error))}") from error
     if read_states(repository) != before:
         raise SystemExit(
             f"{repository}: its files changed while they were judged; start again when nothing writes there"
@@ -114,7 +114,7 @@ def ask_model(
             relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
         client.unload_model(name, client_timeout=timeout)
     except InferenceServerException as error:
-        raise SystemExit(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+        raise SystemExit(f"{name}: {server.explain_trouble(f'Triton says: {error.message()}')}") from error
     finally:
         client.close()
     milliseconds = round(1000 * statistics.median(times), 1)
@@ -203,7 +203,7 @@ def read_check(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[s
     """The entry or check that belongs to a model folder: vit_onnx and vit_trt have vit.json, or vit.tf32.json if
     `variants` has vit.tf32.
     """
-    path = folder / f"{variant_of(model, variants)}.json"
+    path = folder / f"{find_variant(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
@@ -217,7 +217,7 @@ def find_expected(
 
     `gpu`: the server has one, and what was compared on a CPU alone may differ there by as much as a GPU's arithmetic.
     """
-    on_gpu = Path((gpu_checks or "").format(variant_of(model, variants)))
+    on_gpu = Path((gpu_checks or "").format(find_variant(model, variants)))
     if on_gpu.is_file():
         content: dict[str, Any] = json.loads(on_gpu.read_text())
         return content
@@ -229,7 +229,7 @@ def find_expected(
     return content
 
 
-def variant_of(model: str, variants: Sequence[str]) -> str:
+def find_variant(model: str, variants: Sequence[str]) -> str:
     """vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
     name = model.rpartition("_")[0]
     return next((found for found in variants if found.partition(".")[0] == name), name)

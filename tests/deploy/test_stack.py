@@ -30,7 +30,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tritonclient import grpc
 
-from scripts.serve.ports_and_memory import free_ports, pinned_pool_size
+from scripts.serve.ports_and_memory import choose_pinned_pool, find_free_ports
 from scripts.serve.server_options import KEY_HEADER, LOCKED
 from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import triton_server
@@ -188,7 +188,7 @@ def story(
     """What is told: image, up, load, ask; another head, make, reload, ask; image again; down."""
     project = Project(tmp_path_factory.mktemp("stack") / "project")
     shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
-    told = Story(ports=free_ports("127.0.0.1", 3))
+    told = Story(ports=find_free_ports("127.0.0.1", 3))
     options = [f"REGISTRY={REGISTRY}", "DEVICE=cpu", f"PORTS={' '.join(map(str, told.ports))}"]
 
     def make(name: str, *args: str) -> None:
@@ -255,7 +255,7 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
     assert config["User"] == "1000:1000"
     assert config["Cmd"][:2] == ["sh", "-c"]
     assert "exec tritonserver --model-repository=/models --model-control-mode=explicit" in config["Cmd"][2]
-    pool = f"--pinned-memory-pool-byte-size={pinned_pool_size(ROOT / 'convertation')}"  # as triton_server gives it
+    pool = f"--pinned-memory-pool-byte-size={choose_pinned_pool(ROOT / 'convertation')}"  # as triton_server gives it
     assert pool in config["Cmd"][2] and pool in (ROOT / "docker/compose.yaml").read_text()
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
@@ -476,7 +476,7 @@ def test_down_leaves_nothing(story: Story) -> None:
 
 
 def test_a_ready_image_serves_its_own_models(story: Story, project: Project, environment: dict[str, str]) -> None:
-    ports = free_ports("127.0.0.1", 3)
+    ports = find_free_ports("127.0.0.1", 3)
     try:
         said = project.make("up", f"IMAGE={IMAGE}", "DEVICE=cpu", f"PORTS={' '.join(map(str, ports))}", **environment)
         assert "a client loads what it asks: binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
@@ -557,7 +557,7 @@ def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: s
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """host:port of a registry of our own, and the folder where it keeps things."""
-    (port,) = free_ports("127.0.0.1", 1)
+    (port,) = find_free_ports("127.0.0.1", 1)
     config = tmp_path / "registry.yml"
     storage = {"filesystem": {"rootdirectory": f"{tmp_path}/registry"}}
     config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}))
@@ -688,7 +688,7 @@ def test_without_an_nvidia_runtime_the_cpu_is_offered(
 ) -> None:
     if "nvidia" in docker("info", "--format={{json .Runtimes}}"):
         pytest.skip("an NVIDIA runtime is here, the opposite of no GPU")
-    ports = " ".join(map(str, free_ports("127.0.0.1", 3)))
+    ports = " ".join(map(str, find_free_ports("127.0.0.1", 3)))
     said = project.fail("up", f"REGISTRY={REGISTRY}", f"PORTS={ports}", **environment)
     assert 'Docker can give no GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
     assert "on the CPU: make up DEVICE=cpu" in said
@@ -696,7 +696,7 @@ def test_without_an_nvidia_runtime_the_cpu_is_offered(
 
 
 def test_a_taken_port_is_named(story: Story, project: Project, environment: dict[str, str]) -> None:
-    free = free_ports("127.0.0.1", 2)
+    free = find_free_ports("127.0.0.1", 2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = project.fail(

@@ -17,7 +17,7 @@ from conftest import ROOT
 from tritonclient import grpc
 
 from scripts.serve import sandbox
-from scripts.serve.ports_and_memory import free_ports
+from scripts.serve.ports_and_memory import find_free_ports
 from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import triton_server
 from tests.triton_models import bpr
@@ -100,7 +100,7 @@ def test_an_archive_that_tries_gets_nothing(
 
 def run(*command: str, folder: Path, ports: dict[int, int] | None = None) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        sandbox.confine_command(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
+        sandbox.make_confined_command(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_nobody_is_confined_as_well() -> None:
 
 def test_connections_are_passed_on_both_ways_and_end_on_both_sides(tmp_path: Path) -> None:
     """4 MB there and back, longer than any buffer on the way."""
-    (inside,) = free_ports("127.0.0.1", 1)
+    (inside,) = find_free_ports("127.0.0.1", 1)
     echo = (
         f"import socket\nserver = socket.create_server(('127.0.0.1', {inside}))\nprint('up', flush=True)\n"
         "while True:\n    peer, _ = server.accept()\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tritonclient import grpc
 
-from scripts.serve.ports_and_memory import free_ports
+from scripts.serve.ports_and_memory import find_free_ports
 from scripts.serve.triton_client import CHANNEL, make_input
 from tests.triton_models import FEATURES, WEIGHT, bpr, head
 
@@ -24,7 +24,7 @@ class Serving:
     """scripts/serve/serve.py on free ports; `line` is what it printed."""
 
     def __init__(self, repository: Path) -> None:
-        self.ports = free_ports("127.0.0.1", 3)
+        self.ports = find_free_ports("127.0.0.1", 3)
         options = [f"--{name}={port}" for name, port in zip(("http", "grpc", "metrics"), self.ports, strict=True)]
         self.process = subprocess.Popen(
             [

@@ -23,8 +23,8 @@ from tritonclient import grpc
 from scripts.serve import ports_and_memory, server_in_docker
 from scripts.serve import verdict as judge
 from scripts.serve.model_config import BYTES
-from scripts.serve.ports_and_memory import free_ports, pinned_pool_size, shared_memory_size
-from scripts.serve.server_in_docker import docker_command
+from scripts.serve.ports_and_memory import choose_pinned_pool, estimate_shared_memory, find_free_ports
+from scripts.serve.server_in_docker import make_docker_command
 from scripts.serve.server_options import STRICT
 from scripts.serve.server_process import read_last_words
 from scripts.serve.triton_client import make_input
@@ -461,7 +461,7 @@ def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(
             SystemExit, match=f"127.0.0.1: no free port from {port} to {port}; see what listens: ss -ltnp"
         ):
-            free_ports("127.0.0.1", 2)
+            find_free_ports("127.0.0.1", 2)
 
 
 def test_too_little_shared_memory_is_said_before_the_start(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,28 +476,28 @@ def test_too_little_shared_memory_is_said_before_the_start(repository: Path, mon
 def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> None:
     head(tmp_path)
     bpr(tmp_path)  # of any size: what it takes goes to the GPU by its own code
-    assert pinned_pool_size(tmp_path) == 256 << 20  # Triton's own least
+    assert choose_pinned_pool(tmp_path) == 256 << 20  # Triton's own least
     (tmp_path / "vit_onnx").mkdir()
     shutil.copy(ROOT / "convertation/vit/config.pbtxt", tmp_path / "vit_onnx")
-    assert pinned_pool_size(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
+    assert choose_pinned_pool(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
 
     for gpu, times in ((True, 1), (False, 0)):
-        command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
-        assert command.count(f"--pinned-memory-pool-byte-size={pinned_pool_size(tmp_path)}") == times
+        command = make_docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
+        assert command.count(f"--pinned-memory-pool-byte-size={choose_pinned_pool(tmp_path)}") == times
 
 
 def test_a_server_in_docker_maps_the_files_that_it_is_told_of(tmp_path: Path) -> None:
     file = Path("/dev/shm/sample")
-    command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
+    command = make_docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
     assert f"--mount=type=bind,source={file},target={file}" in command
 
 
 def test_shared_memory_is_for_one_sample_of_each_model(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     head(root)
-    assert shared_memory_size(root) == FEATURES * 4 + (64 << 20)
+    assert estimate_shared_memory(root) == FEATURES * 4 + (64 << 20)
     bpr(root)
-    assert shared_memory_size(root) == FEATURES * 4 + 512**3 * 2 + 3 * 4 + (64 << 20)
+    assert estimate_shared_memory(root) == FEATURES * 4 + 512**3 * 2 + 3 * 4 + (64 << 20)
     assert set(BYTES.values()) == {1, 2, 4, 8}
 
 
@@ -573,7 +573,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     source = tmp_path / "vit.onnx"
     source.write_text("")
     stage_files([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
-    command = docker_command(
+    command = make_docker_command(
         "triton:24.06", "triton-x", tmp_path / "staging", "127.0.0.1", (20001, 20002), 1 << 20, gpu=False
     )
     start = command.index("triton:24.06")
@@ -586,7 +586,7 @@ def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: p
     assert command[start + 1 : start + 3] == ["bash", "-c"]
     assert command[start + 4 :] == [f"{tmp_path}/staging", *STRICT, "--allow-metrics=false"]
     monkeypatch.setenv("PIP_CERT", str(source))
-    command = docker_command("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
+    command = make_docker_command("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
     assert {"--env=PIP_CERT=/tmp/ca.pem", f"--mount=type=bind,source={source},target=/tmp/ca.pem,readonly"} <= set(
         command
     )
@@ -599,15 +599,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "{root}")
-from scripts.serve.server_options import port_options
-from scripts.serve.triton_server import environment_command
+from scripts.serve.server_options import list_port_options
+from scripts.serve.triton_server import prepare_server
 
 with Path("{log}").open("a") as log:
     print(*sys.argv[1:], file=log)
 if sys.argv[1] == "run":
     ports = [int(word.split(":")[1]) for word in sys.argv if word.startswith("--publish=")]
     scratch, environment = Path("{log}.d"), dict(os.environ)
-    command = [*environment_command(Path("{venv}"), scratch, environment), *port_options("127.0.0.1", ports)]
+    command = [*prepare_server(Path("{venv}"), scratch, environment), *list_port_options("127.0.0.1", ports)]
     (scratch / "bin/tritonserver").write_text("#!/bin/sh\\nexec " + " ".join(command) + ' "$@"')
     (scratch / "bin/tritonserver").chmod(0o755)
     inside = sys.argv[sys.argv.index("triton:24.06") + 1 :]
