@@ -44,7 +44,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Rule:
-    """`find_wrong` yields each value of `field` that is not `allowed`. A recommendation is our own rule, not Triton's."""
+    """`find_wrong` yields each value of `field` that is not `allowed`. A recommendation is our rule, not Triton's."""
 
     field: str
     allowed: str

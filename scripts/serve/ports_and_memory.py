@@ -1,4 +1,4 @@
-"""Ports that are free, and the memory that a repository's models need."""
+"""Find free ports for a server, and the memory that it needs for a repository's models."""
 
 import random
 import shutil
@@ -10,19 +10,18 @@ from pathlib import Path
 from scripts.serve.model_config import BYTES, read_config
 
 SHM = Path("/dev/shm")
-
-# Below the range from which Linux gives ports to outgoing connections, so that none is lost while models load.
+# Linux takes ports for outgoing connections from 32768 on, so these stay free while models load
 FREE_PORTS = range(20000, 32768)
 
 
 def open_port(address: str, port: int) -> socket.socket:
-    """A socket that listens; SystemExit where it cannot."""
+    """Return a socket that listens; SystemExit if the port is taken."""
     check_port(address, port)
     return socket.create_server((address, port), backlog=128)
 
 
 def check_port(address: str, port: int) -> None:
-    """SystemExit unless the port can be listened on."""
+    """SystemExit if a server cannot listen on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -33,7 +32,7 @@ def check_port(address: str, port: int) -> None:
 
 
 def find_free_ports(address: str, count: int) -> list[int]:
-    """Distinct ports on which nothing listens; SystemExit where there are too few."""
+    """Return different ports on which nothing listens; SystemExit if there are too few."""
     found: list[int] = []
     for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
         with suppress(SystemExit):
@@ -45,12 +44,12 @@ def find_free_ports(address: str, count: int) -> list[int]:
 
 
 def estimate_shared_memory(repository: Path) -> int:
-    """Bytes of /dev/shm that the Python backend needs when each model has got one sample.
+    """Return the bytes of /dev/shm that the Python backend needs for one sample of each model.
 
-    A model's region grows to its largest request and stays. An unknown dimension counts as 512: a CT series of 512
-    slices of 512 x 512 voxels.
+    A model's region grows to its largest request and never shrinks. A variable dimension counts as 512: a CT series
+    of 512 slices of 512 x 512 voxels.
     """
-    needed = 64 << 20  # answers, and what several models need besides
+    needed = 64 << 20  # for answers and other data of the backend
     for path in repository.glob("*/config.pbtxt"):
         with suppress(ValueError):
             for tensor in read_config(path).input:
@@ -59,9 +58,10 @@ def estimate_shared_memory(repository: Path) -> int:
 
 
 def choose_pinned_pool(repository: Path) -> int:
-    """Bytes of the pool that batches are copied to a GPU from: the largest one, twice, for one waits; 256 MB at least.
+    """Return the bytes of pinned memory from which batches go to a GPU: two of the largest batches, at least 256 MB.
 
-    From memory that is not pinned copying takes a GPU twice as long (a volume 33 ms on an H200, its network 9 to 28).
+    Two, because one batch waits while the other is computed. From other memory a copy takes twice as long (on an H200
+    33 ms for a volume, whose network takes 9 to 28 ms).
     """
     largest = 0
     for path in repository.glob("*/config.pbtxt"):
@@ -74,7 +74,7 @@ def choose_pinned_pool(repository: Path) -> int:
 
 
 def check_shared_memory(needed: int) -> None:
-    """SystemExit where /dev/shm has less than `needed` bytes free."""
+    """SystemExit if /dev/shm has less than `needed` bytes free."""
     free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
     if free < needed:
         gigabytes = -(-needed // (1 << 30))

@@ -1,4 +1,4 @@
-"""The command that runs an image's Triton in Docker, and connections into a container without network."""
+"""Run an image's Triton in Docker, and forward connections to a container without network."""
 
 import os
 import shlex
@@ -13,9 +13,8 @@ from pathlib import Path
 from scripts.serve.ports_and_memory import choose_pinned_pool
 from scripts.serve.server_options import STRICT
 
-IN_DOCKER = (8000, 8001, 8002)
-
-# In a container: between standard input and output and a port there
+IN_DOCKER = (8000, 8001, 8002)  # ports for HTTP, gRPC and metrics in the container
+# Runs in a container: copies standard input to a port there, and its answers to standard output
 RELAY = """
 import os, socket, sys, threading
 inner = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -31,18 +30,18 @@ while data := inner.recv(1 << 20):
 
 
 def has_gpu() -> bool:
-    """Whether a server in Docker gets a GPU; $DOCKER_GPUS says how, see scripts/plans/gpu.py."""
+    """Tell whether a server in Docker gets a GPU. $DOCKER_GPUS holds the options for it, see scripts/plans/gpu.py."""
     return Path("/dev/nvidiactl").exists() or bool(os.environ.get("DOCKER_GPUS"))
 
 
-def refuse_absent(image: str) -> None:
-    """SystemExit where there is no Docker, or the image is not on this machine; other trouble `docker run` tells."""
+def check_image(image: str) -> None:
+    """SystemExit if Docker is not installed or the image is not here; `docker run` reports any other fault."""
     if not shutil.which("docker"):
         raise SystemExit(
             f"docker is not installed, so {image} cannot run; without IMAGE the server of .venv-triton is used"
         )
     look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
-    if look.returncode and "no such image" in look.stderr.lower():  # any other trouble, `docker run` tells
+    if look.returncode and "no such image" in look.stderr.lower():
         raise SystemExit(
             f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
         )
@@ -59,14 +58,14 @@ def make_docker_command(
     maps: Sequence[Path] = (),
     foreign: bool = False,
 ) -> list[str]:
-    """The command of an image's server; the repository is mounted read-only under its own path.
+    """Return the command of an image's server. The repository is mounted read-only under its own path.
 
-    `foreign`: without network, rights and a place to write but /tmp; the image has to have what the models require.
-
-    Python models get their requirements.txt first, which Triton itself never reads; where the image has them
-    already, pip needs no network.
+    The container installs the Python models' requirements.txt first, because Triton never reads them; pip needs no
+    network if the image has the packages already.
+    `address`, `ports`, `maps`: see triton_server. `shared`: bytes of /dev/shm. `gpu`: None as has_gpu() says.
+    `foreign`: no network, no rights, and only /tmp to write to; the image must have the required packages.
     """
-    # The files that links in the repository lead to are mounted as well, each where the link says.
+    # Targets of links in the repository are mounted, too, each under its own path
     files = sorted({os.path.realpath(path) for path in repository.rglob("*") if path.is_symlink()})
     mounts = [f"--mount=type=bind,source={path},target={path},readonly" for path in [str(repository), *files]]
     mounts += [f"--mount=type=bind,source={path},target={path}" for path in maps]
@@ -111,14 +110,14 @@ def make_docker_command(
 
 
 def forward_to_container(listening: socket.socket, container: str, port: int) -> None:
-    """Pass each connection on to a port of a container without network, until the socket is shut down."""
+    """Forward each connection to a port of a container without network, until the socket is shut down."""
     command = ["docker", "exec", "--interactive", container, "python3", "-c", RELAY, str(port)]
 
-    def join_docker(outer: socket.socket) -> None:
+    def forward(outer: socket.socket) -> None:
         with outer:
             subprocess.run(command, stdin=outer.fileno(), stdout=outer.fileno(), stderr=subprocess.DEVNULL, check=False)
 
     with suppress(OSError):
         while True:
             outer, _ = listening.accept()
-            threading.Thread(target=join_docker, args=(outer,), daemon=True).start()
+            threading.Thread(target=forward, args=(outer,), daemon=True).start()

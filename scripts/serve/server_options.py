@@ -1,18 +1,19 @@
-"""Options of the tritonserver command that every start here shares."""
+"""Options of the tritonserver command that the environment's server and Docker's server share."""
 
 from collections.abc import Sequence
 
 STRICT = ("--model-control-mode=explicit", "--load-model=*", "--exit-on-error=true", "--disable-auto-complete-config")
 
-# What asks for a key, and its name; docker/compose.yaml and docker/triton.Dockerfile say the same.  Whoever may load a
-# model may run code.  The team's client loads over gRPC without a key, so there that stays open unless LOCK=1.
+# The header with the key, and the requests that need it; docker/compose.yaml and docker/triton.Dockerfile repeat them.
+# Whoever can load a model can run code. The team's client loads over gRPC without a key, so loading stays open there
+# unless LOCK=1.
 KEY_HEADER = "chest-key"
 
 LOCKED = "shared-memory,trace,logging"
 
 
 def list_lock_options(key: str, lock: bool) -> list[str]:
-    """The server's options that ask for `key` where a request could run code, read the disk or another's memory."""
+    """Return the options that demand `key` for requests that could run code, read files or read others' memory."""
     grpc = f"model-repository,{LOCKED}" if lock else LOCKED
     return [
         f"--http-restricted-api=model-repository,{LOCKED}:{KEY_HEADER}={key}",
@@ -21,7 +22,7 @@ def list_lock_options(key: str, lock: bool) -> list[str]:
 
 
 def list_port_options(address: str, ports: Sequence[int]) -> list[str]:
-    """The server's options for its three (or, without metrics, two) ports."""
+    """Return the options for the server's ports: HTTP, gRPC and perhaps metrics."""
     options = [f"--{kind}-{what}" for kind in ("http", "grpc", "metrics")[: len(ports)] for what in ("address", "port")]
     values = [str(value) for port in ports for value in (address, port)]
     pairs = [f"{option}={value}" for option, value in zip(options, values, strict=True)]

@@ -1,4 +1,4 @@
-"""A server's process: start it so that it ends with its starter, stop it, and tell how it ended."""
+"""A server's process: let it end with its starter, stop it, say how it ended and what it logged."""
 
 import ctypes
 import os
@@ -13,23 +13,20 @@ from types import FrameType
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-PR_SET_PDEATHSIG = 1
-
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 PR_SET_CHILD_SUBREAPER = 36
-
-# What the server prints as errors on every machine without a GPU.
+# The server logs these as errors on every machine without a GPU
 NOISE = ("CudaDriverHelper", "CUDA driver version", "pinned memory pool")
 
 
 def describe_end(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended, in words."""
+    """Say how a process ended."""
     code = process.returncode
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def read_last_words(log: Path, count: int = 4) -> str:
-    """The last errors in a server's log, without their prefixes; where there are none, its last lines."""
+    """Return the last errors in a server's log, without prefixes; its last lines if it has no errors."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line and line[0] not in "+|"]
     errors = [
         line
@@ -41,7 +38,7 @@ def read_last_words(log: Path, count: int = 4) -> str:
 
 
 def stop_server(process: subprocess.Popen[bytes], patience: float = 15) -> None:
-    """Ends the server: asked first, then it and its stubs are killed. It has a process group of its own."""
+    """Ask the server to end; after `patience` seconds kill it and its stubs. They are a process group of their own."""
     try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -50,14 +47,14 @@ def stop_server(process: subprocess.Popen[bytes], patience: float = 15) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        with suppress(ChildProcessError):  # its orphans are ours, see adopt_orphans
+        with suppress(ChildProcessError):  # adopt_orphans made its stubs our children
             while True:
                 os.waitpid(-process.pid, 0)
 
 
 @contextmanager
 def adopt_orphans() -> Iterator[None]:
-    """The stubs of a server that dies become children of this process, so that it can wait until they are gone."""
+    """Make the stubs of a server that dies children of this process, so that it can wait for their end."""
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -66,7 +63,7 @@ def adopt_orphans() -> Iterator[None]:
 
 
 def die_with_parent(parent: int) -> None:
-    """In the child, before the server starts: it is asked to stop when its starter is gone, kill -9 included."""
+    """Run in the child before the server starts: Linux sends it SIGTERM when its starter ends, even by kill -9."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -74,7 +71,7 @@ def die_with_parent(parent: int) -> None:
 
 @contextmanager
 def unwind_on_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP unwind the stack, so that what was started is stopped. For the main thread alone."""
+    """Turn SIGINT, SIGTERM and SIGHUP into exceptions, so that `finally` stops the server. Main thread only."""
 
     def leave(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -87,7 +84,7 @@ def unwind_on_signals() -> Iterator[None]:
     before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
     number: int
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # `nohup` means its SIGHUP; but a shell's `&` ignores SIGINT, and there kill -INT is to work all the same.
+        # `nohup` ignores SIGHUP on purpose. A shell's `&` ignores SIGINT, but kill -INT must work there, too.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, leave)
     try:

@@ -1,9 +1,9 @@
-"""One real tritonserver, started strictly on a model repository and stopped whatever happens.
+"""Start a real tritonserver on a model repository, and stop it whatever happens.
 
     with triton_server(Path("model_repository_running"), Path("build/logs/triton.log")) as server: ...
 
-The server is Triton 2.47.0: the one of the Python package index in the environment $TRITON_VENV
-(.venv-triton, made by `make .venv-triton/installed`), or, given an image, the one of that image in Docker.
+The server is Triton 2.47.0 of the Python package index, in the environment $TRITON_VENV (.venv-triton, made by
+`make .venv-triton/installed`). With an image it is that image's server, in Docker. It must load every model, or it ends.
 """
 
 import http.client
@@ -31,7 +31,7 @@ from scripts.serve.ports_and_memory import (
     find_free_ports,
     open_port,
 )
-from scripts.serve.server_in_docker import IN_DOCKER, forward_to_container, make_docker_command, refuse_absent
+from scripts.serve.server_in_docker import IN_DOCKER, check_image, forward_to_container, make_docker_command
 from scripts.serve.server_options import KEY_HEADER, STRICT, list_lock_options, list_port_options
 from scripts.serve.server_process import (
     adopt_orphans,
@@ -43,13 +43,13 @@ from scripts.serve.server_process import (
 )
 
 STAND_IN = Path(__file__).resolve().parents[2] / "docker/backends/onnxruntime/model.py"
-# The user's variables that a server gets; nothing else of them, so no secret that happens to be there
+# The server gets these of the user's variables and no others, because others may hold secrets
 INHERITED = ("LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready; the addresses are `host:port`."""
+    """A server that is ready. `http`, `grpc` and `metrics` are `host:port`."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -59,7 +59,7 @@ class Server:
     key: str = field(repr=False)
 
     def ask(self, path: str, method: str = "GET", timeout: float = 60) -> Any:
-        """The JSON that an HTTP request is answered with; OSError or HTTPException where the server does not answer."""
+        """Return the JSON that answers an HTTP request; OSError or HTTPException if the server does not answer it."""
         connection = http.client.HTTPConnection(self.http, timeout=timeout)
         try:
             connection.request(method, path, headers={KEY_HEADER: self.key})
@@ -72,8 +72,8 @@ class Server:
             connection.close()
 
     def explain_trouble(self, otherwise: str) -> str:
-        """How the server ended and its last words; of one that still runs `otherwise`."""
-        with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before the process is gone
+        """Say how the server ended, or `otherwise` if it still runs; then its last errors."""
+        with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before its process ends
             self.process.wait(2)
             otherwise = f"tritonserver {describe_end(self.process)}"
         return f"{otherwise}\n{read_last_words(self.log)}"
@@ -93,15 +93,15 @@ def triton_server(
     maps: Sequence[Path] = (),
     foreign: bool = False,
 ) -> Iterator[Server]:
-    """Yields once every model of the repository is loaded; on leaving the server and all its processes are gone.
+    """Yield once every model of the repository is loaded. When the block ends, the server and its processes are gone.
 
-    `ports`: HTTP, gRPC and metrics; none: free ones, without metrics. `timeout`: seconds until ready.
-    `lock`: gRPC too loads and unloads models only with the server's key. `maps`: files in /dev/shm that it may map,
-    in a container too.
-    `foreign`: code of others is among the models; it gets neither network nor the user's files, see sandbox.py. Where
-    that cannot be had, it is said, and the server starts all the same.
-    SystemExit: no environment or Docker, a taken port, too little shared memory, a server that died or never got ready.
-    Call from the main thread: SIGTERM and SIGHUP become SystemExit inside the block, SIGINT KeyboardInterrupt.
+    `ports`: of HTTP, gRPC and metrics; without them free ports are chosen, and there are no metrics.
+    `timeout`: seconds until the server must be ready. `lock`: loading and unloading over gRPC needs the server's key.
+    `maps`: files in /dev/shm that the server may map, in a container, too.
+    `foreign`: the models hold code of others, which gets no network and none of the user's files, see sandbox.py.
+    If this machine has no sandbox, a line says so, and the server starts without one.
+    SystemExit: no environment or Docker, a taken port, too little shared memory, a server that died or was never ready.
+    Call it from the main thread: in the block SIGTERM and SIGHUP raise SystemExit, SIGINT raises KeyboardInterrupt.
     """
     repository = repository.resolve()
     log = log.resolve()
@@ -117,8 +117,8 @@ def triton_server(
         key = secrets.token_hex(16)
         listeners: list[socket.socket] = []
         if image:
-            refuse_absent(image)
-            environment = dict(os.environ)  # docker's own
+            check_image(image)
+            environment = dict(os.environ)  # for the docker command
             command = make_docker_command(image, name, repository, address, ports, shared, maps=maps, foreign=foreign)
             command += list_lock_options(key, lock)
             listeners = [open_port(address, port) for port in ports] if foreign else []
@@ -173,28 +173,28 @@ def triton_server(
 
 
 def make_environment(home: Path) -> dict[str, str]:
-    """What a server on this machine starts with; `home`: where it and its Python code may write."""
+    """Return the variables of a server on this machine. `home`: the folder that it and its Python code may write to."""
     chosen = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return chosen | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
 
 
 def prepare_server(venv: Path, scratch: Path, environment: dict[str, str]) -> list[str]:
-    """The command of the package index's server, with what it needs made in `scratch`; adds to `environment`."""
+    """Return the command of the package index's server. Make its backends in `scratch`, add to `environment`."""
     binaries = sorted(venv.resolve().glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
     if not binaries:
         raise SystemExit(f"{venv}: no tritonserver there; make it with: make .venv-triton/installed")
     home = binaries[0].parents[1]
     packages = home.parents[1]
     python = packages.parent.name
-    # Copies: the server refuses a backend library that is a link out of its directory.
+    # Copies, because the server refuses a backend library that is a link to another folder
     backends = scratch / "backends"
     shutil.copytree(home / "backends/python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
     stub = home / "python_backend_stubs" / python.removeprefix("python") / "triton_python_backend_stub"
     shutil.copy(stub, backends / "python")
     (backends / "onnxruntime").mkdir()
     shutil.copy(STAND_IN, backends / "onnxruntime/model.py")
-    # The stub runs the first python3 on PATH, and that would write __pycache__ into the repository that it serves:
-    # it takes no environment variable and no option, so it gets a virtual environment around ours that says no.
+    # The stub runs the first python3 on PATH, which would write __pycache__ into the repository. Variables and options
+    # do not reach that Python, so the stub gets a virtual environment around ours that forbids it.
     site = scratch / "lib" / python / "site-packages"
     site.mkdir(parents=True)
     (site / "triton.pth").write_text(f"{packages}\nimport sys; sys.dont_write_bytecode = True\n")
@@ -208,20 +208,20 @@ def prepare_server(venv: Path, scratch: Path, environment: dict[str, str]) -> li
 
 
 def can_confine() -> bool:
-    """Whether code of others can be confined on this machine; says why not."""
+    """Tell whether this machine can confine code of others; if not, print the reason."""
     if reason := sandbox.explain_refusal():
-        print(f"code of others runs with your rights, for this machine gives no sandbox ({reason})", flush=True)
+        print(f"code of others runs with your rights, because this machine gives no sandbox ({reason})", flush=True)
     return not reason
 
 
 def list_readable(repository: Path, venv: Path) -> list[Path]:
-    """What a confined server may read: the repository, where its links lead to, and its Python."""
+    """Return the paths that a confined server may read: the repository, the targets of its links, its Python."""
     linked = [Path(os.path.realpath(path)) for path in repository.rglob("*") if path.is_symlink()]
     return [repository, *linked, *sandbox.list_python_folders(venv)]
 
 
 def wait_ready(server: Server, timeout: float) -> None:
-    """Returns once the server says that it and its models are ready."""
+    """Wait until the server reports that it and its models are ready; SystemExit if it ends or is too late."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if server.process.poll() is not None:

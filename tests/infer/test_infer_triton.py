@@ -21,7 +21,7 @@ from scripts.infer.handover import KEY_HEADER
 from scripts.infer.messages import REPLACED
 from scripts.infer.triton import SERVED, Triton, UnreachableError, find_local_key
 from scripts.serve.ports_and_memory import SHM, find_free_ports
-from scripts.serve.serve import print_key
+from scripts.serve.serve import publish_key
 from scripts.serve.triton_server import Server, triton_server
 from tests.dicom_studies import lungs, series
 
@@ -162,7 +162,7 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
 
 def test_the_key_of_make_serve_is_found_by_its_user_on_its_machine(server: Server) -> None:
     port = server.grpc.rpartition(":")[2]
-    with print_key(server):
+    with publish_key(server):
         assert find_local_key(f"localhost:{port}") == find_local_key(f"127.0.0.1:{port}") == server.key
         assert find_local_key(f"elsewhere:{port}") == ""
         assert (SHM / f"chest-key-{port}").stat().st_mode & 0o777 == 0o600

@@ -635,7 +635,7 @@ def test_the_verdict_of_an_image(repository: Path, monkeypatch: pytest.MonkeyPat
 def test_without_docker_an_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"docker is not installed, so triton:24\.06 cannot run"):
-        server_in_docker.refuse_absent("triton:24.06")
+        server_in_docker.check_image("triton:24.06")
 
 
 def test_what_docker_says_is_passed_on(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
