@@ -8,7 +8,6 @@ STRICT = ("--model-control-mode=explicit", "--load-model=*", "--exit-on-error=tr
 # Whoever can load a model can run code. The team's client loads over gRPC without a key, so loading stays open there
 # unless LOCK=1.
 KEY_HEADER = "chest-key"
-
 LOCKED = "shared-memory,trace,logging"
 
 

@@ -3,7 +3,7 @@
     with triton_server(Path("model_repository_running"), Path("build/logs/triton.log")) as server: ...
 
 The server is Triton 2.47.0 of the Python package index, in the environment $TRITON_VENV (.venv-triton, made by
-`make .venv-triton/installed`). With an image it is that image's server, in Docker. It must load every model, or it ends.
+`make .venv-triton/installed`). With an image it is that image's server, in Docker. If a model does not load, it ends.
 """
 
 import http.client

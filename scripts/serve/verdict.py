@@ -142,7 +142,7 @@ def check_answers_differ(name: str, answers: Sequence[dict[str, Any]], served: S
         one, other = same[0]
         apart = [np.linalg.norm(side[one].astype(np.float64) - side[other]) for side in (found, expected)]
         raise SystemExit(
-            f"{name}: answers different inputs alike: {len(same)} pairs; the first pair is {apart[0]:.2e} apart, PyTorch's "
+            f"{name}: answers different inputs alike: {len(same)} pairs; the first is {apart[0]:.2e} apart, PyTorch's "
             f"{apart[1]:.2e}; {CAUSE}; next: make repository"
         )
 
@@ -154,11 +154,10 @@ def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | No
     differs by more than is allowed, or a tag differs at all.
     """
     next_step = (
-        "PyTorch answers otherwise from this checkpoint: the model was rolled back, is not published yet, or is wrong; "
-        "make repository"
+        "PyTorch answers this otherwise: the model was rolled back, is not published yet, or is wrong; make repository"
     )
     if served is None:
-        raise SystemExit(f"{name}: the answer has no tensor named output")
+        raise SystemExit(f"{name}: the answer has no tensor `output`, which the client reads")
     if served.dtype == object:
         found = [value.decode() for value in served.ravel()]
         if found != answer["output"]:
@@ -190,7 +189,7 @@ def stage_files(contents: Sequence[str], staging: Path) -> None:
         for path in [staging, *staging.rglob("*")]:
             if path.is_symlink() == path.is_dir():
                 raise SystemExit(
-                    f"{path}: no link of an earlier staging; expected {staging} to be empty or absent; move this file away"
+                    f"{path}: no link of an earlier staging; expected {staging} empty or absent; move this away"
                 )
         shutil.rmtree(staging)
     for item in contents:
@@ -205,7 +204,7 @@ def stage_files(contents: Sequence[str], staging: Path) -> None:
 
 
 def read_check(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the entry or check of a model: of vit_onnx and vit_trt vit.json, or vit.tf32.json if `variants` has vit.tf32."""
+    """Return a model's entry or check: vit.json of vit_onnx and vit_trt, vit.tf32.json if `variants` has vit.tf32."""
     path = folder / f"{find_variant(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")

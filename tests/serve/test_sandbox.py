@@ -177,7 +177,8 @@ def test_where_there_is_no_sandbox_it_is_said(
     monkeypatch.setattr(module.sandbox, "explain_refusal", lambda: "unshare: Operation not permitted")
     assert not module.can_confine()
     assert capsys.readouterr().out == (
-        "code of others runs with your rights, because this machine gives no sandbox (unshare: Operation not permitted)\n"
+        "code of others runs with your rights, because this machine gives no sandbox "
+        "(unshare: Operation not permitted)\n"
     )
 
 
