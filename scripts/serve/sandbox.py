@@ -194,8 +194,9 @@ def copy_bytes(source: socket.socket, target: socket.socket) -> None:
 def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:
     """Return the exit status of the command, or minus the signal that killed it.
 
-    There are three processes. This one forwards connections. The second (keeper) makes the new process namespace, which forbids
-    it to start threads. The third is process 1 there: when it ends, the command and all its children end.
+    There are three processes. This one forwards connections. The second (keeper) makes the new process
+    namespace; after that it cannot start threads. The third is process 1 there: when it ends, the command and all its
+    children end.
     """
     enter_namespaces()
     call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # enter_namespaces has unset it

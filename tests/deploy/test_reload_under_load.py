@@ -172,7 +172,7 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
         served = number
     mixed = [study for study in clients.studies if len(set(study[2])) > 1]
     assert all(any(start <= ended and begun <= end for start, end, _ in reloads) for begun, ended, _ in mixed)
-    assert capsys.readouterr().out.count("may have answered one study: ask again for what was asked then") == 4
+    assert capsys.readouterr().out.count("may have answered one study: ask again for the studies of that time") == 4
     assert after <= GROWTH * before
 
 

@@ -309,7 +309,7 @@ def test_the_image_names_the_digest_that_was_signed(
     statement = base64.b64decode(signed["dsseEnvelope"]["payload"]).replace(b"vit_onnx", b"vit_oxxx")
     bundle.write_text(json.dumps(signed | {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}))
     said = project.make(*image)
-    assert f"{REPOSITORY}.sig signs other files, so that the image does not name it; make sign KEY=key.pem" in said
+    assert f"{REPOSITORY}.sig signs other files, so the image does not name it; make sign KEY=key.pem" in said
 
 
 def test_nothing_is_rebuilt_because_files_are_newer(story: Story) -> None:
@@ -382,7 +382,7 @@ def test_half_a_repository_makes_no_image(project: Project, base: str, change: s
     else:
         (top / "binary_onnx/1/model.onnx").unlink()
     said = project.fail("image", f"IMAGE={IMAGE}-{change}", f"REGISTRY={REGISTRY}")
-    assert "so that no image is made of it; make repository" in said
+    assert "no image is made of it; make repository" in said
     assert docker("images", "--quiet", f"{IMAGE}-{change}") == ""
 
 
@@ -395,15 +395,15 @@ def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path)
     docker("import", tmp_path / "first.tar", name)
     try:
         locked = inspect("image", name)["Id"]
-        assert "docker's own words stand above" in project.fail(*image)
+        assert "see Docker's message above" in project.fail(*image)
         assert json.loads((project.path / "docker/images.lock.json").read_text())[name]["id"] == locked
         docker("import", tmp_path / "second.tar", name)
         moved = inspect("image", name)["Id"]
         said = project.fail(*image)
         assert f"{name} is another image than the locked one: expected {locked}, got {moved}" in said
-        assert "docker's own words" not in said
-        assert "docker's own words stand above" in project.fail(*image, "ACCEPT=1")
-        assert "docker's own words stand above" in project.fail(*image)
+        assert "see Docker's message" not in said
+        assert "see Docker's message above" in project.fail(*image, "ACCEPT=1")
+        assert "see Docker's message above" in project.fail(*image)
     finally:
         subprocess.run(["docker", "rmi", "--force", name, locked], capture_output=True)
 
@@ -420,14 +420,14 @@ def test_a_synthetic_image_is_tagged_as_one(stand_ins: Project, version: str) ->
 def test_up_ends_when_the_container_is_healthy(story: Story) -> None:
     assert story.container["State"]["Health"]["Status"] == "healthy"
     http, grpc, metrics = story.ports
-    assert f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{grpc}, metrics 127.0.0.1:{metrics};" in story.said["up"]
-    assert "the weights are synthetic: the answers are nonsense, by design" in story.said["up"]
+    assert f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{grpc}, metrics 127.0.0.1:{metrics}\n" in story.said["up"]
+    assert "the weights are synthetic, so the answers are nonsense" in story.said["up"]
 
 
 def test_the_container_is_what_the_team_joins(story: Story) -> None:
     networks = story.container["NetworkSettings"]["Networks"]
     assert list(networks) == [NAME] and "tritonserver" in networks[NAME]["Aliases"]
-    assert f"in the network {NAME} tritonserver:8001; a client loads" in story.said["up"]
+    assert f"in the network {NAME} its address is tritonserver:8001; a client loads" in story.said["up"]
     assert story.container["HostConfig"]["ShmSize"] == 2 << 30
     assert story.container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     (mount,) = story.container["Mounts"]
@@ -479,7 +479,7 @@ def test_a_ready_image_serves_its_own_models(story: Story, project: Project, env
     ports = find_free_ports("127.0.0.1", 3)
     try:
         said = project.make("up", f"IMAGE={IMAGE}", "DEVICE=cpu", f"PORTS={' '.join(map(str, ports))}", **environment)
-        assert "a client loads what it asks: binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
+        assert "a client loads and asks binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
         assert "tritonserver serves the models of its image" in project.fail("reload", **environment)
         with project.start("logs", **environment) as following:
             assert following.stdout
@@ -498,7 +498,7 @@ def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
     asked = CLIENT.replace("client.load_model(name)", REFUSED_BY_GRPC, 1)
     try:
         said = project.make("up", *options, **environment)
-        assert "is ready: no port of this machine," in said and "a client asks: binary_onnx, bpr_model" in said
+        assert "is ready: no port on this machine\n" in said and "a client can ask binary_onnx, bpr_model" in said
         assert docker("port", f"{NAME}-tritonserver-1") == ""
         client = (
             "run",
@@ -614,8 +614,8 @@ def test_a_push_of_another_head_moves_that_layer_alone(
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("", "push where? make push IMAGE=registry.example/chest-ct-triton:1"),
-        (f"{NAME}:absent", f"{NAME}:absent is not there; make image IMAGE={NAME}:absent"),
+        ("", "no image is named; make push IMAGE=registry.example/chest-ct-triton:1"),
+        (f"{NAME}:absent", f"{NAME}:absent does not exist here; make image IMAGE={NAME}:absent"),
         (IMAGE, f"{IMAGE} holds synthetic weights, which answer nonsense; not pushed"),
         ("base", "was not made by `make image`: nobody knows what is in it; not pushed"),
     ],
@@ -690,7 +690,7 @@ def test_without_an_nvidia_runtime_the_cpu_is_offered(
         pytest.skip("an NVIDIA runtime is here, the opposite of no GPU")
     ports = " ".join(map(str, find_free_ports("127.0.0.1", 3)))
     said = project.fail("up", f"REGISTRY={REGISTRY}", f"PORTS={ports}", **environment)
-    assert 'Docker can give no GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
+    assert 'Docker cannot give a GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
     assert "on the CPU: make up DEVICE=cpu" in said
     assert docker("ps", "--all", "--quiet", f"--filter=name={NAME}") == ""
 
