@@ -1,7 +1,6 @@
 """Stand-in for the tritonserver of NVIDIA's image: the real server of .venv-triton, with a backend that needs no GPU.
 
-Plans that tests/trtexec_stand_in.py wrote are computed by ONNX Runtime, all else is as in
-scripts/serve/triton_server.py.
+The backend computes plans of tests/trtexec_stand_in.py by ONNX Runtime; scripts/serve/triton_server.py makes the rest.
 """
 
 import os

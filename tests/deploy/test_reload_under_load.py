@@ -1,4 +1,4 @@
-"""`make reload` while clients ask, on the real Triton with tiny models: no request fails, no memory is lost."""
+"""`make reload` while clients send requests to the real Triton: no request fails, no memory is lost."""
 
 import hashlib
 import threading
@@ -28,7 +28,7 @@ GROWTH = 1.05
 
 
 def sources(number: int) -> dict[str, tuple[str, str]]:
-    """FILE, its source and digest, of set `number`: a network of it answers ones with its number."""
+    """Return file -> (source, digest) of set `number`. For an input of ones its networks answer the number."""
     found = {}
     for name in NETWORKS:
         model = linear()
@@ -46,7 +46,7 @@ def sources(number: int) -> dict[str, tuple[str, str]]:
 
 
 class Clients:
-    """Threads that ask the three networks in turn, as a study is, until told to end and each has asked enough."""
+    """Threads that ask the three networks in turn, as for a study, until the block ends and each has sent REQUESTS."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.count, self.enough = server, 0, threading.Event()
@@ -75,7 +75,7 @@ class Clients:
         client.close()
 
     def wait(self, more: int) -> None:
-        """Until they have asked so many more."""
+        """Wait until they have sent `more` requests."""
         with self.moved:
             goal = self.count + more
             self.moved.wait_for(lambda: self.count >= goal)
@@ -92,10 +92,10 @@ class Clients:
 
 
 def memory(server: Server, stubs_alone: bool = False) -> int:
-    """KiB that the server and its stubs took, what they share counted once; nothing is being unloaded meanwhile.
+    """Wait until no model unloads; return the KiB of the server and its stubs, shared memory counted once.
 
-    Pages of files (libraries) are left out: they are divided among all programs that map them, so that they would
-    grow whenever another Triton on this machine ends.
+    Pages of files (libraries) are left out: programs that map them share their size, so the number would grow
+    whenever another Triton on this machine ends.
     `stubs_alone`: only the processes that run Python models, without tritonserver.
     """
     for _ in range(600):
@@ -119,13 +119,13 @@ def pgrp(process: Path) -> str:
 
 
 def states_of_stubs(server: Server) -> list[str]:
-    """A stub runs for each model that is loaded."""
+    """Return the models that are READY; each has a stub."""
     return [model["name"] for model in server.ask("/v2/repository/index", "POST") if model.get("state") == "READY"]
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Set 1 is published and served; `reload` finds this server where it looks for a container's."""
+    """Publish and serve set 1; let `reload` take this server for the container's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "SETTLED", 0)
     publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
@@ -177,7 +177,7 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
 
 
 def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    program.reload_models(REPOSITORY)  # whatever it has not taken yet
+    program.reload_models(REPOSITORY)  # so that all is loaded
     capsys.readouterr()
     files = {path: source for path, source in sources(2).items() if path.startswith("binary_onnx/")}
     publish.replace_models(REPOSITORY, "synthetic", ["binary_onnx"], files)
@@ -190,10 +190,10 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
 
 
 def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
-    """Through the published bpr_model, whose process is counted; the largest come first, as it keeps what they took.
+    """Series go through the published bpr_model, the largest first: its process, which is counted, keeps that memory.
 
-    The whole rises and falls by 8 % all the time (glibc's arenas in tritonserver): 145 MB after 160 series, 144 after
-    1,000, 153 after 1,600.
+    The whole server rises and falls by 8 % all the time (glibc's arenas in tritonserver): 145 MB after 160 series, 144
+    after 1,000, 153 after 1,600.
     """
     chance, largest = np.random.default_rng(0), (48, 160, 160)
     sizes = [largest] * LARGEST

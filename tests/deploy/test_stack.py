@@ -1,7 +1,7 @@
 """The Triton image and its stack, in a real Docker engine with a real Compose.
 
-What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian
-with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
+In place of NVIDIA's tritonserver image, which only a registry has, tests/ngc_tritonserver_stand_in.py makes one: Debian
+with Triton 24.06 of the Python package index. There is no GPU: tests that reserve one end with Docker's refusal.
 """
 
 import base64
@@ -46,7 +46,7 @@ pytestmark = [
 NAME = "chest-triton-test"
 IMAGE = f"{NAME}:synthetic"
 PATIENCE = 120
-# A client such as the team's adapter, in a container of its own on the network `chest`: loads, asks, leaves loaded
+# A client such as the team's adapter, in a container on the network `chest`: it loads models, asks them, unloads none
 CLIENT = """
 import os
 import numpy as np
@@ -73,7 +73,7 @@ REFUSED_BY_GRPC = """
         client.load_model(name)
     except Exception as error:
         print(error.message())"""
-# HTTP without a key: refused is what runs code, reads another's memory or settings
+# HTTP without a key refuses requests that run code, or read others' memory or settings
 REFUSED: list[tuple[str, bytes | None]] = [
     ("/v2/repository/index", b""),
     ("/v2/repository/models/binary_onnx/load", b"{}"),
@@ -91,7 +91,7 @@ ALLOWED: list[tuple[str, bytes | None]] = [
     ("/v2/models/binary_onnx/config", None),
     ("/v2/models/binary_onnx/stats", None),
 ]
-# What code of a model can do in the container
+# What a model's code can do in the container
 INSIDE = """grep -E '^(CapEff|CapBnd|NoNewPrivs|Uid)' /proc/1/status
 for place in / /opt/tritonserver /models /usr /etc /home/triton-server /tmp; do
   if touch $place/probe 2> /dev/null; then echo writes $place; fi
@@ -103,7 +103,7 @@ def key_of(container: Any) -> str:
 
 
 def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tuple[int, bytes]:
-    """Status and body that 127.0.0.1:port answers."""
+    """Return status and body of the answer of 127.0.0.1:port."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"chest-key": key} if key else {})
     try:
         with urllib.request.urlopen(request) as answer:
@@ -113,7 +113,7 @@ def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tupl
 
 
 def others(image: str) -> dict[str, Any]:
-    """A Compose file such as the team's, where the client above is the adapter."""
+    """Return a Compose file such as the team's, with the client above as the adapter."""
     return {
         "name": f"{NAME}-adapter",
         "services": {
@@ -128,7 +128,7 @@ def others(image: str) -> dict[str, Any]:
 
 
 def join() -> str:
-    """join.yml of docs/serving.md, for the network of this test."""
+    """Return join.yml of docs/serving.md, changed to the network of this test."""
     text = (ROOT / "docs/serving.md").read_text()
     block = text[text.index("    networks:\n") : text.index("    docker compose -f")]
     return textwrap.dedent(block).replace("name: chest", f"name: {NAME}")
@@ -144,7 +144,7 @@ def inspect(kind: str, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image that stands in for NVIDIA's; at the end everything made of it goes."""
+    """The stand-in for NVIDIA's image; at the end it and every image built on it are removed."""
     lacking = [name for name in ("docker", "mmdebstrap", "docker-registry") if not shutil.which(name)]
     if lacking or os.geteuid():
         pytest.skip(f"needs root, and what .ci/run installs: {', '.join(lacking)}")
@@ -154,20 +154,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     made = docker("images", "--quiet", "--no-trunc", "--filter=reference=chest-*")
     made += "\n" + docker("images", "--quiet", "--no-trunc", "--filter=dangling=true")
     made += "\n" + inspect("image", name)["Id"]
-    newest_first = dict.fromkeys(made.split())  # an image goes after those that were built on it
+    newest_first = dict.fromkeys(made.split())  # remove an image after those that were built on it
     ours = [image for image in newest_first if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]]
     subprocess.run(["docker", "rmi", "--force", *ours], capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Names that meet nobody else's in this engine."""
+    """Names that nobody else uses in this Docker engine."""
     return {"COMPOSE_PROJECT_NAME": NAME, "NETWORK": NAME}
 
 
 @dataclass
 class Story:
-    """One project's image built, its stack run, a head changed and taken; what each command said and left."""
+    """What the commands of `story` printed and left behind."""
 
     said: dict[str, str] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
@@ -185,7 +185,7 @@ class Story:
 def story(
     built: Project, base: str, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Story]:
-    """What is told: image, up, load, ask; another head, make, reload, ask; image again; down."""
+    """Run one project: image, up, load, ask; another head, make, reload, ask; image again; down."""
     project = Project(tmp_path_factory.mktemp("stack") / "project")
     shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
     told = Story(ports=find_free_ports("127.0.0.1", 3))
@@ -332,7 +332,7 @@ def test_no_image_is_made_of_what_the_records_do_not_vouch_for(story: Story) -> 
 def test_the_models_layers_are_the_same_without_a_cache_and_with_buildkit(
     story: Story, built: Project, base: str
 ) -> None:
-    """Debian's Docker client has a BuildKit of its own; newer ones have buildx, and use it unasked."""
+    """Debian's Docker client contains BuildKit; newer clients use buildx by default."""
     project, tag = built, f"{NAME}:synthetic-buildkit"
     clients = [path for path in ("/usr/bin/docker",) if Path(path).exists()]
     assert clients, "expected Debian's docker.io"
@@ -348,7 +348,7 @@ def test_a_token_of_pips_reaches_the_index_and_stays_in_no_layer(
     seen: list[str] = []
 
     class Index(http_server.BaseHTTPRequestHandler):
-        """An index of nothing, which wants to know who asks."""
+        """An empty package index that demands a password."""
 
         def do_GET(self) -> None:
             seen.append(base64.b64decode(self.headers.get("Authorization", "").partition(" ")[2]).decode())
@@ -387,7 +387,7 @@ def test_half_a_repository_makes_no_image(project: Project, base: str, change: s
 
 
 def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path) -> None:
-    """A base image of nothing, so that no build on it ends well; which one it is, is asked before."""
+    """The base image is empty, so each build on it fails; but its id is compared before."""
     name = f"{NAME}-moved:1"
     (tmp_path / "first.tar").write_bytes(bytes(10240))
     subprocess.run(["tar", "-cf", tmp_path / "second.tar", "-C", tmp_path, "first.tar"], check=True)
@@ -523,7 +523,7 @@ def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
 
 
 def test_verify_asks_the_triton_of_an_image(project: Project, base: str) -> None:
-    """In the base image what bpr_model requires is installed first, for it lacks it."""
+    """The base image lacks bpr_model's requirements, so they are installed first."""
     said = project.make("verify", f"IMAGE={base}")
     assert re.search(r"^bpr_model: READY, differs by 0.0e\+00", said, re.MULTILINE)
 
@@ -556,7 +556,7 @@ def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: s
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """host:port of a registry of our own, and the folder where it keeps things."""
+    """host:port of a registry that runs here, and the folder of its files."""
     (port,) = find_free_ports("127.0.0.1", 1)
     config = tmp_path / "registry.yml"
     storage = {"filesystem": {"rootdirectory": f"{tmp_path}/registry"}}
@@ -579,7 +579,7 @@ def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def as_real(image: str, tag: str, scratch: Path) -> None:
-    """An image whose label says real, as one of real weights would: the models' layers of `image`, and no more."""
+    """Make an image with the label of real weights, from the models' layers of `image` alone."""
     subprocess.run(f"docker save {image} | tar x -C {scratch}", shell=True, check=True)
     manifest = json.loads((scratch / "manifest.json").read_text())[0]
     context = scratch / "context"
@@ -628,7 +628,7 @@ def test_what_is_not_pushed(story: Story, base: str, stand_ins: Project, image: 
 
 
 def composed(*files: str, **environment: str) -> Any:
-    """What Compose makes of docker/FILES."""
+    """Return Compose's result for docker/FILES."""
     words = [word for file in files for word in ("--file", str(ROOT / "docker" / file))]
     command = ["docker", "compose", *words, "config", "--format=json"]
     run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
@@ -657,7 +657,7 @@ def test_compose_alone_runs_a_ready_image() -> None:
 
 
 def test_the_image_runs_what_compose_runs() -> None:
-    """Without Make and without Compose the same is closed; CHEST_KEY and LOCK are read inside the container."""
+    """Without Make and Compose the same requests are closed; CHEST_KEY and LOCK are read inside the container."""
     service = composed("compose.yaml")["services"]["tritonserver"]
     lines = (ROOT / "docker/triton.Dockerfile").read_text().replace("\\\n", "").splitlines()
     (command,) = (line for line in lines if line.startswith("CMD ["))

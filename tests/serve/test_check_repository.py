@@ -1,5 +1,4 @@
-"""Each rule of scripts/serve/check_repository.py in both directions: a small good repository, and the same one
-broken."""
+"""Try each rule of the offline check on a small good repository, and on the same one broken."""
 
 import json
 import os
@@ -25,7 +24,7 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A good repository: an ONNX model, a Python model and a plan, with none of the names that the client knows."""
+    """A good repository: an ONNX model, a Python model and a plan. The client knows none of their names."""
     root = tmp_path / "repository"
     head(root, "head_onnx")
     folder = bpr(root)
@@ -64,7 +63,7 @@ def truncate(size: int) -> Damage:
 
 
 def two_outputs() -> onnx.ModelProto:
-    """A second output that the config does not name: Triton allows it."""
+    """Return a model with a second output that the config does not name; Triton allows that."""
     model = linear()
     model.graph.node.append(helper.make_node("Relu", ["output"], ["relu"]))
     model.graph.output.append(helper.make_tensor_value_info("relu", TensorProto.FLOAT, ["N", 3]))
@@ -72,7 +71,7 @@ def two_outputs() -> onnx.ModelProto:
 
 
 def in_subgraph() -> onnx.ModelProto:
-    """org.example.Gelu inside the branches of an If."""
+    """Return a model with org.example.Gelu in the branches of an If."""
     model = linear()
     node = helper.make_node("Gelu", ["input"], ["then"], domain="org.example")
     branch = helper.make_graph([node], "branch", [], [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)])
@@ -104,7 +103,7 @@ def loose_end() -> onnx.ModelProto:
 
 
 def variable_output() -> onnx.ModelProto:
-    """Two names for the sizes of the output, which no operator knows."""
+    """Return a model whose output has two sizes by name, which no operator tells."""
     model = linear(features="F", classes="F")
     del model.graph.initializer[:]
     model.graph.node[0].CopyFrom(helper.make_node("Relu", ["input"], ["output"]))
@@ -141,7 +140,7 @@ def parameter(key: str, value: str) -> str:
     return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }} '
 
 
-# what is added to a good config, the finding
+# Text that is added to a good config, and the finding
 RULED: list[tuple[str, str]] = [
     (parameter("intra_op_thread_count", "abc"),
      "parameters 'intra_op_thread_count'; expected a whole number, found 'abc'"),
@@ -171,7 +170,7 @@ BATCHING: list[tuple[str, str]] = [
 ONNX = "repository/head_onnx/1/model.onnx"
 CONF = "repository/head_onnx/config.pbtxt"
 
-# name, damage, the finding (all of it, or how it begins where it ends with `…`)
+# Name, damage, and the finding (`…` stands for any text)
 BROKEN: list[tuple[str, Damage, str]] = [
     ("no_models", lambda root: [shutil.rmtree(path) for path in root.iterdir()],
      "repository: models; expected at least one model folder, found none"),
@@ -321,7 +320,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
      "repository/head_trt/1/model.plan: plan; expected a TensorRT engine, found a text"),
 ]  # fmt: skip
 
-# what Triton takes and we advise against
+# What Triton takes and the check advises against
 ADVISED: list[tuple[str, Damage, str]] = [
     ("version_with_suffix", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/1.bak"),
      "repository/head_onnx/1.bak: version folder; expected a whole number without a leading zero, found 1.bak"),
@@ -339,7 +338,7 @@ ADVISED: list[tuple[str, Damage, str]] = [
      f"{CONF}: instance_group; expected an explicit count: 1, found no count"),
 ]  # fmt: skip
 
-# what Triton takes as well
+# What Triton takes, too
 FINE: list[tuple[str, Damage]] = [
     ("nothing", lambda root: None),
     ("plain_files_beside_the_models", write("README.md", "text")),
@@ -571,7 +570,7 @@ def test_a_repository_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
-    """A sparse file of 1 GB with one weight: what is read of it is its header."""
+    """Only the header is read of a sparse file of 1 GB with one weight."""
     model = linear()
     weight = model.graph.initializer[0]
     dims, size = (1 << 14, 1 << 14), 1 << 30

@@ -1,4 +1,4 @@
-"""`make serve` as a program: the real Triton in the foreground until Ctrl-C."""
+"""`make serve` as a program: the real Triton runs in the foreground until Ctrl-C."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ class Serving:
         self.line = self.process.stdout.readline()
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit status and what went to stderr."""
+        """Send a signal; return the exit status and stderr."""
         self.process.send_signal(number)
         error = self.process.communicate(timeout=PATIENCE)[1]
         return self.process.returncode, error

@@ -1,4 +1,4 @@
-"""The verdict of the real Triton, over gRPC, on small models."""
+"""The real Triton's verdict on small models, over gRPC."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, li
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-triton"
-PATIENCE = 120  # seconds that a test waits for what takes a few
+PATIENCE = 120  # seconds; most waits take a few
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One ONNX and one Python model, and the answers that they are to give, in tmp_path/build."""
+    """One ONNX and one Python model; tmp_path/build holds the answers that are expected of them."""
     root = tmp_path / "repository"
     head(root)
     bpr(root)
@@ -61,7 +61,7 @@ def judged(root: Path, **options: Any) -> dict[str, Any]:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """scripts/serve/verdict.py as a program."""
+    """Run scripts/serve/verdict.py as a program."""
     words = [sys.executable, "-m", "scripts.serve.verdict", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
@@ -78,7 +78,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def processes(repository: Path) -> list[int]:
-    """Servers of a repository and their stubs."""
+    """Return the processes of a repository's servers and their stubs."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -91,10 +91,10 @@ def processes(repository: Path) -> list[int]:
 
 
 def regions() -> set[str]:
-    """Shared memory of servers that no living process has open: those of other tests, at work now, do not count."""
+    """Return the servers' regions of shared memory that no process has open; running tests have their own open."""
     used: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # ended meanwhile
+        with suppress(OSError):  # the process has ended
             used |= set(re.findall(r"/dev/shm/(triton-\S+)", maps.read_text()))
     return {path.name for path in Path("/dev/shm").glob("triton-*")} - used
 
@@ -127,10 +127,12 @@ def test_the_command_judges_links_to_the_sources(repository: Path) -> None:
     build = repository.parent / "build"
     files = [path for path in sorted(repository.rglob("*")) if path.is_file()]
     contents = [f"{path.relative_to(repository)}={path}" for path in files]
-    for _ in range(2):  # the second finds the first one's staging
+    for _ in range(2):  # the second run finds the staging folder of the first
         run = command(*folders(build), "--staging", build / "staging", *contents, build / "verdict.json")
         assert (run.returncode, run.stderr) == (0, "")
-    said = [line.split(",")[0] for line in run.stdout.splitlines() if not line.startswith("  ")]  # what it is at
+    said = [
+        line.split(",")[0] for line in run.stdout.splitlines() if not line.startswith("  ")
+    ]  # without progress lines
     assert said == ["binary_onnx: READY", "bpr_model: READY"]
     result = json.loads((build / "verdict.json").read_text())
     assert len(result["files"]) == len(files)
@@ -221,7 +223,7 @@ def test_a_near_tie_that_fell_the_other_way_is_explained_and_everything_else_is_
 
 def test_a_token_falls_the_other_way_once_and_nothing_wider_is_forgiven() -> None:
     chance = np.random.default_rng(0)
-    ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens, two other rows each
+    ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens with two other rows each
     answer = {"output": [[0.0] * 64], "allowed": 1e-3, "flips": [ties]}
     one, other = np.array(ties[0])
     assert compare_answers("m", answer, one[None]) == (pytest.approx(0), 1)
@@ -357,7 +359,7 @@ def test_staging_names_a_source_that_is_missing(tmp_path: Path) -> None:
         stage_files([f"m/1/model.onnx={tmp_path}/vit.onnx"], tmp_path / "staging")
 
 
-# --- The stand-in backend, through a server of its own -------------------------
+# --- The stand-in backend, in a server of its own ------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +373,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, A
     config = CONFIG.replace("size: 8", "size: 0").replace("[8]", "[-1, 8]").replace("[3]", "[-1, 3]")
     config = config.replace("dynamic_batching { max_queue_delay_microseconds: 0 }", "")
     head(root, "plain_onnx", model, config + 'output [{ name: "relu" data_type: TYPE_FP32 dims: [-1, 3] }]\n')
-    # Requests wait long enough for several to be joined into one.
+    # Requests wait so long that Triton joins several
     joined = (root / "binary_onnx/config.pbtxt").read_text().replace("microseconds: 0", "microseconds: 300000")
     (root / "binary_onnx/config.pbtxt").write_text(joined)
     with triton_server(root, root.parent / "log", venv=VENV) as server:
@@ -475,8 +477,8 @@ def test_too_little_shared_memory_is_said_before_the_start(repository: Path, mon
 
 def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> None:
     head(tmp_path)
-    bpr(tmp_path)  # of any size: what it takes goes to the GPU by its own code
-    assert choose_pinned_pool(tmp_path) == 256 << 20  # Triton's own least
+    bpr(tmp_path)  # a variable size does not count: its own code moves the data
+    assert choose_pinned_pool(tmp_path) == 256 << 20  # Triton's default
     (tmp_path / "vit_onnx").mkdir()
     shutil.copy(ROOT / "convertation/vit/config.pbtxt", tmp_path / "vit_onnx")
     assert choose_pinned_pool(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
@@ -517,7 +519,7 @@ def test_the_server_is_gone_however_its_starter_ends(repository: Path, number: s
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, repository, repository.parent / "log"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # else `nohup make test` would wait for ever
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # else `nohup make test` would never end
     ) as starter:  # fmt: skip
         assert starter.stdout
         assert starter.stdout.readline().startswith("ready")
@@ -616,7 +618,7 @@ if sys.argv[1] == "run":
 
 
 def test_the_verdict_of_an_image(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for Docker runs what is to run in the container, without a container."""
+    """A stand-in for Docker runs the container's command without a container."""
     (repository / "bpr_model/1/requirements.txt").write_text("# nothing that the environment lacks\n")
     docker, log = repository.parent / "bin/docker", repository.parent / "docker.log"
     docker.parent.mkdir()

@@ -91,7 +91,7 @@ class TritonPythonModel:
         compare_tensors(config, self.session)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return a response for each request. Triton joins requests of equal shapes, up to max_batch_size rows in all."""
+        """Return a response for each request. Triton joins requests of equal shapes, up to max_batch_size rows."""
         # Without a batch dimension requests cannot be joined
         groups = [requests] if self.batching else [[request] for request in requests]
         return [response for group in groups for response in self.answer_requests(group)]
