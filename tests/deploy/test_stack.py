@@ -2,6 +2,8 @@
 
 In place of NVIDIA's tritonserver image, which only a registry has, tests/ngc_tritonserver_stand_in.py makes one: Debian
 with Triton 24.06 of the Python package index. There is no GPU: tests that reserve one end with Docker's refusal.
+
+The file is longer than 300 lines, because most tests look at one story, a run of minutes.
 """
 
 import base64

@@ -1,4 +1,7 @@
-"""Try each rule of the offline check on a small good repository, and on the same one broken."""
+"""Try each rule of the offline check on a small good repository, and on the same one broken.
+
+The file is longer than 300 lines, because its tables of good and broken repositories are read together.
+"""
 
 import json
 import os
