@@ -92,7 +92,7 @@ def choose_tag(usual: str, tag: str, repository: str) -> tuple[str, str]:
     if not name or "/" in version:  # the colon is that of a registry's port
         name, version = tag, "latest"
     if kind == "synthetic" and "synthetic" not in version:
-        raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
+        raise SystemExit(f"IMAGE={tag}: the tag of a synthetic image must say so: IMAGE={name}:synthetic")
     return kind, tag
 
 

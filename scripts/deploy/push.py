@@ -23,7 +23,7 @@ def push_image(image: str) -> None:
         raise SystemExit(f"{image} does not exist here; make image IMAGE={image}")
     kind = (there["Config"].get("Labels") or {}).get("chest.weights")
     if not kind:
-        raise SystemExit(f"{image} was not made by `make image`: nobody knows what is in it; not pushed")
+        raise SystemExit(f"{image} was not made by `make image`, so its content is unknown; not pushed")
     if kind == "synthetic":
         raise SystemExit(f"{image} holds synthetic weights, which answer nonsense; not pushed")
     print(LICENCES.format(image=image, kind=kind), flush=True)

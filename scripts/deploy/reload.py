@@ -52,7 +52,7 @@ def reload_models(repository: str) -> None:
                 if model not in list_ready(identity):
                     raise SystemExit(f"{model}: loaded, but not READY; make logs")
                 took[model] = files
-                print(f"{model}: READY, taken in {time.monotonic() - started:.1f} s", flush=True)
+                print(f"{model}: READY, loaded in {time.monotonic() - started:.1f} s", flush=True)
                 if not model.startswith("bpr_"):  # no other model reads bpr's answers
                     networks.append(started)
             write_text(SERVING, json.dumps({"container": identity, "models": took}))
@@ -81,7 +81,9 @@ def request_model(identity: str, model: str, what: str) -> None:
         ask_container(identity, f"/v2/repository/models/{model}/{what}", b"{}")
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace").strip()
-        raise SystemExit(f"{model}: not loaded, the old model goes on: {said}\nfor more: make logs") from None
+        raise SystemExit(
+            f"{model}: Triton refuses to {what} it, and serves what it served before: {said}\nfor more: make logs"
+        ) from None
 
 
 if __name__ == "__main__":

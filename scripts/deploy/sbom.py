@@ -1,4 +1,4 @@
-"""Write the bill of materials of an image, in CycloneDX 1.6: base image, pinned packages, models with origin, licence.
+"""Write an image's bill of materials, in CycloneDX 1.6: base image, packages, models with their origin and licence.
 
     python -m scripts.deploy.sbom REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [--pins FILE.txt] OUT.cdx.json
 
@@ -33,7 +33,7 @@ WEIGHTS = (".onnx", ".plan")
 
 
 def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, inputs: str, verdict: str) -> str:
-    """Return the JSON for an image. `files`: path -> sha256; `pins`: lines name==version; `inputs`: its digest."""
+    """Return the JSON for an image. `files`: path -> sha256; `pins`: name==version lines; `inputs`: its label."""
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"chest:{inputs}"))
     name, _, version = tag.rpartition(":")
     root = Component(type=ComponentType.CONTAINER, name=name, version=version, bom_ref="image")

@@ -196,7 +196,7 @@ def check_message(findings: Findings, file: Path, inputs: Tensors, batch: int) -
     if batch > 0 and all(size > 0 for _, shape in shapes for size in shape):
         sample = sum(BYTES.get(kind, 0) * prod(shape) for kind, shape in shapes)
         if batch * sample >= LARGEST_MESSAGE:
-            expected = f"at most {(LARGEST_MESSAGE - 1) // max(sample, 1)}, for a gRPC message is below 2 GiB"
+            expected = f"at most {(LARGEST_MESSAGE - 1) // max(sample, 1)}, because a gRPC message is below 2 GiB"
             found = f"{batch} of {sample} bytes each"
             findings.add(file, "max_batch_size", expected, found, recommendation=sample < LARGEST_MESSAGE)
 
@@ -205,7 +205,7 @@ def check_instances(findings: Findings, file: Path, config: Any, backend: str, g
     for group in config.instance_group:
         kind = schema.ModelInstanceGroup.Kind.Name(group.kind)
         if kind == "KIND_GPU" and not gpu:
-            findings.add(file, "instance_group", "KIND_AUTO, for this machine has no GPU", kind)
+            findings.add(file, "instance_group", "KIND_AUTO, because this machine has no GPU", kind)
         if kind == "KIND_CPU" and backend == "tensorrt":
             findings.add(file, "instance_group", "KIND_AUTO or KIND_GPU for a TensorRT plan", kind)
 

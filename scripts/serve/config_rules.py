@@ -307,7 +307,7 @@ RULES: tuple[Rule, ...] = (
     Rule("default_timeout_microseconds", f"0 or at least {SHORTEST_TIMEOUT} with REJECT", "seen, client",
          find_short_timeouts),
     Rule("max_queue_delay_microseconds", f"at most {LONGEST_DELAY}", "seen, client", find_long_delays),
-    Rule("scheduling", "no sequences, whose correlation ID the client lacks, and no ensemble", "client",
+    Rule("scheduling", "no sequences (the client sends no correlation ID), no ensemble", "client",
          find_schedulers),
     Rule("model_transaction_policy", "one answer for each request", "client", find_decoupled),
     Rule("instance_group", "gpus for KIND_GPU, or for KIND_AUTO where there is a GPU", "core", find_bad_gpus),
@@ -323,7 +323,7 @@ RULES: tuple[Rule, ...] = (
          find_bad_warm_ups),
     # Stricter than the server. Without a count an ONNX model gets two instances on a CPU: the weights twice in memory.
     Rule("instance_group", "an explicit count: 1", "core", find_missing_counts, ONNX, recommendation=True),
-    Rule("max_batch_size", "more than 1, or 0, for the client sends several samples", "client", find_single_batch, ONNX,
+    Rule("max_batch_size", "more than 1, or 0: the client sends several samples", "client", find_single_batch, ONNX,
          recommendation=True),
     Rule("data_type", "TYPE_FP32: the client sends it, and JSON cannot carry FP16", "seen", find_fp16_inputs,
          recommendation=True),

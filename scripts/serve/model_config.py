@@ -47,7 +47,7 @@ def read_config(path: Path) -> Any:
     bare = re.sub(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", lambda quoted: " " * len(quoted[0]), text)
     if strange := re.search(r"[^\t-\r -~]", bare):
         line = text.count("\n", 0, strange.start()) + 1
-        raise ValueError(f"line {line}: the sign {strange[0]!r} outside of comments and strings")
+        raise ValueError(f"line {line}: the character {strange[0]!r} outside of comments and strings")
     try:
         return text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as error:

@@ -122,7 +122,7 @@ def read_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int,
         else:
             raise ValueError(f"no protobuf message at byte {start}")
         if position > end:
-            raise ValueError(f"it ends {position - end} bytes too early")
+            raise ValueError(f"an end {position - end} bytes too early")
         yield key >> 3, start, body, position
 
 
@@ -137,5 +137,5 @@ def read_varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     raise ValueError(
-        f"it ends inside a number, at byte {position}" if position >= end else f"no protobuf at byte {position}"
+        f"an end inside a number, at byte {position}" if position >= end else f"no protobuf at byte {position}"
     )

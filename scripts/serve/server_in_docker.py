@@ -42,9 +42,7 @@ def check_image(image: str) -> None:
         )
     look = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
     if look.returncode and "no such image" in look.stderr.lower():
-        raise SystemExit(
-            f"{image} is not here; docker pull {image}, or where there is no network docker load --input FILE"
-        )
+        raise SystemExit(f"{image} is not here; docker pull {image}, or without a network: docker load --input FILE")
 
 
 def make_docker_command(

@@ -185,7 +185,7 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
     program.reload_models(REPOSITORY)
 
     said = capsys.readouterr().out
-    assert "binary_onnx: READY, taken in" in said and "vit_onnx: unchanged, READY" in said
+    assert "binary_onnx: READY, loaded in" in said and "vit_onnx: unchanged, READY" in said
     assert "may have answered one study" not in said
 
 

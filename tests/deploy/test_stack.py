@@ -413,7 +413,7 @@ def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path)
 @pytest.mark.parametrize("version", ["", ":1"])
 def test_a_synthetic_image_is_tagged_as_one(stand_ins: Project, version: str) -> None:
     said = stand_ins.fail("image", f"IMAGE=registry.example:5000/chest{version}")
-    assert "a synthetic image is tagged as such: IMAGE=registry.example:5000/chest:synthetic\n" in said
+    assert "the tag of a synthetic image must say so: IMAGE=registry.example:5000/chest:synthetic\n" in said
 
 
 # --- The stack ----------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_a_client_on_the_network_loads_and_asks_every_model(story: Story) -> Non
 
 def test_reload_takes_the_head_that_changed_and_leaves_the_rest(story: Story) -> None:
     assert "binary_onnx: unchanged, READY" in story.said["reload unchanged"]
-    assert re.search(r"^binary_onnx: READY, taken in [\d.]+ s$", story.said["reload"], re.MULTILINE)
+    assert re.search(r"^binary_onnx: READY, loaded in [\d.]+ s$", story.said["reload"], re.MULTILINE)
     for model in ("bpr_model", "multilabel_onnx", "vit_onnx"):
         assert f"{model}: unchanged, READY" in story.said["reload"]
     assert {model["state"] for model in story.index} == {"READY"}
@@ -518,7 +518,7 @@ def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
         assert "binary_onnx: unchanged, READY" in project.make("reload", **environment)
         project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
         project.make("repository")
-        assert "binary_onnx: READY, taken in" in project.make("reload", **environment)
+        assert "binary_onnx: READY, loaded in" in project.make("reload", **environment)
         assert docker(*client).splitlines()[4] != answered[4]
     finally:
         project.make("down", **environment)
@@ -619,7 +619,7 @@ def test_a_push_of_another_head_moves_that_layer_alone(
         ("", "no image is named; make push IMAGE=registry.example/chest-ct-triton:1"),
         (f"{NAME}:absent", f"{NAME}:absent does not exist here; make image IMAGE={NAME}:absent"),
         (IMAGE, f"{IMAGE} holds synthetic weights, which answer nonsense; not pushed"),
-        ("base", "was not made by `make image`: nobody knows what is in it; not pushed"),
+        ("base", "was not made by `make image`, so its content is unknown; not pushed"),
     ],
 )
 def test_what_is_not_pushed(story: Story, base: str, stand_ins: Project, image: str, expected: str) -> None:

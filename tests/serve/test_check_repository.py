@@ -230,7 +230,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("dim_minus_two", edit("dims: [8]", "dims: [-2]"),
      f"{CONF}: dims of input 'input'; expected each at least 1, or -1, found [-2]"),
     ("gpu_kind_without_gpu", edit("KIND_AUTO", "KIND_GPU"),
-     f"{CONF}: instance_group; expected KIND_AUTO, for this machine has no GPU, found KIND_GPU"),
+     f"{CONF}: instance_group; expected KIND_AUTO, because this machine has no GPU, found KIND_GPU"),
     ("plan_on_a_cpu", edit("KIND_AUTO", "KIND_CPU", "head_trt"),
      "repository/head_trt/config.pbtxt: instance_group; expected KIND_AUTO or KIND_GPU … plan, found KIND_CPU"),
     ("gpus_for_a_cpu", edit("KIND_AUTO", "KIND_CPU gpus: [0]"),
@@ -241,7 +241,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("no_onnx", write("head_onnx/1/model.onnx", "<html>404</html>"),
      f"{ONNX}: ONNX; expected a whole ONNX file, found …"),
     ("truncated_in_a_weight", truncate(100),
-     f"{ONNX}: ONNX; expected a whole ONNX file, found it ends …"),
+     f"{ONNX}: ONNX; expected a whole ONNX file, found an end …"),
     ("only_a_header", write("head_onnx/1/model.onnx", onnx.ModelProto(ir_version=10).SerializeToString()),
      f"{ONNX}: ONNX; expected a whole ONNX file, found no graph in it"),
     ("short_weight", replace(short_weight()),
@@ -291,7 +291,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("short_external_data", both(replace(external()), write("head_onnx/1/weights.data", bytes(95))),
      f"{ONNX}: ONNX weights; expected 96 bytes in weights.data for weight, found 95"),
     ("no_break_space", edit("max_batch_size: 8", "max_batch_size:\xa08"),
-     f"{CONF}: config schema of Triton 2.47; expected … found line 3: the sign …"),
+     f"{CONF}: config schema of Triton 2.47; expected … found line 3: the character …"),
     # rules of scripts/serve/config_rules.py
     *[(f"rule_{index}", edit("max_batch", f"{text} max_batch"), f"{CONF}: {finding}")
       for index, (text, finding) in enumerate(RULED)],
