@@ -1,10 +1,11 @@
-# From CT studies to findings, the models inside. `make image TARGET=inference` builds it and brings as context
+# From CT studies to findings, with the models inside. `make image TARGET=inference` builds it. The context holds
 #
-#   requirements-inference.txt    exact pins; ca.pem beside it where pip is to trust another authority
-#   vit/ models/                  of the published repository what is run: the largest, which changes the least, first
+#   requirements-inference.txt    exact pins
+#   ca.pem                        only if pip must trust another authority
+#   vit/ models/                  models of the published repository; vit/ is the largest, changes least and comes first
 #   scripts/infer/                the program
 #
-# CUDA 12 and cuDNN 9, which ONNX Runtime 1.22 asks for on a GPU. Any Debian or Ubuntu serves without one.
+# The base has CUDA 12 and cuDNN 9, which ONNX Runtime 1.22 needs on a GPU. Without a GPU any Debian or Ubuntu will do.
 ARG BASE=nvidia/cuda:12.6.3-cudnn-runtime-ubuntu24.04
 
 FROM ${BASE}
@@ -15,7 +16,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements-inference.txt ca.pem* /tmp/pip/
-# An address with a password is a secret of the build, which no layer and no history keeps
+# An address with a password is a secret of the build: no layer and no history keeps it
 RUN for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do \
       if [ -e /run/secrets/$name ]; then export "$name=$(cat /run/secrets/$name)"; fi; done; \
     if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
@@ -27,6 +28,6 @@ COPY models/ /models/
 COPY scripts/ /app/scripts/
 WORKDIR /app
 ENV PYTHONDONTWRITEBYTECODE=1
-# As root the tables get the owner of /output; or run it as anyone: docker run --user "$(id -u):$(id -g)"
+# Root gives the tables to the owner of /output. Any other user works, too: docker run --user "$(id -u):$(id -g)"
 ENTRYPOINT ["/opt/inference/bin/python3", "-m", "scripts.infer", "--models", "/models"]
 CMD ["/input", "/output"]

@@ -1,32 +1,33 @@
-# Triton with the chest-CT models inside. `make image` builds it and brings as context, from the published repository,
+# Triton with the chest-CT models inside. `make image` builds it. The context, made from the published repository, holds
 #
-#   requirements.txt    what its Python models need, exact pins; ca.pem beside it where pip is to trust another authority
-#   *.tar               /models, in parts: the largest, which changes the least, comes first, so that a new head is
-#                       megabytes to push; each makes the same layer on every machine, with BuildKit and without
+#   requirements.txt    exact pins of the packages that its Python models need
+#   ca.pem              only if pip must trust another authority
+#   *.tar               parts of /models. The largest part changes least and comes first, so that the push of a new head
+#                       is megabytes. Each part makes the same layer on every machine, with BuildKit and without
 ARG BASE
 
-# Triton and what the Python models need: `make up` runs this stage, the published repository mounted at /models
+# Triton and the packages of the Python models. `make up` runs this stage with the published repository at /models
 FROM ${BASE} AS server
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements.txt ca.pem* /tmp/pip/
-# An address with a password is a secret of the build, which no layer and no history keeps
+# An address with a password is a secret of the build: no layer and no history keeps it
 RUN for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do \
       if [ -e /run/secrets/$name ]; then export "$name=$(cat /run/secrets/$name)"; fi; done; \
     if [ -e /tmp/pip/ca.pem ]; then export PIP_CERT=/tmp/pip/ca.pem; fi; \
     python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
       --requirement /tmp/pip/requirements.txt && rm -r /tmp/pip
-# triton-server, the user that NVIDIA's image has for this; by number, so that Kubernetes can tell that it is not root
+# NVIDIA's user triton-server; by number, so that Kubernetes can see that it is not root
 USER 1000:1000
 EXPOSE 8000 8001 8002
-# Its models' configs are complete, and are served as they are written
+# The models' configs are complete, so Triton must not change them
 ENV CHEST_OPTIONS=--disable-auto-complete-config
-# The server alone: in explicit mode the client loads the models it asks
+# Checks the server, not the models: in explicit mode a client loads the models that it asks
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
   CMD curl --fail --silent --noproxy '*' http://127.0.0.1:8000/v2/health/ready
-# The pool of pinned memory holds two batches of four volumes, from which they are copied to the GPU
-# What asks for a key, and LOCK=1: docker/compose.yaml
+# Batches are copied to the GPU from pinned memory; this pool holds two batches of four volumes.
+# docker/compose.yaml tells which requests need a key, and what LOCK=1 does
 CMD ["sh", "-c", "key=chest-key=${CHEST_KEY:-$(cat /proc/sys/kernel/random/uuid)}; \
 exec tritonserver --model-repository=/models --model-control-mode=explicit $CHEST_OPTIONS \
 --pinned-memory-pool-byte-size=1769472000 \

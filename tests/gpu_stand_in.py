@@ -1,7 +1,7 @@
-"""A machine with a GPU, as far as tests can have one: two local images, and what stands in for --gpus all.
+"""Stand-in for a machine with a GPU: two local images, and options for Docker in place of --gpus all.
 
-NVIDIA's toolkit puts the driver of the host into a container; here DOCKER_GPUS puts Python and ONNX Runtime of the host
-into it.  Docker, its networks, mounts, users and signals are real.
+NVIDIA's toolkit mounts the host's driver in a container; here DOCKER_GPUS mounts the host's Python and ONNX Runtime.
+Docker, its networks, mounts, users and signals are real.
 """
 
 import io
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def docker_gpus(*more: str) -> str:
-    """Return the value of DOCKER_GPUS; `more` are further docker options, such as --env=STAND_IN=fail."""
+    """Return the value of DOCKER_GPUS; `more`: further docker options, such as --env=STAND_IN=fail."""
     # An environment may be a link to that of another checkout
     environments = {str((ROOT / name).resolve()) for name in (".venv", ".venv-triton")}
     folders = {"/usr", str(Path(sys.base_prefix).resolve()), str(ROOT), *environments}
@@ -35,7 +35,7 @@ def docker_gpus(*more: str) -> str:
 
 
 def import_image(name: str, tensorrt: str = "10.1.0.27") -> None:
-    """Make an image that has the stand-ins and, where the host's /usr is mounted, all that they need."""
+    """Make an image with the stand-ins; what else they need is in the host's /usr, which DOCKER_GPUS mounts."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
 

@@ -1,6 +1,6 @@
-"""Stands in for the inference image's base, which no registry gives here: this machine's own Python, libc and shell.
+"""Stand-in for the base of the inference image, which no registry offers here: this machine's Python, libc and shell.
 
-Made of the files of Debian's packages as they are installed here, so that the image is built and run for real.
+It holds the files of Debian's packages that are installed here, so that the image is really built and run.
 """
 
 import re
@@ -13,7 +13,7 @@ PACKAGES = ("python3", "python3-venv", "dash", "coreutils", "libc-bin", "libstdc
 
 
 def inference_base_stand_in() -> str:
-    """The name of the image, imported unless it is there."""
+    """Return the name of the image; import it if it does not exist."""
     if subprocess.run(["docker", "image", "inspect", NAME], capture_output=True).returncode:
         run = subprocess.Popen(["docker", "import", "-", NAME], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert run.stdin
@@ -25,7 +25,7 @@ def inference_base_stand_in() -> str:
 
 
 def files() -> list[str]:
-    """Of PACKAGES and all they depend on, each under its real name, for /lib is a link to /usr/lib."""
+    """Return the files of PACKAGES and of all they depend on, under their real names: /lib is a link to /usr/lib."""
     asked = "${Package}\t${binary:Package}\t${Provides}\t${Pre-Depends}, ${Depends}\n"
     found = subprocess.run(["dpkg-query", "-W", "-f", asked], capture_output=True, text=True, check=True).stdout
     installed, depends = dict[str, str](), dict[str, list[str]]()
@@ -46,5 +46,5 @@ def files() -> list[str]:
 
 
 def names(packages: str) -> list[str]:
-    """Of a list such as "libc6 (>= 2.36), python3:any | python3-minimal"."""
+    """Return the package names in a list such as "libc6 (>= 2.36), python3:any | python3-minimal"."""
     return re.findall(r"[a-z0-9][a-z0-9.+-]+", re.sub(r"\([^)]*\)|:any", "", packages))

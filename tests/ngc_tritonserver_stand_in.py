@@ -1,8 +1,8 @@
-"""An image that stands in for nvcr.io/nvidia/tritonserver:24.06-py3, which only a registry has.
+"""Stand-in for the image nvcr.io/nvidia/tritonserver:24.06-py3, which only a registry has.
 
-A Debian root file system, and in it where NVIDIA's image has them: tritonserver 2.47.0 of the Python package index with
-its Python backend, the ONNX Runtime backend's stand-in, curl, pip, the user triton-server.  Two packages that bpr_model
-requires are left out, so that building an image on it installs them.
+It is a Debian root file system with these at the paths of NVIDIA's image: tritonserver 2.47.0 of the Python package
+index with its Python backend, the stand-in for the ONNX Runtime backend, curl, pip, the user triton-server. Two
+packages that bpr_model requires are left out, so that an image built on it has to install them.
 """
 
 import io
@@ -24,7 +24,7 @@ exec /{SITE}/pytriton/tritonserver/bin/tritonserver --backend-directory=/opt/tri
 
 
 def stand_in(scratch: Path) -> str:
-    """Make the image and return its name; it needs root, and Debian's mmdebstrap."""
+    """Make the image and return its name. Needs root and Debian's mmdebstrap."""
     root = scratch / "root.tar"
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=extract", f"--include={PACKAGES}", "--aptopt=Acquire::Retries 3",
@@ -70,7 +70,7 @@ def stand_in(scratch: Path) -> str:
 
 
 def unneeded(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what only a GPU or a rerun reads, and whose files they are here."""
+    """Leave out files that only a GPU or a later run reads; let root own all others."""
     left_out = [f"./{SITE}/{name}" for name in LEFT_OUT] + [
         f"./{SITE}/pytriton/tritonserver/python_backend_stubs",
         f"./{SITE}/sympy/tests",

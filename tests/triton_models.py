@@ -1,4 +1,4 @@
-"""Small models and repositories for the tests of Triton and of its rules."""
+"""Small models and repositories for the tests of Triton and of the offline check."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def linear(
     domain: str = "",
     extra: bool = False,
 ) -> onnx.ModelProto:
-    """`output` = `input` @ WEIGHT, float32 (rows, FEATURES) -> (rows, CLASSES), or so the file says."""
+    """Return `output` = `input` @ WEIGHT, float32 (rows, FEATURES) -> (rows, CLASSES), as the arguments declare it."""
     inputs = [helper.make_tensor_value_info(names[0], kind, [rows, features])]
     if extra:
         inputs.append(helper.make_tensor_value_info("extra", kind, [rows]))
@@ -80,7 +80,7 @@ def linear(
 def head(
     repository: Path, name: str = "binary_onnx", model: onnx.ModelProto | None = None, config: str = CONFIG
 ) -> Path:
-    """A good model's folder."""
+    """Write the folder of a good ONNX model."""
     folder = repository / name
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config.replace("binary_onnx", name))
@@ -89,7 +89,7 @@ def head(
 
 
 def bpr(repository: Path, tag: str = "CHEST") -> Path:
-    """A Python model with the interface of bpr_model, which always answers `tag`."""
+    """Write a Python model with the interface of bpr_model, which always answers `tag`."""
     folder = repository / "bpr_model"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(BPR_CONFIG)
@@ -99,7 +99,7 @@ def bpr(repository: Path, tag: str = "CHEST") -> Path:
 
 
 def answers(build: Path, name: str = "binary", shift: float = 0.0) -> None:
-    """Entry and expected answers of a head in build/models and build/checks."""
+    """Write entry and expected answers of a head to build/models and build/checks."""
     entry = ENTRY | {"name": name}
     served = []
     for seed, batch in ((0, 1), (1, 4)):
@@ -109,7 +109,7 @@ def answers(build: Path, name: str = "binary", shift: float = 0.0) -> None:
 
 
 def tag(build: Path, expected: str = "CHEST") -> None:
-    """Entry and expected answer of bpr_model."""
+    """Write entry and expected answer of bpr_model."""
     entry = {"name": "bpr", "family": "bpr", "network": {}, "input": [1, 128, 128], "output": [], "batch": [1, 8, 32]}
     served = [{"seed": 0, "batch": 1, "output": [expected], "allowed": 0.0}]
     write(build, "bpr", entry, {"model": "bpr", "scale": 1.0, "served": served})

@@ -1,7 +1,6 @@
 """Stand-in for the tritonserver of NVIDIA's image: the real server of .venv-triton, with a backend that needs no GPU.
 
-Plans that tests/trtexec_stand_in.py wrote are computed by ONNX Runtime, all else is as in
-scripts/serve/triton_server.py.
+The backend computes plans of tests/trtexec_stand_in.py by ONNX Runtime; scripts/serve/triton_server.py makes the rest.
 """
 
 import os
@@ -32,11 +31,11 @@ class TritonPythonModel:
 if __name__ == "__main__":
     root = Path(os.environ["STAND_IN_ROOT"])
     sys.path.insert(0, str(root))
-    from scripts.serve.triton_server import environment_command
+    from scripts.serve.triton_server import prepare_server
 
     scratch, environment = Path("/tmp/triton"), dict(os.environ)
     scratch.mkdir()
-    command = environment_command(root / ".venv-triton", scratch, environment)
+    command = prepare_server(root / ".venv-triton", scratch, environment)
     (scratch / "backends/tensorrt").mkdir()
     (scratch / "backends/tensorrt/model.py").write_text(BACKEND)
     os.execve(command[0], [*command, *sys.argv[1:]], environment)

@@ -1,9 +1,9 @@
-"""Stand-in for TensorRT 10.1's trtexec, for machines without a GPU: it computes with ONNX Runtime and builds no engine.
+"""Stand-in for TensorRT 10.1's trtexec, for machines without a GPU: it computes by ONNX Runtime and builds no engine.
 
-It takes exactly the options that trtexec has, checks the profile against the ONNX inputs, and writes in a plan's place
-a file that begins by saying what it is, and holds the ONNX file.  STAND_IN in the environment tells what goes wrong:
-error=0.01 (share of the output's scale that is added to it), same, nan, fail, hang, half, killed, silent, memory,
-driver, mismatch (of the timing cache) or fp32 (no tensor is fp16, whatever was asked).
+It takes exactly trtexec's options, and checks the profile against the ONNX inputs. In place of a plan it writes a file
+that begins with MARKER and holds the ONNX file. STAND_IN in the environment names a fault to imitate: error=0.01 (share
+of the output's scale that is added to it), same, nan, fail, hang, half, killed, silent, memory, driver, mismatch (of
+the timing cache) or fp32 (no tensor is fp16, whatever the options say).
 """
 
 import json
@@ -40,7 +40,7 @@ Shapes = dict[str, list[int]]
 
 
 class Engine:
-    """What the stand-in's plan holds: the profile, the faults it was built with, and an ONNX file."""
+    """The content of a stand-in's plan: the profile, the fault to imitate, and an ONNX file."""
 
     def __init__(self, plan: bytes) -> None:
         if not plan.startswith(MARKER):
@@ -113,7 +113,7 @@ def build(given: dict[str, str], fault: str, said: str) -> None:
         plan.write_bytes((MARKER + header + onnx)[: len(onnx) // 2 if fault == "half" else 10])
         if fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-            os._exit(137)  # the first process of a container is spared its own signals
+            os._exit(137)  # process 1 of a container ignores its own signals
         return
     plan.write_bytes(MARKER + header + onnx)
     print("[I] Engine built in 0.5 sec.", flush=True)
@@ -150,7 +150,7 @@ def infer(given: dict[str, str]) -> None:
     if name != "input" or stored.size != np.prod(shape):
         fail(f"{file} holds {stored.size} numbers, {shape} are expected")
     output = engine.run(stored.reshape(shape))
-    # as C++ prints them: six digits, nan in its own spelling
+    # As C++ prints them: six digits
     values = ", ".join(f"{value:.6g}" for value in output.ravel())
     size = "x".join(map(str, output.shape))
     tensor = f'{{ "name" : "output"\n  , "dimensions" : "{size}"\n  , "values" : [ {values} ]\n  }}'

@@ -1,14 +1,14 @@
-"""A test double of Yandex.Disk: a local HTTP server that answers as its API and its storage do, and fails when told.
+"""Stand-in for Yandex.Disk: a local HTTP server that answers as its API and its storage do, and fails on request.
 
-    python -m tests.yandex_disk_stand_in FOLDER [PORT]      serves the files of FOLDER until it is stopped
+    python -m tests.yandex_disk_stand_in FOLDER [PORT]      serve the files of FOLDER until stopped
 
-Written from the pages "public" and "response-objects" of yandex.ru/dev/disk-api and from what users report of a busy
-public file.  Never seen live, and so assumed here:
+Sources: the pages "public" and "response-objects" of yandex.ru/dev/disk-api, and users' reports of busy public files.
+These were never seen live and are assumed here:
 - the answer to a busy file (429 DiskResourceDownloadLimitExceededError without "href") and whether it has Retry-After;
-- how an expired address is answered (here 410; also tried: 403, 404) and that it redirects exactly once;
+- the answer to an expired address (here 410; tests also try 403 and 404), and that an address redirects exactly once;
 - whether the storage host sends ETag and Last-Modified, honours If-Range, and is the same host at the next try;
-- whether "md5" and "sha256" are there for files of many GB;
-- the page that a captcha sends instead of JSON or of the file.
+- whether files of many GB have "md5" and "sha256";
+- the page that a captcha sends in place of JSON or of the file.
 """
 
 import hashlib
@@ -33,23 +33,23 @@ BLOCK = 1 << 18
 
 @dataclass
 class Fault:
-    """What to do once instead of the right thing; bytes are counted in the body of this one answer."""
+    """A fault of one answer; counts of bytes refer to its body."""
 
     status: int = 0  # answer with this status and `body`
     body: bytes | Mapping[str, Any] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
-    cut: int | None = None  # close the connection after so many bytes
-    stall: int | None = None  # after so many bytes send nothing until `released` is set
-    short: int | None = None  # send so many bytes as if they were all
+    cut: int | None = None  # close the connection after this many bytes
+    stall: int | None = None  # after this many bytes send nothing until `released` is set
+    short: int | None = None  # send only this many bytes, as if these were all
     length: bool = True  # announce Content-Length
     ranges: bool = True  # honour Range
-    lie: bytes | None = None  # other content, under the same ETag
-    then: Callable[[], None] = lambda: None  # called when the answer is over
+    lie: bytes | None = None  # send other content under the same ETag
+    then: Callable[[], None] = lambda: None  # call this after the answer
 
 
 @dataclass
 class Request:
-    """What was asked ("about", "address" or "content"), and how many bytes of content went out."""
+    """The kind of a request ("about", "address" or "content"), and the bytes of content that were sent."""
 
     kind: str
     headers: Mapping[str, str]
@@ -57,24 +57,24 @@ class Request:
 
 
 class YandexDisk:
-    """The server, running while its `with` block does.  `files` maps a path to bytes, or to a file that holds them."""
+    """The server; it runs during its `with` block. `files`: path -> its bytes, or a file that holds them."""
 
     def __init__(self, files: Mapping[str, bytes | Path], port: int = 0, certificate: Path | None = None) -> None:
         self.files = dict(files)
-        self.about: dict[str, dict[str, Any]] = {}  # per path, replaces parts of what the API says; None takes away
+        self.about: dict[str, dict[str, Any]] = {}  # path -> values that replace the API's; None removes one
         self.modified = "2024-05-14T10:12:13+00:00"
         self.tags = True  # the storage host sends ETag and Last-Modified
         self.faults: dict[str, list[Fault | None]] = {"about": [], "address": [], "content": []}
         self.always: dict[str, Fault] = {}
         self.requests: list[Request] = []
         self.released = threading.Event()
-        self.fresh: set[str] = set()  # addresses given out and not yet used
+        self.fresh: set[str] = set()  # addresses that nobody has used yet
         self.digests: dict[str, tuple[object, dict[str, Any]]] = {}
         self.guard = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
         self.server.disk = self  # type: ignore[attr-defined]
-        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are usual here
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # in these tests clients often hang up
         self.scheme = "https" if certificate else "http"
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -95,21 +95,21 @@ class YandexDisk:
         return f"{self.scheme}://127.0.0.1:{self.server.server_address[1]}"
 
     def environment(self) -> dict[str, str]:
-        """Return this process's environment, changed so that downloads come from here, without a proxy or pauses."""
+        """Return this process's environment, changed: downloads come from this server, without proxy or pauses."""
         inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         inherited.pop("CI", None)
         return inherited | {"YANDEX_DISK_API": self.url + PREFIX, "YANDEX_DISK_LINK": LINK, "FETCH_BACKOFF": "0.01"}
 
     def kinds(self) -> list[str]:
-        """Return what was asked so far."""
+        """Return the kinds of all requests so far."""
         return [request.kind for request in self.requests]
 
     def sent(self) -> int:
-        """Return how many bytes of content went out."""
+        """Return the bytes of content that were sent."""
         return sum(request.sent for request in self.requests)
 
     def describe(self, path: str) -> dict[str, Any]:
-        """Return what the API says of a file."""
+        """Return the API's description of a file."""
         content = self.files[path]
         if self.digests.get(path, (None,))[0] is not content:
             md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
@@ -124,7 +124,7 @@ class YandexDisk:
 
 
 def pieces(content: bytes | Path, start: int) -> Iterator[bytes]:
-    """Give the content from byte `start` on."""
+    """Yield the content from byte `start` on."""
     if isinstance(content, bytes):
         for at in range(start, len(content), BLOCK):
             yield content[at : at + BLOCK]
@@ -136,7 +136,7 @@ def pieces(content: bytes | Path, start: int) -> Iterator[bytes]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request after the other of one connection."""
+    """Answers the requests of one connection, one after another."""
 
     protocol_version = "HTTP/1.1"
 
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)  # a proxy is asked for a whole URL
+        url = urlsplit(self.path)  # a proxy gets a whole URL
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         if url.path in (PREFIX, f"{PREFIX}/download"):
             self.api("address" if url.path.endswith("/download") else "about", query)
@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         fault.then()
 
     def send(self, request: Request, fault: Fault, content: bytes | Path, start: int, end: int) -> None:
-        """Send the body, up to where the fault stops it."""
+        """Send the body, until the fault stops it."""
         left = end - start
         for block in pieces(content, start):
             for limit in (fault.stall, fault.cut):
@@ -266,7 +266,7 @@ def main() -> None:
     folder, port = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with YandexDisk({f"/{path.name}": path for path in folder.iterdir() if path.is_file()}, port) as disk:
         for path in disk.files:
-            disk.describe(path)  # so that the first answer need not wait for the digests
+            disk.describe(path)  # computes the digests before the first request
         print(f"YANDEX_DISK_API={disk.url}{PREFIX} YANDEX_DISK_LINK={LINK}", flush=True)
         threading.Event().wait()
 

@@ -25,8 +25,8 @@ from scripts.bench.measure import (
     show_progress,
 )
 from scripts.infer.handover import Messages, Shared
+from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import triton_server
-from scripts.serve.verdict import CHANNEL, make_input
 
 FOLDER = BENCH / "infer"
 SLICES, SIDE = 300, 512

@@ -1,3 +1,3 @@
-"""The published repository in Docker: images, Compose, reload, push. People call these by `make image`, `make up`,
-`make push`; they read the repository and talk to the Docker engine.
+"""The published repository in Docker: images, Compose, reload, push. `make image`, `make up`, `make reload` and
+`make push` call these scripts; they read the repository and call the Docker engine.
 """

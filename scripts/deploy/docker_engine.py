@@ -1,4 +1,4 @@
-"""The Docker engine and Docker Compose, or one sentence on what to do where there is none. Standard library only."""
+"""Call Docker and Docker Compose; if they cannot answer, say in one sentence what to do. Standard library only."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.archives.base_image import check_base_image
 
-# What the client says -> what it means to who typed make
+# Words of Docker's error -> our message
 STOPPED = "the Docker engine does not answer at {host}; sudo systemctl start docker"
 TROUBLES = {
     "permission denied": "no permission on Docker's socket {host}; sudo usermod -aG docker $USER, and log in again",
@@ -21,7 +21,7 @@ TROUBLES = {
 
 
 def run_docker(*words: str) -> str:
-    """Return what `docker WORDS` prints; "" if it fails, SystemExit if there is no engine to ask."""
+    """Return what `docker WORDS` prints, "" if it fails; SystemExit if no Docker engine answers."""
     if not shutil.which("docker"):
         raise SystemExit("docker is not installed; on Debian and Ubuntu: sudo apt install docker.io")
     run = subprocess.run(["docker", *words], capture_output=True, text=True)
@@ -33,18 +33,18 @@ def run_docker(*words: str) -> str:
 
 
 def inspect_object(kind: str, name: str) -> dict[str, Any]:
-    """Return what `docker KIND inspect NAME` says, {} if there is no such image or container."""
+    """Return what `docker KIND inspect NAME` tells, {} if there is no such image or container."""
     said = json.loads(run_docker(kind, "inspect", name) or "[]")
     return dict(said[0]) if said else {}
 
 
 def read_labels(image: str) -> dict[str, str]:
-    """Return the labels of an image, {} if it is not there or has none."""
+    """Return the labels of an image, {} if it does not exist or has none."""
     return dict(inspect_object("image", image).get("Config", {}).get("Labels") or {})
 
 
 def find_compose() -> list[str]:
-    """Return the command of Compose 2: the plugin, or the program of its own that some distributions have."""
+    """Return the command of Compose 2: Docker's plugin, or the separate program that some distributions have."""
     run_docker("version")
     old = ""
     for words in (["docker", "compose"], ["docker-compose"]):
@@ -56,22 +56,24 @@ def find_compose() -> list[str]:
                 return words
             old = version if run.returncode == 0 else old
     raise SystemExit(
-        f"Docker Compose 2.24 or newer is needed, {f'{old} is here' if old else 'there is none'}; "
+        f"Docker Compose 2.24 or newer is needed, {f'{old} is here' if old else 'none is installed'}; "
         "apt install docker-compose-v2 (Ubuntu), docker-compose (Debian 13), docker-compose-plugin (Docker's packages)"
     )
 
 
-def find_base(image: str) -> str:
-    """Return the id of a base image, pulled if it is not here; SystemExit if it is not the one that is locked."""
+def pull_base(image: str) -> str:
+    """Return the id of a base image, and pull it if it is not here; SystemExit if it is not the locked image."""
     pull_image(image)
     return check_base_image(image, inspect_object("image", image))
 
 
 def pull_image(image: str) -> str:
-    """Return the id of an image, pulled if it is not here."""
+    """Return the id of an image, and pull it if it is not here."""
     if identity := str(inspect_object("image", image).get("Id", "")):
         return identity
     print(f"pulling {image}", flush=True)
     if subprocess.run(["docker", "pull", image], stdout=sys.stderr).returncode:
-        raise SystemExit(f"{image} cannot be pulled; a mirror: REGISTRY=mirror.example/, or a file: docker load < FILE")
+        raise SystemExit(
+            f"{image} cannot be pulled; use a mirror: REGISTRY=mirror.example/, or a file: docker load < FILE"
+        )
     return str(inspect_object("image", image)["Id"])

@@ -1,9 +1,9 @@
-"""Build the Triton image from the published repository, unless it is there already.
+"""Build the Triton image from the published repository, unless it is up to date.
 
     python3 -sES -m scripts.deploy.image REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict build/checks/verdict.json
 
-What goes into an image is read once, hashed on its way,
-and compared with what the verdict was passed on; label chest.inputs of an image tells what it was built from.
+Each file is read once, hashed on the way into the image, and compared with the file that the verdict judged. The label
+chest.inputs of an image is a digest of all that it was built from.
 """
 
 import argparse
@@ -17,50 +17,50 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import find_base, inspect_object, read_labels, run_docker
+from scripts.deploy.docker_engine import inspect_object, pull_base, read_labels, run_docker
 from scripts.publish import signature
 from scripts.publish.vouch import check_vouched
 from scripts.steps.records import lock_file, read_text, record_path
 
 DOCKERFILE = "docker/triton.Dockerfile"
 SERVER = "chest-ct-triton-server"
-# The user's own environment that pip needs in the image as well
+# Variables of the user that pip needs in the image, too
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 INSTALL = b"RUN for name in PIP_INDEX_URL"
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # no part of any layer
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")  # in no layer
 CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
-END = bytes(1024)  # of a tar archive
+END = bytes(1024)  # ends a tar archive
 
 
 def list_requirements(repository: str) -> bytes:
-    """Return what the Python models of a repository require."""
+    """Return the requirements.txt of a repository's Python models, joined."""
     return b"".join(path.read_bytes() for path in sorted(Path(repository).glob("*/1/requirements.txt")))
 
 
 def digest_sources(base: str, files: Mapping[str, str], dockerfile: str = DOCKERFILE) -> str:
-    """Return one digest of all that shapes an image: base image, Dockerfile, each file's path and digest."""
+    """Return one digest of all that an image is built from: base image, Dockerfile, each file's path and digest."""
     told = [base, hashlib.sha256(Path(dockerfile).read_bytes()).hexdigest(), sorted(files.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def build_server_image(repository: str, base: str) -> str:
-    """Return the image of Triton and the requirements of a repository, built if need be."""
+    """Return the name of the image of Triton with a repository's requirements, and build it if it does not exist."""
     needs = list_requirements(repository)
     sha = hashlib.sha256(needs).hexdigest()
-    tag = f"{SERVER}:{digest_sources(find_base(base), {'requirements.txt': sha})[:12]}"
+    tag = f"{SERVER}:{digest_sources(pull_base(base), {'requirements.txt': sha})[:12]}"
     if not inspect_object("image", tag):
         run_build(tag, base, {"chest.requirements": sha}, stream_context(needs, repository, {}), target="server")
     return tag
 
 
 def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
-    """Let `tag` be the image of the published repository; SystemExit where that is not what it was judged as."""
-    run_docker("version")  # before a gigabyte is read
-    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+    """Build the published repository's image as `tag`; SystemExit if the repository is not what the verdict judged."""
+    run_docker("version")  # fails early, before a gigabyte is read
+    with lock_file("publish", fcntl.LOCK_SH):  # nobody may publish while the files are read
         kind, tag = choose_tag("chest-ct-triton", tag, repository)
         files = check_vouched(repository, verdict)
         signed = find_signed_digest(repository, files)
-        inputs = digest_sources(find_base(base), files | ({"signed": signed} if signed else {}))
+        inputs = digest_sources(pull_base(base), files | ({"signed": signed} if signed else {}))
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(files)} files of {repository}, nothing rebuilt")
             return
@@ -69,41 +69,41 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
         run_build(tag, base, told, stream_context(list_requirements(repository), repository, files))
     print(f"{tag}: {kind} weights, {len(files)} files of {repository}")
     if kind == "synthetic":
-        print("its answers are nonsense, by design, and `make push` refuses it")
+        print("the weights are synthetic, so its answers are nonsense; `make push` refuses it")
 
 
 def find_signed_digest(repository: str, files: Mapping[str, str]) -> str:
-    """Return the digest that the repository's signature signs, "" if there is none or it is of other files."""
+    """Return the digest that the repository's signature signs, "" without a signature or if it signs other files."""
     if not os.path.exists(bundle := signature.bundle_path(repository)):
         return ""
     digest, signed = signature.read_bundle(bundle)
     if signed != files:
-        print(f"{bundle} signs other files, so that the image does not name it; make sign KEY=key.pem")
+        print(f"{bundle} signs other files, so the image does not name it; make sign KEY=key.pem")
         return ""
     return digest
 
 
 def choose_tag(usual: str, tag: str, repository: str) -> tuple[str, str]:
-    """Return the kind of weights of a repository, and the tag of an image of it; a synthetic one says so."""
+    """Return a repository's kind of weights, and its image's tag; SystemExit if a synthetic image is not tagged so."""
     if not (kind := read_text(record_path("published", repository)).partition("\n")[0]):
-        raise SystemExit(f"{repository} was not published here, so that no image is made of it; make repository")
+        raise SystemExit(f"{repository} was not published here, so no image is made of it; make repository")
     tag = tag or f"{usual}:{kind}"
     name, _, version = tag.rpartition(":")
-    if not name or "/" in version:  # a registry's port
+    if not name or "/" in version:  # the colon is that of a registry's port
         name, version = tag, "latest"
     if kind == "synthetic" and "synthetic" not in version:
-        raise SystemExit(f"IMAGE={tag}: a synthetic image is tagged as such: IMAGE={name}:synthetic")
+        raise SystemExit(f"IMAGE={tag}: the tag of a synthetic image must say so: IMAGE={name}:synthetic")
     return kind, tag
 
 
 def make_labels(title: str, base: str, kind: str, inputs: str, files: Mapping[str, str]) -> dict[str, str]:
-    """Return what an image says about itself."""
+    """Return the labels of an image."""
     return {
         "org.opencontainers.image.title": title,
         "org.opencontainers.image.version": read_text("VERSION").strip(),
         "org.opencontainers.image.revision": read_revision(),
         "org.opencontainers.image.base.name": base,
-        "org.opencontainers.image.base.digest": find_base(base),
+        "org.opencontainers.image.base.digest": pull_base(base),
         "org.opencontainers.image.licenses": "MIT AND CC-BY-NC-SA-4.0 AND Apache-2.0",
         "chest.weights": kind,
         "chest.inputs": inputs,
@@ -112,7 +112,7 @@ def make_labels(title: str, base: str, kind: str, inputs: str, files: Mapping[st
 
 
 def read_revision() -> str:
-    """Return the commit that is checked out, "" outside of a Git repository; +changes if files differ from it."""
+    """Return the commit that is checked out, with +changes if files differ from it; "" outside of a Git repository."""
     told = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
         capture_output=True, text=True,
@@ -121,7 +121,7 @@ def read_revision() -> str:
 
 
 def run_build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[bytes], target: str = "") -> None:
-    """Run docker build on a context that is streamed, and copied nowhere; SystemExit if it fails."""
+    """Run docker build on a streamed context, which is never stored; SystemExit if it fails."""
     secret = list_secrets()
     given = [f"{name}={os.environ[name]}" for name in (*PIP, *PROXIES) if os.environ.get(name) and name not in secret]
     words = [f"--build-arg={word}" for word in (f"BASE={base}", *given)]
@@ -139,24 +139,24 @@ def run_build(tag: str, base: str, told: Mapping[str, str], archive: Iterator[by
             run.stdin.write(block)
         run.stdin.close()
     except BrokenPipeError:
-        pass  # docker says why
+        pass  # docker prints the reason
     except BaseException:
         run.kill()
         raise
     finally:
         status = run.wait()
     if status:
-        builder = "; a password in an address takes BuildKit: apt install docker-buildx" if secret else ""
-        raise SystemExit(f"{tag} was not built, what was there before stays; docker's own words stand above{builder}")
+        builder = "; an address with a password needs BuildKit: apt install docker-buildx" if secret else ""
+        raise SystemExit(f"{tag} was not built, what was there before stays; see Docker's message above{builder}")
 
 
 def list_secrets() -> list[str]:
-    """Return which of pip's variables hold a password, that goes into no layer and no history."""
+    """Return the names of pip's variables that hold a password. It must not get into any layer or history."""
     return [name for name in PIP if "@" in os.environ.get(name, "")]
 
 
 def read_dockerfile(path: str) -> bytes:
-    """Return a Dockerfile, whose RUN of pip gets the secrets there are; the builder before BuildKit knows none."""
+    """Return a Dockerfile whose RUN of pip mounts the secrets, if there are any; only BuildKit knows these mounts."""
     mounts = "".join(f"--mount=type=secret,id={name} " for name in list_secrets())
     return Path(path).read_bytes().replace(INSTALL, INSTALL[:4] + mounts.encode() + INSTALL[4:])
 
@@ -164,7 +164,7 @@ def read_dockerfile(path: str) -> bytes:
 def stream_context(needs: bytes, repository: str, files: Mapping[str, str]) -> Iterator[bytes]:
     """Yield the tar archive that docker builds from: Dockerfile, requirements.txt, and a tar archive for each layer.
 
-    The inner archives hold the folders too, all as of 1970: unpacked by ADD, they make the same layer everywhere.
+    The inner archives hold the folders, too, and every time is 1970, so that ADD makes the same layer on every machine.
     """
     yield from stream_member("Dockerfile", read_dockerfile(DOCKERFILE))
     yield from stream_member("requirements.txt", needs)
@@ -187,7 +187,7 @@ def stream_context(needs: bytes, repository: str, files: Mapping[str, str]) -> I
 
 
 def stream_certificates() -> Iterator[bytes]:
-    """Yield the certificates that pip here is told to trust, as ca.pem."""
+    """Yield the certificates that pip trusts on this machine, as ca.pem."""
     if path := next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), ""):
         yield from stream_member("ca.pem", Path(path).read_bytes())
 
@@ -204,7 +204,7 @@ def stream_member(name: str, content: bytes) -> Iterator[bytes]:
 
 
 def make_header(name: str, size: int) -> bytes:
-    """Return the header of a file or a folder/, which tells nothing of this machine; readable by all."""
+    """Return the tar header of a file or a folder/. Everyone may read it, and it tells nothing of this machine."""
     info = tarfile.TarInfo(name)
     info.type, info.size, info.mode = tarfile.REGTYPE, size, 0o644
     if name.endswith("/"):
@@ -213,7 +213,7 @@ def make_header(name: str, size: int) -> bytes:
 
 
 def stream_verified(path: str, size: int, sha: str) -> Iterator[bytes]:
-    """Yield a file's content; SystemExit before its end is sent if it is not the file that was vouched for."""
+    """Yield a file's content; SystemExit, before the last block is sent, if its digest is not `sha`."""
     hashed, sent = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -223,11 +223,11 @@ def stream_verified(path: str, size: int, sha: str) -> Iterator[bytes]:
                 break
             yield block
     if hashed.hexdigest() != sha:
-        raise SystemExit(f"{path} changed meanwhile, so that no image was made; run make again")
+        raise SystemExit(f"{path} changed while it was read, so no image was made; run make again")
 
 
 def main(make: Callable[[str, str, str, str], None], description: str | None) -> None:
-    """The command line of every image: `make(repository, base, tag, verdict)`."""
+    """Parse the command line that every image has, and call `make(repository, base, tag, verdict)`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository")
     parser.add_argument("--base", required=True)

@@ -1,15 +1,15 @@
-"""Build the image that runs the published networks on CT studies, unless it is there already.
+"""Build the image that runs the published networks on CT studies, unless it is up to date.
 
     python3 -sES -m scripts.deploy.inference_image REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE
 
-As scripts/deploy/image.py, which says what the arguments are and how an image tells what it was built from.
+Arguments and labels are those of scripts/deploy/image.py.
 """
 
 import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.deploy.docker_engine import find_base, read_labels, run_docker
+from scripts.deploy.docker_engine import pull_base, read_labels, run_docker
 from scripts.deploy.image import (
     END,
     choose_tag,
@@ -31,19 +31,19 @@ MODELS = "vit_onnx", "binary_onnx", "multilabel_onnx", "bpr_model"
 
 
 def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
-    """Let `tag` be the image of the repository; SystemExit where that is not what it was judged as, or not whole."""
-    run_docker("version")  # before a gigabyte is read
-    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+    """Build the repository's image as `tag`; SystemExit if it is not what the verdict judged, or a model is missing."""
+    run_docker("version")  # fails early, before a gigabyte is read
+    with lock_file("publish", fcntl.LOCK_SH):  # nobody may publish while the files are read
         kind, tag = choose_tag("chest-ct-inference", tag, repository)
         vouched = check_vouched(repository, verdict)
         for model in MODELS:
             if not any(path.startswith(f"{model}/1/") and path.endswith(".onnx") for path in vouched):
-                raise SystemExit(f"{repository}/{model}: no ONNX file there, which this image runs; make repository")
+                raise SystemExit(f"{repository}/{model}: no ONNX file, but this image runs one; make repository")
         models = {path: sha for path, sha in vouched.items() if path.startswith(tuple(f"{name}/" for name in MODELS))}
         program = {
             str(path): current_digest(str(path)) for path in [Path(REQUIREMENTS), *sorted(Path(PROGRAM).glob("*.py"))]
         }
-        inputs = digest_sources(find_base(base), {**models, **program}, DOCKERFILE)
+        inputs = digest_sources(pull_base(base), {**models, **program}, DOCKERFILE)
         if read_labels(tag).get("chest.inputs") == inputs:
             print(f"{tag} is up to date: {len(models)} files of {repository}, nothing rebuilt")
             return

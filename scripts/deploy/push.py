@@ -1,5 +1,4 @@
-"""Push an image that `make image` built, after consent to what its weights' licences ask: scripts/deploy/push.py
-IMAGE"""
+"""Push an image that `make image` built, once the user accepts its weights' licences: scripts/deploy/push.py IMAGE"""
 
 import os
 import subprocess
@@ -16,24 +15,22 @@ LICENCES = """\
 
 
 def push_image(image: str) -> None:
-    """Run docker push; SystemExit where there is nothing to push, or nothing that may be."""
+    """Run docker push; SystemExit if there is no such image, or it must not be pushed."""
     if not image:
-        raise SystemExit("push where? make push IMAGE=registry.example/chest-ct-triton:1")
+        raise SystemExit("no image is named; make push IMAGE=registry.example/chest-ct-triton:1")
     run_docker("version")
     if not (there := inspect_object("image", image)):
-        raise SystemExit(f"{image} is not there; make image IMAGE={image}")
+        raise SystemExit(f"{image} does not exist here; make image IMAGE={image}")
     kind = (there["Config"].get("Labels") or {}).get("chest.weights")
     if not kind:
-        raise SystemExit(f"{image} was not made by `make image`: nobody knows what is in it; not pushed")
+        raise SystemExit(f"{image} was not made by `make image`, so its content is unknown; not pushed")
     if kind == "synthetic":
         raise SystemExit(f"{image} holds synthetic weights, which answer nonsense; not pushed")
     print(LICENCES.format(image=image, kind=kind), flush=True)
     if os.environ.get("ACCEPT") != "licences":
-        raise SystemExit(
-            f"not pushed; if those who can pull it may have it so: make push IMAGE={image} ACCEPT=licences"
-        )
+        raise SystemExit(f"not pushed; if these licences allow it: make push IMAGE={image} ACCEPT=licences")
     if subprocess.run(["docker", "push", image]).returncode:
-        raise SystemExit(f"{image} was not pushed; docker's own words stand above (docker login, perhaps)")
+        raise SystemExit(f"{image} was not pushed; see Docker's message above (perhaps: docker login)")
 
 
 if __name__ == "__main__":

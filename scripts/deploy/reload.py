@@ -1,7 +1,7 @@
-"""Let the running Triton take the models that were published since it last did: scripts/deploy/reload.py REPOSITORY
+"""Let the running Triton load the models that were published since the last time: scripts/deploy/reload.py REPOSITORY
 
-Each changed model is loaded: Triton loads it beside the old one, which answers until the new one can; a model that
-does not load leaves the old one serving. A model that is no longer published is unloaded.
+Triton loads each changed model beside the old one, which answers until the new one is ready. If the new model does not
+load, the old one goes on. A model that is no longer published is unloaded.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from scripts.steps.records import lock_file, read_text, write_text
 
 
 def reload_models(repository: str) -> None:
-    """Print for each model whether it was taken and is READY; SystemExit at the first that cannot be."""
+    """Load each changed model and print whether it is READY; SystemExit at the first model that does not load."""
     if not (identity := find_container()):
         raise SystemExit("no tritonserver runs here; make up")
     labels = inspect_object("container", identity)["Config"]["Labels"]
@@ -32,9 +32,11 @@ def reload_models(repository: str) -> None:
     took = dict(told.get("models", {})) if told.get("container") == identity else {}
     with lock_file("publish", fcntl.LOCK_SH):  # a model's files must not change while it loads
         if labels.get("chest.requirements") != hashlib.sha256(list_requirements(repository)).hexdigest():
-            raise SystemExit("what bpr_model requires has changed, and is installed when the container starts; make up")
-        # The ViT first: it needs the most memory, and where it does not load the heads stay those that belong to it
-        networks: list[float] = []  # when each of them was begun to be loaded
+            raise SystemExit(
+                "bpr_model's requirements have changed; they are installed when the container starts; make up"
+            )
+        # The ViT first: it needs the most memory, and if it does not load, the old heads still fit the old ViT
+        networks: list[float] = []  # time at which the load of each began
         here = sorted(list_models(repository), key=lambda name: (not name.startswith("vit_"), name))
         for model in [*here, *sorted(list_ready(identity) - set(here))]:
             files = hash_content(repository, model)
@@ -48,10 +50,10 @@ def reload_models(repository: str) -> None:
                 started = time.monotonic()
                 request_model(identity, model, "load")
                 if model not in list_ready(identity):
-                    raise SystemExit(f"{model}: loaded, and yet not READY; make logs")
+                    raise SystemExit(f"{model}: loaded, but not READY; make logs")
                 took[model] = files
-                print(f"{model}: READY, taken in {time.monotonic() - started:.1f} s", flush=True)
-                if not model.startswith("bpr_"):  # whose answers go to no other model
+                print(f"{model}: READY, loaded in {time.monotonic() - started:.1f} s", flush=True)
+                if not model.startswith("bpr_"):  # no other model reads bpr's answers
                     networks.append(started)
             write_text(SERVING, json.dumps({"container": identity, "models": took}))
     if len(networks) > 1:
@@ -59,27 +61,29 @@ def reload_models(repository: str) -> None:
 
 
 def warn_of_two_sets(seconds: float) -> str:
-    """Return what a client saw during the last `seconds`: Triton exchanges one model after another, not a set."""
+    """Return a warning for the last `seconds`: Triton exchanges models one by one, not as a set."""
     now = time.time()
     start, end = (time.strftime("%H:%M:%S", time.localtime(moment)) for moment in (now - seconds, now))
     return (
         f"every request was answered meanwhile; but from {start} to {end} ({seconds:.1f} s) a new ViT and an old head\n"
-        "may have answered one study: ask again for what was asked then"
+        "may have answered one study: ask again for the studies of that time"
     )
 
 
 def list_ready(identity: str) -> set[str]:
-    """Return the models that answer now."""
+    """Return the names of the models that are READY."""
     return {model["name"] for model in read_index(identity) if model.get("state") == "READY"}
 
 
 def request_model(identity: str, model: str, what: str) -> None:
-    """Ask Triton to load or unload a model; SystemExit with its own reason if it does not."""
+    """Ask Triton to load or unload a model (`what`); SystemExit with its reason if it refuses."""
     try:
         ask_container(identity, f"/v2/repository/models/{model}/{what}", b"{}")
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace").strip()
-        raise SystemExit(f"{model}: not taken, what was loaded before goes on: {said}\nmake logs tells more") from None
+        raise SystemExit(
+            f"{model}: Triton refuses to {what} it, and serves what it served before: {said}\nfor more: make logs"
+        ) from None
 
 
 if __name__ == "__main__":

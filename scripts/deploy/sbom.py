@@ -1,9 +1,9 @@
-"""Write what an image holds, a CycloneDX 1.6 bill of materials: base image, pinned packages, models, where from, whose.
+"""Write an image's bill of materials, in CycloneDX 1.6: base image, packages, models with their origin and licence.
 
     python -m scripts.deploy.sbom REPOSITORY --base IMAGE [--tag NAME:TAG] --verdict FILE [--pins FILE.txt] OUT.cdx.json
 
-The same image has the same bytes: no clock, and a serial number made of the image's own digest.  It tells what `make
-image` put there; what the base image holds, its maker tells.  https://cyclonedx.org/docs/1.6/json/
+The same image gives the same bytes: no time of day, and a serial number made from the image's digest. It lists what
+`make image` added, not the content of the base image. Format: https://cyclonedx.org/docs/1.6/json/
 """
 
 import argparse
@@ -33,7 +33,7 @@ WEIGHTS = (".onnx", ".plan")
 
 
 def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, inputs: str, verdict: str) -> str:
-    """Return the JSON of an image of these published files, sha256 by path; `inputs`: its label chest.inputs."""
+    """Return the JSON for an image. `files`: path -> sha256; `pins`: name==version lines; `inputs`: its label."""
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"chest:{inputs}"))
     name, _, version = tag.rpartition(":")
     root = Component(type=ComponentType.CONTAINER, name=name, version=version, bom_ref="image")
@@ -47,12 +47,12 @@ def make_bill(tag: str, base: str, files: dict[str, str], kind: str, pins: str, 
     bom.components = parts
     bom.register_dependency(root, parts)
     written = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
-    del written["metadata"]["timestamp"]  # which the library always writes
+    del written["metadata"]["timestamp"]  # the library always writes it
     return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
 def describe_base_image(base: str) -> Component:
-    """What the image starts from, by the digest that it has here."""
+    """Describe the base image, with the digest that it has on this machine."""
     there = inspect_object("image", base)
     name, _, tag = base.rpartition(":")
     sha = str(there.get("Id", "")).removeprefix("sha256:")
@@ -60,12 +60,12 @@ def describe_base_image(base: str) -> Component:
     return Component(
         type=ComponentType.CONTAINER, name=name, version=tag, bom_ref="base", properties=told,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha)] if sha else [],
-        description="the base image; the hash is that of its configuration, as docker image inspect tells",
+        description="the base image; the hash is that of its configuration, as docker image inspect prints it",
     )  # fmt: skip
 
 
 def list_packages(pins: str) -> list[Component]:
-    """The Python packages that are installed there, from lines name==version."""
+    """List the installed Python packages, from lines name==version."""
     found = {(re.sub("[-_.]+", "-", name).lower(), version) for name, version in
              re.findall(r"^([\w.-]+)==([^\s;\\]+)", pins, re.MULTILINE)}  # fmt: skip
     return [
@@ -76,7 +76,7 @@ def list_packages(pins: str) -> list[Component]:
 
 
 def describe_model(model: str, files: dict[str, str], kind: str, verdict: str) -> Component:
-    """A published model: digest of its weights, licence, origin, kind of weights; beneath it each of its files."""
+    """Describe a published model: digest of its weights, licence, origin, kind of weights, and each of its files."""
     short = model.rpartition("_")[0]
     entry = json.loads(read_text(str(ENTRIES / f"{short}.json")) or "{}")
     weights = {path: sha for path, sha in files.items() if path.endswith(WEIGHTS)}
@@ -97,7 +97,7 @@ def describe_model(model: str, files: dict[str, str], kind: str, verdict: str) -
 
 
 def find_origin(files: dict[str, str], verdict: str) -> list[str]:
-    """What the files of a model were made from, by the records: each checkpoint, or the archive, and its sha256."""
+    """List what a model was made from, by the records: each checkpoint, or the archive, with its sha256."""
     judged = read_inputs(verdict)
     told = {f"{path} sha256:{sha}" for path, sha in judged.items() if path.endswith(".zip.lock.json")}
     ahead = [(path, sha) for path, sha in judged.items() if path.endswith(WEIGHTS) and sha in files.values()]
@@ -113,7 +113,7 @@ def find_origin(files: dict[str, str], verdict: str) -> list[str]:
 
 
 def list_downloads(kind: str) -> list[ExternalReference]:
-    """Where the weights are published."""
+    """List the download links of the weights."""
     if kind == "synthetic":
         return []
     archive = "model_repository_running.zip" if kind == "prebuilt" else "weights.zip"
@@ -122,7 +122,7 @@ def list_downloads(kind: str) -> list[ExternalReference]:
 
 
 def make_licence(identifier: str, words: str) -> Any:
-    """A licence by its SPDX identifier, or by what is said of it."""
+    """Return a licence by its SPDX identifier, or else by its name in words."""
     return DisjunctiveLicense(id=identifier) if identifier else DisjunctiveLicense(name=words)
 
 
@@ -134,12 +134,14 @@ def main() -> None:
     parser.add_argument("--tag", default="")
     parser.add_argument("--verdict", required=True)
     parser.add_argument("--usual", default="chest-ct-triton", help="name of an image without --tag")
-    parser.add_argument("--pins", type=Path, help="what is installed there (nothing: what the Python models require)")
+    parser.add_argument(
+        "--pins", type=Path, help="lock of the packages in the image (nothing: the Python models' requirements)"
+    )
     given = parser.parse_args()
     kind, tag = choose_tag(given.usual, given.tag, given.repository)
     told = read_labels(tag)
     if not told.get("chest.inputs"):
-        raise SystemExit(f"{tag}: no image of make image, so that nothing is told of it; make image")
+        raise SystemExit(f"{tag}: not made by `make image`, so its content is unknown; make image")
     pins = given.pins.read_text() if given.pins else list_requirements(given.repository).decode()
     files = json.loads(told["chest.files"])
     text = make_bill(tag, given.base, files, kind, pins, told["chest.inputs"], given.verdict)

@@ -1,12 +1,12 @@
-"""Triton under Docker Compose: start it, stop it, show its log.
+"""Start Triton under Docker Compose, stop it, show its log.
 
     python3 -sES -m scripts.deploy.stack up --image IMAGE
         [--address A|none] [--ports "8000 8001 8002"] [--device cpu] [--lock]
     python3 -sES -m scripts.deploy.stack up --repository FOLDER --base IMAGE     (the same options)
     python3 -sES -m scripts.deploy.stack down | logs
 
-With a repository its folder is mounted in a Triton with what its Python models require; an image brings its own models.
-Each container has a key of its own, see docker/compose.yaml; who may ask Docker may ask it for that.
+--repository mounts a folder in an image of Triton that has the Python models' requirements; the image of --image brings
+its own models. Each container has its own key, see docker/compose.yaml; whoever may use Docker can read it.
 """
 
 import argparse
@@ -27,15 +27,16 @@ from scripts.serve.releases import list_notes
 from scripts.steps.records import read_text, record_path, write_text
 
 SERVICE = "tritonserver"
-SERVING = ".make/serving"  # JSON: which container runs, and the files of each model as it last took them
+SERVING = ".make/serving"  # JSON: the container that runs, and the digest of each model's files that it last loaded
 
 
 def start_stack(
     image: str, repository: str, base: str, address: str, ports: list[str], device: str, lock: bool = False
 ) -> None:
-    """Return once the container is healthy; SystemExit with one reason if it is not, and nothing is left of it.
+    """Return once the container is healthy. If it does not become healthy, SystemExit tells why; a new one is removed.
 
-    `lock`: its models are loaded at the start, and with its key alone can others be, over gRPC too.
+    `ports`: of HTTP, gRPC and metrics. `lock`: the models are loaded at the start; loading others needs the key, over
+    gRPC, too.
     """
     command = find_compose()
     files = ["compose.yaml"]
@@ -44,7 +45,7 @@ def start_stack(
     before = find_container()
     chosen = {"HTTP_PORT": ports[0], "GRPC_PORT": ports[1], "METRICS_PORT": ports[2]}
     chosen |= {"CHEST_KEY": (read_key(before) if before else "") or secrets.token_hex(16), "LOCK": "1" if lock else ""}
-    chosen |= {"START_PERIOD": "300s"} if lock else {}  # it is ready when its models are
+    chosen |= {"START_PERIOD": "300s"} if lock else {}  # the container is healthy only when its models are loaded
     if repository:
         if not list_models(repository):
             raise SystemExit(f"{repository}: no models there; make repository, or a ready image: make up FROM=prebuilt")
@@ -86,79 +87,77 @@ def start_stack(
         else read_labels(image).get("chest.weights")
     )
     if kind == "synthetic":
-        print("the weights are synthetic: the answers are nonsense, by design")
-    where = f"HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]};"
-    print(f"{SERVICE} is ready: {'no port of this machine,' if address == 'none' else where}")
-    for told in list_notes() if repository else []:  # an image of others tells nothing of its release
+        print("the weights are synthetic, so the answers are nonsense")
+    where = f"HTTP {address}:{ports[0]}, gRPC {address}:{ports[1]}, metrics {address}:{ports[2]}"
+    print(f"{SERVICE} is ready: {'no port on this machine' if address == 'none' else where}")
+    for told in list_notes() if repository else []:  # an image of others may have any release
         print(told)
-    does = "a client asks" if lock else "a client loads what it asks"
-    print(f"in the network {read_networks(now)} {SERVICE}:8001; {does}: {names}")
+    ask = "a client can ask" if lock else "a client loads and asks"
+    print(f"in the network {read_networks(now)} its address is {SERVICE}:8001; {ask} {names}")
 
 
 def explain_failure(said: str) -> str:
-    """Return one sentence on why Compose could not start the container."""
+    """Return the reason why Compose could not start the container, and what to do."""
     if found := re.search(r"(could not select device driver .*|.*nvidia-container-cli: .*)", said):
         return (
-            f"Docker can give no GPU: {found[1].strip()}\n"
-            "on the CPU: make up DEVICE=cpu; for a GPU its driver and the NVIDIA Container Toolkit are needed"
+            f"Docker cannot give a GPU: {found[1].strip()}\n"
+            "on the CPU: make up DEVICE=cpu; a GPU needs its driver and the NVIDIA Container Toolkit"
         )
     if found := re.search(r"([\d.]+:\d+)[^\n]*(?:already allocated|address already in use)", said):
         return f"{found[1]} is taken; stop what listens there (docker ps, ss -ltnp), or make up PORTS='8100 8101 8102'"
     last = run_docker("logs", "--tail=20", find_container()) if find_container() else ""
-    return (
-        f"{last}\n{SERVICE} did not become healthy" if last else "nothing was started; Compose's own words stand above"
-    )
+    return f"{last}\n{SERVICE} did not become healthy" if last else "nothing was started; see Compose's message above"
 
 
 def find_container() -> str:
-    """Return the id of the container of the service, "" if there is none."""
+    """Return the id of the service's container, "" if there is none."""
     project = os.environ.get("COMPOSE_PROJECT_NAME", "chest")
     labelled = (f"label=com.docker.compose.{key}={name}" for key, name in (("project", project), ("service", SERVICE)))
     return run_docker("ps", "--no-trunc", "--quiet", *(f"--filter={label}" for label in labelled)).partition("\n")[0]
 
 
 def read_key(identity: str) -> str:
-    """Return the key of a container, "" if it has none."""
+    """Return a container's key, "" if it has none."""
     told = inspect_object("container", identity).get("Config", {}).get("Env") or []
     return next((word.partition("=")[2] for word in told if word.startswith("CHEST_KEY=")), "")
 
 
 def find_address(identity: str) -> str:
-    """Return host:port where a container answers HTTP: a port of this machine, or else its own address."""
+    """Return host:port where a container answers HTTP: a port of this machine, or else the container's own address."""
     there = inspect_object("container", identity)["NetworkSettings"]
     if bound := (there["Ports"].get("8000/tcp") or [None])[0]:
         return f"{bound['HostIp'].replace('0.0.0.0', '127.0.0.1')}:{bound['HostPort']}"
     if found := [network["IPAddress"] for network in there["Networks"].values() if network["IPAddress"]]:
         return f"{found[0]}:8000"
-    raise SystemExit("tritonserver starts again and again and does not answer; make logs")
+    raise SystemExit("tritonserver restarts again and again and does not answer; make logs")
 
 
 def read_networks(identity: str) -> str:
-    """Return the names of the networks that a container has joined, as Docker knows them."""
+    """Return Docker's names of the networks that a container has joined."""
     return ", ".join(sorted(inspect_object("container", identity)["NetworkSettings"]["Networks"]))
 
 
 def read_index(identity: str) -> list[dict[str, str]]:
-    """Return name, version and state of each model that Triton knows of."""
+    """Return name, version and state of each model in Triton's index."""
     return list(json.loads(ask_container(identity, "/v2/repository/index", b"") or "[]"))
 
 
 def ask_container(identity: str, path: str, body: bytes | None = None) -> str:
-    """Return what a container answers to an HTTP request with its key; OSError where it does not."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own server is behind no proxy
+    """Return a container's answer to an HTTP request with its key; OSError if it does not answer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before our own server
     asked = urllib.request.Request(f"http://{find_address(identity)}{path}", body, {"chest-key": read_key(identity)})
     with direct.open(asked, timeout=600) as answer:
         return str(answer.read().decode())
 
 
 def identify_folder(repository: str) -> str:
-    """Return which folder this is, whatever its name."""
+    """Return the identity of a folder, which is independent of its name."""
     there = os.stat(repository)
     return f"{there.st_dev}:{there.st_ino}"
 
 
 def stop_stack() -> None:
-    """Stop and remove what `start_stack` started."""
+    """Stop and remove the container."""
     subprocess.run([*find_compose(), "--file", "docker/compose.yaml", "down"], check=True)
 
 

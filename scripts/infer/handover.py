@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # t
 
 Array = NDArray[Any]
 
-# The header for the key, which a server with locked shared memory asks for: scripts/serve/triton_server.py
+# The header for the key, which a server with locked shared memory asks for: scripts/serve/server_options.py
 KEY_HEADER = "triton-grpc-protocol-chest-key"
 SHM = Path("/dev/shm")
 SMALL = 1 << 20  # bytes; smaller requests always go in a message

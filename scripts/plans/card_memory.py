@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from scripts.serve.check_repository import read_config
+from scripts.serve.model_config import read_config
 
 FLOAT32 = 4  # bytes of each number of an input
 ECC = 15 / 16  # the share of the memory that error correction leaves on T4, A10, L4, L40S

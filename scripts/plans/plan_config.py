@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
-from scripts.serve.check_repository import read_config
+from scripts.serve.model_config import read_config
 
 
 def make_plan_config(onnx: Path, entry: dict[str, Any], folders: list[str]) -> str:

@@ -21,7 +21,7 @@ METADATA = 14  # ModelProto.metadata_props
 
 def hash_graph(onnx: Path) -> str:
     """Return the SHA-256 of an ONNX file's bytes without its metadata."""
-    from scripts.serve.check_repository import read_fields  # imported here: list_options, alone, does not need it
+    from scripts.serve.onnx_headers import read_fields  # imported here: list_options, alone, does not need it
 
     digest = hashlib.sha256()
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

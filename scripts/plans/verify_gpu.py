@@ -26,9 +26,12 @@ from tritonclient import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import read_config
-from scripts.serve.triton_server import KEY_HEADER, SHM, triton_server
-from scripts.serve.verdict import CHANNEL, make_input, pass_verdict, stage_files, variant_of
+from scripts.serve.model_config import read_config
+from scripts.serve.ports_and_memory import SHM
+from scripts.serve.server_options import KEY_HEADER
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
+from scripts.serve.verdict import find_variant, pass_verdict, stage_files
 
 BUILD = Path("build")
 CLIENTS = 1, 2, 4  # at once
@@ -91,7 +94,7 @@ def measure_model(name: str, contents: list[str], image: str) -> dict[str, Any]:
                 loads = {str(clients): measure_load(ask, clients) for clients in CLIENTS}
             except InferenceServerException as error:
                 raise SystemExit(
-                    f"{name} at batch {batch}: {server.trouble(f'Triton says: {error.message()}')}"
+                    f"{name} at batch {batch}: {server.explain_trouble(f'Triton says: {error.message()}')}"
                 ) from error
             finally:
                 client.close()
@@ -191,7 +194,7 @@ def main() -> None:
         gpu_checks=given.gpu_checks, variants=given.variant,
     )  # fmt: skip
     plans = {
-        name: given.gpu_checks.format(variant_of(name, given.variant)) for name in verdict["models"] if "_trt" in name
+        name: given.gpu_checks.format(find_variant(name, given.variant)) for name in verdict["models"] if "_trt" in name
     }
     found = {name: Path(path.replace(".check.json", ".json")) for name, path in plans.items()}
     records = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}

@@ -30,9 +30,12 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 
 from scripts.archives.unpack import unpack_all
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import CLIENT, find_backend, find_faults, read_config, read_entry
+from scripts.serve.check_repository import find_faults, read_entry
+from scripts.serve.client_contract import CLIENT
+from scripts.serve.model_config import find_backend, read_config
+from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input, stage_files
+from scripts.serve.verdict import stage_files
 
 OURS = Path("convertation/bpr/requirements.txt")
 SERVER = Path("requirements-triton.txt")
@@ -215,7 +218,7 @@ def serve_models(
                 for name, config in configs.items()
             }
         except (OSError, http.client.HTTPException) as error:
-            raise SystemExit(f"{tree}: {server.trouble(str(error))}") from error
+            raise SystemExit(f"{tree}: {server.explain_trouble(str(error))}") from error
 
 
 def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | No
         seconds = time.perf_counter() - start
         client.unload_model(name, client_timeout=timeout)
     except InferenceServerException as error:
-        trouble = server.trouble(f"Triton says: {error.message()}")
+        trouble = server.explain_trouble(f"Triton says: {error.message()}")
         raise (UnservedError if config.backend == "python" else SystemExit)(f"{name}: {trouble}") from error
     finally:
         client.close()

@@ -1,3 +1,3 @@
-"""Is a model repository fit to be served: checked without a server, then served by a real Triton. Make calls these for
-the verdict, `make verify` and `make serve`; they write reports and a staging folder.
+"""Check a model repository without a server, then serve it by a real Triton. Make calls these scripts for the verdict,
+`make verify` and `make serve`; they write reports and a staging folder.
 """

@@ -1,8 +1,11 @@
-"""What Triton takes in the fields of a config.pbtxt: one table, a row for each field.
+"""The rules for the fields of a config.pbtxt: what Triton takes. One table (RULES), a row for each rule.
 
-Sources: core = triton-inference-server/core r24.06, src/model_config_utils.cc and src/model_lifecycle.cc; ort =
-onnxruntime_backend r24.06, src/onnxruntime.cc; python = python_backend r24.06, src/python_be.cc; seen = the verdicts of
-the real server in tests/serve/server_verdicts.json; client = the client sends whole batches and waits for one answer.
+The file is longer than 300 lines, because a row and the function that it names are read together.
+
+Sources of the rules: core = triton-inference-server/core r24.06, src/model_config_utils.cc and src/model_lifecycle.cc;
+ort = onnxruntime_backend r24.06, src/onnxruntime.cc; python = python_backend r24.06, src/python_be.cc;
+seen = verdicts of the real server in tests/serve/server_verdicts.json;
+client = the client sends whole batches and waits for one answer.
 """
 
 import re
@@ -14,15 +17,15 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
-LONGEST_DELAY = 10_000_000  # microseconds that a request may wait for others
-SHORTEST_TIMEOUT = 10_000  # microseconds after which a request may be rejected
-INTEGER = r"\s*[+-]?\d+.*"  # std::stoi reads up to the first other sign: "1.5" is 1
+LONGEST_DELAY = 10_000_000  # microseconds; the longest wait for more requests to batch
+SHORTEST_TIMEOUT = 10_000  # microseconds; the shortest time before a request may be rejected
+INTEGER = r"\s*[+-]?\d+.*"  # std::stoi reads up to the first character that is no digit: "1.5" is 1
 BOOLEAN = r"(?i:true|false|on|off|0|1)"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A config and what it is judged with."""
+    """A config, and what the rules need to judge it. `gpu`: whether the server has a GPU."""
 
     config: Any
     backend: str
@@ -41,25 +44,25 @@ class Model:
 
 @dataclass(frozen=True)
 class Rule:
-    """`wrong` yields each value found in `field` that is not `allowed`; a recommendation is our own rule."""
+    """`find_wrong` yields each value of `field` that is not `allowed`. A recommendation is our rule, not Triton's."""
 
     field: str
     allowed: str
     source: str
-    wrong: Callable[[Model], Iterator[object]]
+    find_wrong: Callable[[Model], Iterator[object]]
     backends: tuple[str, ...] = ("onnxruntime", "python", "tensorrt", "")
     recommendation: bool = False
 
 
 def apply_rules(model: Model) -> Iterator[tuple[Rule, object]]:
-    """Each rule that the model breaks, with what was found."""
+    """Yield each rule that the model breaks, with the value found."""
     for rule in RULES:
         if model.backend in rule.backends:
-            for found in rule.wrong(model):
+            for found in rule.find_wrong(model):
                 yield rule, found
 
 
-# Parameters of the backends: what a value must be, whole
+# Parameters of the backends: what a value must be, in words and as a pattern for the whole value
 PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
     "onnxruntime": {
         "intra_op_thread_count": ("a whole number", INTEGER),
@@ -73,18 +76,18 @@ PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
-def parameter_rule(backend: str, key: str, allowed: str, pattern: str) -> Rule:
-    def wrong(model: Model) -> Iterator[object]:
+def make_parameter_rule(backend: str, key: str, allowed: str, pattern: str) -> Rule:
+    def find_wrong(model: Model) -> Iterator[object]:
         if key in model.config.parameters:
             value = model.config.parameters[key].string_value
             if not re.fullmatch(pattern, value, re.DOTALL):
                 yield repr(value)
 
-    return Rule(f"parameters {key!r}", allowed, "ort" if backend == "onnxruntime" else "python", wrong, (backend,))
+    return Rule(f"parameters {key!r}", allowed, "ort" if backend == "onnxruntime" else "python", find_wrong, (backend,))
 
 
 def multiply_segments(dims: Sequence[int]) -> list[int]:
-    """Products of the sizes between the variable ones."""
+    """Return the products of the sizes between the variable sizes: [2, 3, -1, 4] -> [6, 4]."""
     parts: list[list[int]] = [[]]
     for size in dims:
         if size == -1:
@@ -94,7 +97,7 @@ def multiply_segments(dims: Sequence[int]) -> list[int]:
     return [prod(part) for part in parts]
 
 
-def reshapes(model: Model) -> Iterator[object]:
+def find_bad_reshapes(model: Model) -> Iterator[object]:
     for tensor in (*model.config.input, *model.config.output):
         if not tensor.HasField("reshape"):
             continue
@@ -108,43 +111,43 @@ def reshapes(model: Model) -> Iterator[object]:
             yield f"{dims} as {shape} in {tensor.name!r}"
 
 
-def formats(model: Model) -> Iterator[object]:
+def find_bad_formats(model: Model) -> Iterator[object]:
     for tensor in model.config.input:
         if tensor.format != schema.ModelInput.FORMAT_NONE and len(tensor.dims) != 3:
             yield f"{list(tensor.dims)} of {tensor.name!r}"
 
 
-def labels(model: Model) -> Iterator[object]:
+def find_missing_labels(model: Model) -> Iterator[object]:
     for tensor in model.config.output:
         if tensor.label_filename and not (model.folder / tensor.label_filename).is_file():
             yield f"{tensor.label_filename} of {tensor.name!r}, which is not there"
 
 
-def accelerators(model: Model) -> Iterator[object]:
+def find_unknown_accelerators(model: Model) -> Iterator[object]:
     chosen = model.config.optimization.execution_accelerators
     yield from (one.name for one in chosen.cpu_execution_accelerator)
-    if model.gpu:  # without one they are not looked at
+    if model.gpu:  # a server without a GPU ignores these
         yield from (one.name for one in chosen.gpu_execution_accelerator if one.name not in ("tensorrt", "cuda"))
 
 
-def preferred_sizes(model: Model) -> Iterator[object]:
+def find_bad_batch_sizes(model: Model) -> Iterator[object]:
     most = model.config.max_batch_size
     yield from (size for size in model.config.dynamic_batching.preferred_batch_size if not 1 <= size <= most)
 
 
-def default_priorities(model: Model) -> Iterator[object]:
+def find_bad_priorities(model: Model) -> Iterator[object]:
     batching = model.config.dynamic_batching
     if batching.priority_levels and not 1 <= batching.default_priority_level <= batching.priority_levels:
         yield f"{batching.default_priority_level} of {batching.priority_levels}"
 
 
-def queue_levels(model: Model) -> Iterator[object]:
+def find_bad_queue_levels(model: Model) -> Iterator[object]:
     batching = model.config.dynamic_batching
     if batching.priority_levels:
         yield from (key for key in batching.priority_queue_policy if not 1 <= key <= batching.priority_levels)
 
 
-def timeouts(model: Model) -> Iterator[object]:
+def find_short_timeouts(model: Model) -> Iterator[object]:
     batching = model.config.dynamic_batching
     for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
         timeout = policy.default_timeout_microseconds
@@ -152,13 +155,13 @@ def timeouts(model: Model) -> Iterator[object]:
             yield timeout
 
 
-def delays(model: Model) -> Iterator[object]:
+def find_long_delays(model: Model) -> Iterator[object]:
     delay = model.config.dynamic_batching.max_queue_delay_microseconds
     if delay > LONGEST_DELAY:
         yield delay
 
 
-def group_gpus(model: Model) -> Iterator[object]:
+def find_bad_gpus(model: Model) -> Iterator[object]:
     for group in model.config.instance_group:
         kind = schema.ModelInstanceGroup.Kind.Name(group.kind)
         free = kind in ("KIND_GPU", "KIND_AUTO") and (model.gpu or kind == "KIND_GPU")
@@ -166,76 +169,76 @@ def group_gpus(model: Model) -> Iterator[object]:
             yield f"gpus: {list(group.gpus)} with {kind}"
 
 
-def profiles(model: Model) -> Iterator[object]:
+def find_profiles(model: Model) -> Iterator[object]:
     yield from (f"profile: {list(group.profile)}" for group in model.config.instance_group if group.profile)
 
 
-def passives(model: Model) -> Iterator[object]:
+def find_passive_groups(model: Model) -> Iterator[object]:
     yield from ("passive: true" for group in model.config.instance_group if group.passive)
 
 
-def counts(model: Model) -> Iterator[object]:
+def find_negative_counts(model: Model) -> Iterator[object]:
     yield from (f"count: {group.count}" for group in model.config.instance_group if group.count < 0)
 
 
-def unsaid_counts(model: Model) -> Iterator[object]:
+def find_missing_counts(model: Model) -> Iterator[object]:
     groups = model.config.instance_group
     if not groups or not all(group.count for group in groups):
         yield "no count" if groups else "no instance_group"
 
 
-def runtimes(model: Model) -> Iterator[object]:
+def find_unknown_runtimes(model: Model) -> Iterator[object]:
     runtime = model.config.runtime
     places = (*model.versions, model.folder)
     if runtime not in ("", f"libtriton_{model.backend}.so") and not any((p / runtime).is_file() for p in places):
         yield runtime
 
 
-def libraries(model: Model) -> Iterator[object]:
+def find_missing_libraries(model: Model) -> Iterator[object]:
     for name in model.config.model_operations.op_library_filename:
         if not Path(name).is_absolute() or not Path(name).is_file():
             yield name
 
 
-def agents(model: Model) -> Iterator[object]:
+def find_agents(model: Model) -> Iterator[object]:
     yield from (agent.name for agent in model.config.model_repository_agents.agents)
 
 
-def decoupled(model: Model) -> Iterator[object]:
+def find_decoupled(model: Model) -> Iterator[object]:
     if model.config.model_transaction_policy.decoupled:
         yield "decoupled: true"
 
 
-def sequences(model: Model) -> Iterator[object]:
+def find_schedulers(model: Model) -> Iterator[object]:
     if model.config.HasField("sequence_batching"):
         yield "sequence_batching"
     if model.config.HasField("ensemble_scheduling"):
         yield "ensemble_scheduling"
 
 
-def batch_outputs(model: Model) -> Iterator[object]:
+def find_unknown_batch_outputs(model: Model) -> Iterator[object]:
     for batch in model.config.batch_output:
         yield from (name for name in batch.target_name if name not in model.outputs)
         yield from (name for name in batch.source_input if name not in model.inputs)
 
 
-def batch_inputs(model: Model) -> Iterator[object]:
+def find_unknown_batch_inputs(model: Model) -> Iterator[object]:
     for batch in model.config.batch_input:
         yield from (name for name in batch.source_input if name not in model.inputs)
 
 
-def flagged(flag: str, kinds: Sequence[str] = ("input", "output")) -> Callable[[Model], Iterator[object]]:
-    def wrong(model: Model) -> Iterator[object]:
+def make_flag_finder(flag: str, kinds: Sequence[str] = ("input", "output")) -> Callable[[Model], Iterator[object]]:
+    def find_wrong(model: Model) -> Iterator[object]:
         for kind in kinds:
             yield from (
                 f"{kind} {tensor.name!r}" for tensor in getattr(model.config, kind) if getattr(tensor, flag, False)
             )
 
-    return wrong
+    return find_wrong
 
 
-def warm_ups(model: Model) -> Iterator[object]:
-    """Samples that the server cannot ask the model at its start."""
+def find_bad_warm_ups(model: Model) -> Iterator[object]:
+    """Yield warm-up samples that the server cannot send to the model at its start."""
     most = max(model.config.max_batch_size, 1)
     for warm_up in model.config.model_warmup:
         if warm_up.batch_size > most:
@@ -261,60 +264,67 @@ def warm_ups(model: Model) -> Iterator[object]:
                 yield f"{warm_up.name!r}: dims {dims} for {name!r}"
 
 
-def environments(model: Model) -> Iterator[object]:
+def find_missing_environments(model: Model) -> Iterator[object]:
     if "EXECUTION_ENV_PATH" in model.config.parameters:
         path = model.config.parameters["EXECUTION_ENV_PATH"].string_value
         if not Path(path.replace("$$TRITON_MODEL_DIRECTORY", str(model.folder))).exists():
             yield path or "''"
 
 
-def single_samples(model: Model) -> Iterator[object]:
+def find_single_batch(model: Model) -> Iterator[object]:
     if model.config.max_batch_size == 1:
         yield 1
 
 
-def half_inputs(model: Model) -> Iterator[object]:
+def find_fp16_inputs(model: Model) -> Iterator[object]:
     yield from (f"TYPE_FP16 for {t.name!r}" for t in model.config.input if t.data_type == schema.TYPE_FP16)
 
 
 ONNX, PYTHON = ("onnxruntime",), ("python",)
 NOT_TENSORRT = ("onnxruntime", "python", "")
 RULES: tuple[Rule, ...] = (
-    Rule("reshape", "as many elements as dims, between the same variable sizes", "core, ValidateIOShape", reshapes),
-    Rule("format", "three dims for FORMAT_NCHW and FORMAT_NHWC", "core, ValidateModelInput", formats),
-    Rule("is_shape_tensor", "shape tensors in a plan only", "core", flagged("is_shape_tensor"), NOT_TENSORRT),
-    Rule("optional", "inputs that are not optional", "ort", flagged("optional", ["input"]), ONNX),
-    Rule("allow_ragged_batch", "inputs that are not ragged", "ort", flagged("allow_ragged_batch", ["input"]), ONNX),
-    Rule("label_filename", "a file in the model's folder", "core, model.cc", labels),
-    Rule("batch_input", "names of inputs", "core, ValidateBatchIO", batch_inputs),
-    Rule("batch_output", "names of outputs and inputs", "core, ValidateBatchIO", batch_outputs),
-    Rule("execution_accelerators", "tensorrt or cuda for a GPU, none for a CPU", "ort", accelerators, ONNX),
+    Rule("reshape", "as many elements as dims, between the same variable sizes", "core, ValidateIOShape",
+         find_bad_reshapes),
+    Rule("format", "three dims for FORMAT_NCHW and FORMAT_NHWC", "core, ValidateModelInput", find_bad_formats),
+    Rule("is_shape_tensor", "shape tensors in a plan only", "core", make_flag_finder("is_shape_tensor"), NOT_TENSORRT),
+    Rule("optional", "inputs that are not optional", "ort", make_flag_finder("optional", ["input"]), ONNX),
+    Rule("allow_ragged_batch", "inputs that are not ragged", "ort",
+         make_flag_finder("allow_ragged_batch", ["input"]), ONNX),
+    Rule("label_filename", "a file in the model's folder", "core, model.cc", find_missing_labels),
+    Rule("batch_input", "names of inputs", "core, ValidateBatchIO", find_unknown_batch_inputs),
+    Rule("batch_output", "names of outputs and inputs", "core, ValidateBatchIO", find_unknown_batch_outputs),
+    Rule("execution_accelerators", "tensorrt or cuda for a GPU, none for a CPU", "ort",
+         find_unknown_accelerators, ONNX),
     *(
-        parameter_rule(backend, key, allowed, pattern)
+        make_parameter_rule(backend, key, allowed, pattern)
         for backend, keys in PARAMETERS.items()
         for key, (allowed, pattern) in keys.items()
     ),
-    Rule("parameters 'EXECUTION_ENV_PATH'", "an existing file or folder", "python", environments, PYTHON),
-    Rule("preferred_batch_size", "1 … max_batch_size", "core, ValidateModelConfig", preferred_sizes),
-    Rule("default_priority_level", "1 … priority_levels", "core, ValidateModelConfig", default_priorities),
-    Rule("priority_queue_policy", "keys 1 … priority_levels", "core, ValidateModelConfig", queue_levels),
-    Rule("default_timeout_microseconds", f"0 or at least {SHORTEST_TIMEOUT} with REJECT", "seen, client", timeouts),
-    Rule("max_queue_delay_microseconds", f"at most {LONGEST_DELAY}", "seen, client", delays),
-    Rule("scheduling", "no sequences, whose correlation ID the client lacks, and no ensemble", "client", sequences),
-    Rule("model_transaction_policy", "one answer for each request", "client", decoupled),
-    Rule("instance_group", "gpus for KIND_GPU, or for KIND_AUTO where there is a GPU", "core", group_gpus),
-    Rule("instance_group", "a profile for a TensorRT plan only", "core", profiles, NOT_TENSORRT),
-    Rule("instance_group", "an instance that answers", "seen", passives),
-    Rule("instance_group", "a count of 1 or more", "core", counts),
-    Rule("runtime", "libtriton_<backend>.so, or a file in the model's folder", "core, backend_model.cc", runtimes,
+    Rule("parameters 'EXECUTION_ENV_PATH'", "an existing file or folder", "python", find_missing_environments, PYTHON),
+    Rule("preferred_batch_size", "1 … max_batch_size", "core, ValidateModelConfig", find_bad_batch_sizes),
+    Rule("default_priority_level", "1 … priority_levels", "core, ValidateModelConfig", find_bad_priorities),
+    Rule("priority_queue_policy", "keys 1 … priority_levels", "core, ValidateModelConfig", find_bad_queue_levels),
+    Rule("default_timeout_microseconds", f"0 or at least {SHORTEST_TIMEOUT} with REJECT", "seen, client",
+         find_short_timeouts),
+    Rule("max_queue_delay_microseconds", f"at most {LONGEST_DELAY}", "seen, client", find_long_delays),
+    Rule("scheduling", "no sequences (the client sends no correlation ID), no ensemble", "client",
+         find_schedulers),
+    Rule("model_transaction_policy", "one answer for each request", "client", find_decoupled),
+    Rule("instance_group", "gpus for KIND_GPU, or for KIND_AUTO where there is a GPU", "core", find_bad_gpus),
+    Rule("instance_group", "a profile for a TensorRT plan only", "core", find_profiles, NOT_TENSORRT),
+    Rule("instance_group", "an instance that answers", "seen", find_passive_groups),
+    Rule("instance_group", "a count of 1 or more", "core", find_negative_counts),
+    Rule("runtime", "libtriton_<backend>.so, or a file in the model's folder", "core, backend_model.cc",
+         find_unknown_runtimes,
          ("onnxruntime", "tensorrt")),
-    Rule("model_operations", "libraries by their whole path", "ort", libraries, ONNX),
-    Rule("model_repository_agents", "none", "seen", agents),
-    Rule("model_warmup", "data for each input, of its type and dims, batch_size ≤ max_batch_size", "core", warm_ups),
-    # Stricter than the server. Unsaid, ONNX Runtime models get two instances on a CPU: the weights twice in memory.
-    Rule("instance_group", "an explicit count: 1", "core", unsaid_counts, ONNX, recommendation=True),
-    Rule("max_batch_size", "more than 1, or 0, for the client sends several samples", "client", single_samples, ONNX,
+    Rule("model_operations", "libraries by their whole path", "ort", find_missing_libraries, ONNX),
+    Rule("model_repository_agents", "none", "seen", find_agents),
+    Rule("model_warmup", "data for each input, of its type and dims, batch_size ≤ max_batch_size", "core",
+         find_bad_warm_ups),
+    # Stricter than the server. Without a count an ONNX model gets two instances on a CPU: the weights twice in memory.
+    Rule("instance_group", "an explicit count: 1", "core", find_missing_counts, ONNX, recommendation=True),
+    Rule("max_batch_size", "more than 1, or 0: the client sends several samples", "client", find_single_batch, ONNX,
          recommendation=True),
-    Rule("data_type", "TYPE_FP32: the client sends it, and JSON cannot carry FP16", "seen", half_inputs,
+    Rule("data_type", "TYPE_FP32: the client sends it, and JSON cannot carry FP16", "seen", find_fp16_inputs,
          recommendation=True),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Shapes that ONNX Runtime gives a graph's outputs, whatever the file declares, and operators that it has none for."""
+"""Judge an ONNX graph as ONNX Runtime does: shapes of its outputs, operators without a kernel, forms that it takes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import onnx
 
 Shape = tuple[int, ...]  # -1: any size
 
-# Domains besides ONNX's own whose operators ONNX Runtime 1.18 has
+# Domains whose operators ONNX Runtime 1.18 has: ONNX's own and Microsoft's
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft",
            "com.microsoft.nchwc")  # fmt: skip
 # Operators of com.microsoft, as onnxruntime's get_all_operator_schema() lists them
@@ -28,16 +28,16 @@ SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization Snpe Spars
 Tokenizer TorchEmbedding TransposeMatMul Trilu UnfoldTensor Unique WhisperBeamSearch WordConvEmbedding
 """
 MICROSOFT = frozenset(MICROSOFT_NAMES.split())
-# The CPU provider computes bfloat16 in none but these (docs/OperatorKernels.md of ONNX Runtime 1.18)
+# The only operators that the CPU provider computes in bfloat16 (docs/OperatorKernels.md of ONNX Runtime 1.18)
 BFLOAT16 = {"Cast", "CastLike", "Constant", "Identity", "If", "Loop", "Scan", "Shape", "Size", "Reshape", "Squeeze",
             "Unsqueeze", "Flatten"}  # fmt: skip
 
 
-def infer_outputs(model: onnx.ModelProto) -> tuple[dict[str, Shape | None], list[str]]:
-    """Shape of each output as ONNX Runtime has it (None: unknown rank), and operators on bfloat16 without a CPU kernel.
+def infer_output_shapes(model: onnx.ModelProto) -> tuple[dict[str, Shape | None], list[str]]:
+    """Return each output's shape in ONNX Runtime (None: unknown rank), and bfloat16 operators without a CPU kernel.
 
-    The sizes that the file declares for its outputs are left aside and merged with what the operators give: a number
-    beats a symbol, two different numbers are a variable size.
+    Sizes are inferred from the operators, then merged with the sizes that the file declares: a number beats a symbol,
+    two different numbers give a variable size.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -57,14 +57,14 @@ def infer_outputs(model: onnx.ModelProto) -> tuple[dict[str, Shape | None], list
 
 
 def read_shape(value: Any) -> Shape | None:
-    """A declared shape, None where there is none; a symbolic or unsaid size is -1."""
+    """Return a declared shape, None if there is none; a symbolic or absent size is -1."""
     if not value.type.tensor_type.HasField("shape"):
         return None
     return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
 
 
 def merge_shapes(declared: Shape | None, inferred: Shape | None) -> Shape | None:
-    """What ONNX Runtime keeps of the two (Graph::MergeShapeInfo); None where their ranks differ."""
+    """Merge two shapes as ONNX Runtime does (Graph::MergeShapeInfo); None if their ranks differ."""
     if declared is None or inferred is None:
         return inferred if declared is None else declared
     if len(declared) != len(inferred):
@@ -73,9 +73,10 @@ def merge_shapes(declared: Shape | None, inferred: Shape | None) -> Shape | None
 
 
 def mend_model(model: onnx.ModelProto) -> None:
-    """Mend in `model` what ONNX Runtime takes and onnx.checker does not.
+    """Change in `model` what ONNX Runtime takes and onnx.checker refuses, so that the checker takes it, too.
 
-    Nodes in any order, domains of its own that are not imported, a graph without a name: tried with 1.19.2.
+    These are: nodes in any order, ONNX Runtime's domains that are not imported, a graph without a name. Tried with
+    ONNX Runtime 1.19.2.
     """
     model.graph.name = model.graph.name or "graph"
     imported = {opset.domain for opset in model.opset_import}
@@ -87,13 +88,13 @@ def mend_model(model: onnx.ModelProto) -> None:
     ordered: list[onnx.NodeProto] = []
     while waiting:
         left: list[onnx.NodeProto] = []
-        for node in waiting:  # one pass is enough where they are sorted
+        for node in waiting:  # sorted nodes need one pass
             if made_later & list_names_read(node):
                 left.append(node)
             else:
                 made_later -= set(node.output)
                 ordered.append(node)
-        if len(left) == len(waiting):  # a loop: onnx.checker says so
+        if len(left) == len(waiting):  # the graph has a loop; onnx.checker reports it
             return
         waiting = left
     if [id(node) for node in ordered] != [id(node) for node in model.graph.node]:
@@ -103,7 +104,7 @@ def mend_model(model: onnx.ModelProto) -> None:
 
 
 def list_names_read(node: onnx.NodeProto) -> set[str]:
-    """Names that a node needs, those of its subgraphs included."""
+    """Return the names that a node reads, with those that its subgraphs read."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:

@@ -1,4 +1,4 @@
-"""Will Triton's Python backend find, import and start a model.py: read from its text, nothing is run."""
+"""Tell from the text of a model.py whether Triton's Python backend can import and start it. No code of it runs."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.serve.releases import find_release
 
 MODEL = "TritonPythonModel"
-# What a Python model finds without requirements.txt: the image's packages, and the backend's own modules
+# Modules that a Python model can import without requirements.txt: the image's packages, the backend's own modules
 PRESENT = {"numpy", "triton_python_backend_utils", "c_python_backend_utils", "tritonserver", "setuptools", "pip",
            "pkg_resources", "wheel", "google", "grpc"}  # fmt: skip
 EXITS = {"exit", "quit", "sys.exit", "os._exit", "os.abort"}
@@ -23,8 +23,8 @@ class Module:
         self.file = file
         self.tree = tree
 
-    def statements(self) -> Iterator[ast.stmt]:
-        """What runs at import, the branches of if, try and with included."""
+    def list_statements(self) -> Iterator[ast.stmt]:
+        """Yield the statements that run at import, with the branches of if, try, with, for and while."""
         waiting: list[ast.stmt] = list(self.tree.body)
         while waiting:
             node = waiting.pop(0)
@@ -32,8 +32,8 @@ class Module:
             if isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
                 waiting += [child for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
 
-    def names(self) -> set[str] | None:
-        """Names that the module defines; None where they cannot be known."""
+    def list_names(self) -> set[str] | None:
+        """Return the names that the module defines; None if its text does not tell them all."""
         found: set[str] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -49,7 +49,7 @@ class Module:
 
 
 def find_module(root: Path, name: str) -> Path | None:
-    """The file of a module in the version folder or the model's folder, None where it is no file of theirs."""
+    """Return a module's file in the version folder `root` or in the model's folder; None if neither has it."""
     for folder in (root, root.parent):
         path = folder.joinpath(*name.split("."))
         for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
@@ -59,7 +59,10 @@ def find_module(root: Path, name: str) -> Path | None:
 
 
 def check_model(file: Path, packages: bool) -> list[Fault]:
-    """Faults of a model.py and of what it imports; `packages`: it brings packages of its own, so any import may do."""
+    """Return the faults of a model.py and of the files that it imports.
+
+    `packages`: the model brings its own packages, so no import counts as missing.
+    """
     root, faults, image = file.parent, list[Fault](), find_release()
     modules: dict[Path, Module] = {}
     waiting = [file]
@@ -87,7 +90,7 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
     for module in list(modules.values()):
         for name, wanted in list_imports(module):
             target = find_module(root, name)
-            given = modules[target].names() if target in modules else None
+            given = modules[target].list_names() if target in modules else None
             for one in wanted:
                 if given is not None and one not in given and one != "*" and not find_module(root, f"{name}.{one}"):
                     faults.append((module.file, "Python backend", f"a name that {name} has", one))
@@ -107,7 +110,7 @@ def check_model(file: Path, packages: bool) -> list[Fault]:
 
 
 def list_imports(module: Module) -> Iterator[tuple[str, list[str]]]:
-    """Modules that must be there at import, each with the names taken from it; what a try guards is left out."""
+    """Yield each module that must exist, and the names taken from it; imports in functions, try or if do not count."""
     guarded = {
         id(child)
         for node in ast.walk(module.tree)
@@ -124,14 +127,14 @@ def list_imports(module: Module) -> Iterator[tuple[str, list[str]]]:
 
 
 def is_known(root: Path, name: str) -> bool:
-    """Whether a module is part of Python or of the image, or a folder beside the model."""
+    """Tell whether a module is part of Python or of the image, or lies beside the model."""
     first = name.split(".")[0]
     beside = any((folder / first).is_dir() or list(folder.glob(f"{first}.*")) for folder in (root, root.parent))
     return first in PRESENT or first in sys.stdlib_module_names or beside
 
 
 def find_stop(body: list[ast.stmt]) -> str:
-    """The statement that surely ends a body with an error, "" where there is none."""
+    """Return the statement that certainly ends a body with an error, "" if there is none."""
     for node in body:
         if isinstance(node, ast.Raise):
             return ast.unparse(node)
@@ -145,9 +148,9 @@ def find_stop(body: list[ast.stmt]) -> str:
 
 
 def takes_one_argument(method: Function) -> bool:
-    """Whether a method can be called with self and one argument."""
+    """Tell whether a method can be called with self and one argument."""
     if method.decorator_list:
-        return True  # a decorator may change what it takes
+        return True  # a decorator may change the arguments
     arguments = method.args
     places = len(arguments.posonlyargs) + len(arguments.args)
     needed = places - len(arguments.defaults)
@@ -158,11 +161,11 @@ def takes_one_argument(method: Function) -> bool:
 def find_methods(
     root: Path, modules: dict[Path, Module], module: Module, name: str, depth: int
 ) -> dict[str, ast.stmt] | None:
-    """Methods of a class, those inherited included; {} where there is none, None where the text alone cannot tell."""
+    """Return a class's methods by name, inherited ones too; {} if there is no class, None if the text cannot tell."""
     if depth > 20:
         return None
     found: dict[str, ast.stmt] | None = {}
-    for node in module.statements():
+    for node in module.list_statements():
         if isinstance(node, ast.ClassDef) and node.name == name:
             found = {}
             for base in reversed(node.bases):
@@ -171,7 +174,7 @@ def find_methods(
                 inherited = (
                     find_methods(root, modules, module, base.id, depth + 1) if isinstance(base, ast.Name) else None
                 )
-                if not inherited:  # of another package, or computed
+                if not inherited:  # the base is of another package, or computed
                     return None
                 found |= inherited
             if node.decorator_list or node.keywords:

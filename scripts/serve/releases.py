@@ -1,6 +1,6 @@
-"""What is known of NVIDIA's releases: scripts/serve/releases.yaml.  Standard library only.
+"""Read the table of NVIDIA's releases, scripts/serve/releases.yaml. Standard library only.
 
-python3 -sESB -m scripts.serve.releases [RELEASE]        its known security holes, and which release mends them
+python3 -sESB -m scripts.serve.releases [RELEASE]        print its known security holes, and the release without them
 """
 
 import json
@@ -14,7 +14,7 @@ TABLE = Path(__file__).with_name("releases.yaml")
 
 
 class Release(NamedTuple):
-    """One of NVIDIA's releases, its number year.month."""
+    """One of NVIDIA's releases. `name`: year.month; `driver`: the oldest that works; `opset`, `ir`: ONNX's largest."""
 
     name: str
     triton: str
@@ -28,13 +28,13 @@ class Release(NamedTuple):
 
     @property
     def grammar(self) -> tuple[int, int]:
-        """The Python of its image, major and minor."""
+        """The Python version of the release's image, major and minor."""
         major, minor = map(int, self.python.split("."))
         return major, minor
 
 
 def read_table(path: Path = TABLE) -> dict[str, Any]:
-    """Return the table, as a YAML reader does: mappings two deep, each value in JSON; SystemExit names a bad line."""
+    """Return the table as a YAML reader does. It is mappings, two deep, of JSON values; SystemExit names a bad line."""
     table: dict[str, Any] = {}
     part = table
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -54,19 +54,19 @@ def read_table(path: Path = TABLE) -> dict[str, Any]:
 
 
 def find_release(name: str = "") -> Release:
-    """Return a release, NGC_RELEASE where none is named; of one that the table lacks, the usual one's limits."""
+    """Return the named release, else NGC_RELEASE's. A release that the table lacks gets the usual one's limits."""
     table = read_table()
     name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
     return Release(name=name, **table[name if name in list_releases(table) else table["usual"]])
 
 
 def list_releases(table: dict[str, Any]) -> list[str]:
-    """Return the releases that a table knows, the oldest first."""
+    """Return the releases of a table, the oldest first."""
     return sorted((key for key in table if key not in ("usual", "bulletins")), key=sort_key)
 
 
 def list_notes(name: str = "") -> list[str]:
-    """Return what there is to say about a release, a sentence each: unknown here, known holes and what mends them."""
+    """Return notes on a release, a sentence each: the table lacks it; its security holes, and who mends them."""
     table = read_table()
     name = name or os.environ.get("NGC_RELEASE", "") or table["usual"]
     told = []
@@ -91,7 +91,7 @@ def list_notes(name: str = "") -> list[str]:
 
 
 def sort_key(name: str) -> tuple[int, ...]:
-    """Return what releases are sorted by, () where a name is no year.month."""
+    """Return the numbers that releases are sorted by, () if the name is no year.month."""
     return tuple(map(int, name.split("."))) if re.fullmatch(r"\d\d\.\d\d", name) else ()
 
 

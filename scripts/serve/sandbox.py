@@ -1,11 +1,12 @@
-"""Run a server whose code is another's: without network, secrets or a place to write but its own scratch folder.
+"""Run a server that holds code of others: without network and secrets, and with one folder that it may write to.
 
     python3 -sESB -m scripts.serve.sandbox FOLDER [--see PATH]... --port FD=PORT... -- COMMAND...
 
-The command gets namespaces of its own (user, mounts, network, processes; man 7 namespaces), which Linux gives to anyone
-unless it was told not to.  It sees the system (/usr and so on), each PATH and FOLDER, of which it may write to FOLDER
-alone; /tmp and /dev/shm are its own and empty.  Its network is a loopback of its own.  Each FD is a socket that listens
-outside: whoever connects there is passed on to 127.0.0.1:PORT inside.  Standard library only; Linux 5.12 or newer.
+The command gets namespaces of its own (user, mounts, network, processes; man 7 namespaces). Linux gives them to every
+user, unless its settings forbid that. The command sees the system (/usr and so on), each PATH and FOLDER; it may write
+to FOLDER alone. It gets an empty /tmp and /dev/shm of its own, and a network with nothing but a loopback. Each FD is a
+socket that listens outside: a connection to it is forwarded to 127.0.0.1:PORT inside.
+Standard library only, and no other file of this project, because it runs by its path. Linux 5.12 or newer.
 """
 
 import argparse
@@ -39,51 +40,40 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix"
 FILES = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "passwd", "group", "nsswitch.conf", "localtime")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 BLOCK = 1 << 20
-# In a container: between standard input and output and a port there
-RELAY = """
-import os, socket, sys, threading
-inner = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-def send():
-    while data := os.read(0, 1 << 20):
-        inner.sendall(data)
-    inner.shutdown(socket.SHUT_WR)
-threading.Thread(target=send, daemon=True).start()
-while data := inner.recv(1 << 20):
-    while data:
-        data = data[os.write(1, data):]
-"""
 
 
 def call_libc(name: str, *arguments: object) -> None:
-    """Call a function of the C library; OSError where it fails."""
+    """Call a function of the C library; OSError if it fails."""
     if getattr(LIBC, name)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def mount_folder(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
-    """As mount(2); OSError where it is refused."""
+    """Call mount(2); OSError if it is refused."""
     call_libc("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
 
 
 @cache
 def explain_refusal() -> str:
-    """Why this kernel gives no such namespaces, "" if it does."""
+    """Return the reason why this kernel gives no such namespaces, "" if it gives them."""
     with tempfile.TemporaryDirectory(prefix="chest-sandbox-") as folder:
-        command = confine_command(["/bin/sh", "-c", ":"], Path(folder), [], {})
+        command = make_confined_command(["/bin/sh", "-c", ":"], Path(folder), [], {})
         run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
     return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
 
 
-def confine_command(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> list[str]:
-    """The command that runs `command` in here; `ports`: the port inside of each socket that listens outside."""
+def make_confined_command(
+    command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]
+) -> list[str]:
+    """Return the command that runs `command` in the sandbox. `ports`: FD of a listening socket -> port inside."""
     words = [word for path in dict.fromkeys(see) for word in ("--see", str(path))]
     words += [word for number, port in ports.items() for word in ("--port", f"{number}={port}")]
     return [sys.executable, "-sESB", str(Path(__file__).resolve()), str(folder), *words, "--", *command]
 
 
 def list_python_folders(venv: Path) -> list[Path]:
-    """What an environment's Python is made of: the environment, and each place that its links lead to."""
+    """Return the folders that an environment's Python needs: the environment, and the folders its links lead to."""
     found = [venv.absolute(), venv.resolve()]
     link = venv.resolve() / "bin/python3"
     for _ in range(40):
@@ -97,7 +87,7 @@ def list_python_folders(venv: Path) -> list[Path]:
 
 
 def enter_namespaces() -> None:
-    """Leave this process's namespaces for new ones, where it is who it was; OSError where that is refused."""
+    """Move this process into new namespaces, with the same user and group; OSError if that is refused."""
     user, group = os.geteuid(), os.getegid()
     call_libc("unshare", NEW_USER | NEW_MOUNTS | NEW_NETWORK | NEW_IPC)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
@@ -109,9 +99,9 @@ def enter_namespaces() -> None:
 
 
 def build_root(folder: Path, see: Iterable[Path]) -> None:
-    """Make a root of what may be seen, all of it read-only but `folder`, and go there.  In the new process 1."""
+    """Run in the new process 1: make a root of the visible paths, read-only except `folder`, and change to it."""
     mount_folder("none", "/", flags=RECURSIVE | PRIVATE)
-    root = os.path.realpath("/tmp")  # the new root comes over it, and so it must be no part of what is seen
+    root = os.path.realpath("/tmp")  # the new root is mounted here; no visible path may lie in it
     writable = os.open(folder, os.O_PATH)
     opened = {path: os.open(path, os.O_PATH) for path in [*list_places(see), *(f"/dev/{name}" for name in DEVICES)]}
     mount_folder("tmpfs", root, "tmpfs", NOSUID | NODEV, "mode=755,size=64m")
@@ -127,21 +117,21 @@ def build_root(folder: Path, see: Iterable[Path]) -> None:
     os.makedirs(f"{root}/proc")
     try:
         mount_folder("proc", f"{root}/proc", "proc", NOSUID | NODEV)
-    except OSError:  # a container that hides parts of its own; other processes are of another user namespace
+    except OSError:  # in a container that hides parts of /proc; other processes belong to another user namespace
         mount_folder("/proc", f"{root}/proc", flags=BIND | RECURSIVE)
-    make_read_only(f"{root}/proc", recursive=True)  # the kernel's settings are root's, capabilities or not
+    make_read_only(f"{root}/proc", recursive=True)  # root could change the kernel's settings, even without capabilities
     os.chdir(root)
     if LIBC.syscall(PIVOT_ROOT, b".", b"."):
         raise OSError(ctypes.get_errno(), f"pivot_root: {os.strerror(ctypes.get_errno())}")
     call_libc("umount2", b".", DETACH)
     make_read_only("/", recursive=False)
     os.chdir(folder)
-    for number in (writable, *opened.values()):  # a folder that is open could be left by its ..
+    for number in (writable, *opened.values()):  # through an open folder and its .. the command could leave the root
         os.close(number)
 
 
 def list_places(see: Iterable[Path]) -> list[str]:
-    """Each path to be seen, its links resolved as well, those above others first."""
+    """Return each visible path, also with its links resolved; a folder comes before the paths in it."""
     system = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
     named = [*system, *(f"/etc/{name}" for name in FILES), *map(str, see)]
     both = {way for path in named if os.path.exists(path) for way in (os.path.abspath(path), os.path.realpath(path))}
@@ -149,7 +139,7 @@ def list_places(see: Iterable[Path]) -> list[str]:
 
 
 def bind_mount(number: int, target: str, folder: bool, writable: bool = False) -> None:
-    """Let what is open as `number` be seen as `target`."""
+    """Mount the file or folder that is open as `number` at `target`."""
     os.makedirs(target if folder else os.path.dirname(target), exist_ok=True)
     if not folder and not os.path.exists(target):
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
@@ -159,40 +149,40 @@ def bind_mount(number: int, target: str, folder: bool, writable: bool = False) -
 
 
 def make_read_only(path: str, recursive: bool) -> None:
-    """Let nobody write there."""
+    """Make a mount read-only for everyone."""
     attributes = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
     if LIBC.syscall(MOUNT_SETATTR, -100, path.encode(), AT_RECURSIVE if recursive else 0, attributes, len(attributes)):
         raise OSError(ctypes.get_errno(), f"mount_setattr {path}: {os.strerror(ctypes.get_errno())}")
 
 
 def give_up_rights() -> None:
-    """No capability is left after the next exec, nor can any be had."""
+    """Give up all capabilities at the next exec, for ever."""
     for capability in range(64):
         LIBC.prctl(DROP_BOUND, capability, 0, 0, 0)
     call_libc("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
-def pass_on_connections(listening: socket.socket, port: int) -> None:
-    """Pass each connection on to the port inside, for ever."""
+def forward_connections(listening: socket.socket, port: int) -> None:
+    """Forward each connection to the port inside, for ever."""
     while True:
         outer, _ = listening.accept()
-        threading.Thread(target=join_sockets, args=(outer, port), daemon=True).start()
+        threading.Thread(target=forward_connection, args=(outer, port), daemon=True).start()
 
 
-def join_sockets(outer: socket.socket, port: int) -> None:
-    """Pass on what either side of a connection says, until both have ended."""
+def forward_connection(outer: socket.socket, port: int) -> None:
+    """Copy bytes in both directions of a connection, until both sides have ended."""
     with outer, socket.socket() as inner, suppress(OSError):
         inner.connect(("127.0.0.1", port))
         for end in (outer, inner):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        back = threading.Thread(target=pump_bytes, args=(inner, outer), daemon=True)
+        back = threading.Thread(target=copy_bytes, args=(inner, outer), daemon=True)
         back.start()
-        pump_bytes(outer, inner)
+        copy_bytes(outer, inner)
         back.join()
 
 
-def pump_bytes(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what one side says, and that it ended."""
+def copy_bytes(source: socket.socket, target: socket.socket) -> None:
+    """Copy bytes from one side to the other, until it ends; then end the other side, too."""
     buffer = memoryview(bytearray(BLOCK))
     with suppress(OSError):
         while count := source.recv_into(buffer):
@@ -201,57 +191,44 @@ def pump_bytes(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def pass_on_to_docker(listening: socket.socket, container: str, port: int) -> None:
-    """Pass each connection on to a port of a container without network, until the socket is shut down."""
-    command = ["docker", "exec", "--interactive", container, "python3", "-c", RELAY, str(port)]
-
-    def join_docker(outer: socket.socket) -> None:
-        with outer:
-            subprocess.run(command, stdin=outer.fileno(), stdout=outer.fileno(), stderr=subprocess.DEVNULL, check=False)
-
-    with suppress(OSError):
-        while True:
-            outer, _ = listening.accept()
-            threading.Thread(target=join_docker, args=(outer,), daemon=True).start()
-
-
 def run_confined(command: Sequence[str], folder: Path, see: Iterable[Path], ports: dict[int, int]) -> int:
-    """Return the exit status of the command, or less than 0: the signal that killed it.
+    """Return the exit status of the command, or minus the signal that killed it.
 
-    Three processes: this one passes connections on; the keeper, for whoever leaves the others' processes has no more
-    threads; process 1, with which the command and all that it started end.
+    There are three processes. This one forwards connections. The second (keeper) makes the new process
+    namespace; after that it cannot start threads. The third is process 1 there: when it ends, the command and all its
+    children end.
     """
     enter_namespaces()
-    call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # which entering has unset
+    call_libc("prctl", SET_DEATH, signal.SIGTERM, 0, 0, 0)  # enter_namespaces has unset it
     if not (keeper := os.fork()):
-        end_like(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
-    pass_on_signals(keeper)
+        exit_like(run_in_child(lambda: run_in_namespaces(command, folder, see, ports)))
+    forward_signals(keeper)
     for number, port in ports.items():
-        threading.Thread(target=pass_on_connections, args=(socket.socket(fileno=number), port), daemon=True).start()
+        threading.Thread(target=forward_connections, args=(socket.socket(fileno=number), port), daemon=True).start()
     return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 
 def run_in_namespaces(command: Sequence[str], folder: Path, see: Iterable[Path], ports: Iterable[int]) -> int:
-    """Return how the command ended, process 1 of a world of its own."""
+    """Run in the second process: start process 1 of a new process namespace, and return how the command ended."""
     call_libc("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
     for number in ports:
         os.close(number)
     call_libc("unshare", NEW_PROCESSES)
     if not (child := os.fork()):
         run_in_child(lambda: start_command(command, folder, see))
-    pass_on_signals(child)
+    forward_signals(child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return 128 - status if status > 128 else status  # process 1 cannot end by a signal, and says which it was
+    return 128 - status if status > 128 else status  # process 1 cannot end by a signal; its status tells the signal
 
 
 def start_command(command: Sequence[str], folder: Path, see: Iterable[Path]) -> int:
-    """Start the command as process 1, which signals would not end otherwise, and reap what it leaves."""
+    """Run in process 1: start the command, forward signals to it, reap its orphans, exit with its status."""
     call_libc("prctl", SET_DEATH, signal.SIGKILL, 0, 0, 0)
     build_root(folder, see)
     give_up_rights()
     if not (child := os.fork()):
         os.execvp(command[0], list(command))
-    pass_on_signals(child)
+    forward_signals(child)
     while (ended := os.wait())[0] != child:
         pass
     status = os.waitstatus_to_exitcode(ended[1])
@@ -259,7 +236,7 @@ def start_command(command: Sequence[str], folder: Path, see: Iterable[Path]) -> 
 
 
 def run_in_child(action: Callable[[], int]) -> int:
-    """Do it in a child, which never goes on with what its parent does."""
+    """Run `action` in a forked child. The child never continues the parent's code: on an error it exits with 125."""
     try:
         return action()
     except BaseException as error:
@@ -267,8 +244,8 @@ def run_in_child(action: Callable[[], int]) -> int:
         os._exit(125)
 
 
-def pass_on_signals(child: int) -> None:
-    """Hand to a child what asks this process to stop."""
+def forward_signals(child: int) -> None:
+    """Forward to a child the signals that ask this process to stop."""
 
     def stop(number: int, _: FrameType | None) -> None:
         with suppress(ProcessLookupError):
@@ -278,10 +255,10 @@ def pass_on_signals(child: int) -> None:
         signal.signal(number, stop)
 
 
-def end_like(status: int) -> NoReturn:
-    """End as the command did, so that whoever waits sees the same end."""
+def exit_like(status: int) -> NoReturn:
+    """End as the command did, by the same status or signal."""
     if status < 0:
-        with suppress(OSError):  # SIGKILL has nothing but its default
+        with suppress(OSError):  # SIGKILL has no handler to reset
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
@@ -300,7 +277,7 @@ def main() -> None:
     except OSError as error:
         raise SystemExit(f"sandbox: {error.strerror}") from None
     sys.stdout.flush()
-    end_like(status)
+    exit_like(status)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.serve.triton_server import SHM, Server, triton_server
+from scripts.serve.ports_and_memory import SHM
+from scripts.serve.triton_server import Server, triton_server
 
 
 def serve_repository(
@@ -19,7 +20,7 @@ def serve_repository(
     lock: bool = False,
     foreign: bool = False,
 ) -> None:
-    """Returns after Ctrl-C; SystemExit where the server cannot start or ends by itself."""
+    """Serve until Ctrl-C; SystemExit if the server cannot start or ends by itself. `lock`, `foreign`: triton_server."""
     if not repository.is_dir() or not any(repository.glob("*/config.pbtxt")):
         raise SystemExit(f"{repository}: no models there; make them with: make repository")
     try:
@@ -27,21 +28,24 @@ def serve_repository(
             repository, log, image=image, address=address, ports=ports, timeout=timeout, lock=lock, foreign=foreign
         ) as server:
             models = ", ".join(sorted(model["name"] for model in server.ask("/v2/repository/index", "POST")))
-            with print_key(server):
+            with publish_key(server):
                 print(
                     f"READY: {models}; HTTP http://{server.http} gRPC {server.grpc} "
                     f"metrics http://{server.metrics}/metrics; log {log}; Ctrl-C stops it",
                     flush=True,
                 )
                 server.process.wait()
-            raise SystemExit(server.trouble("tritonserver ended"))
+            raise SystemExit(server.explain_trouble("tritonserver ended"))
     except KeyboardInterrupt:
         return
 
 
 @contextmanager
-def print_key(server: Server) -> Iterator[None]:
-    """Meanwhile programs of this user on this machine find the key, by the port, so that they may share memory."""
+def publish_key(server: Server) -> Iterator[None]:
+    """Keep the server's key in /dev/shm/chest-key-PORT (PORT: gRPC) while the block runs.
+
+    Only this user can read it. His programs need it to share memory with the server.
+    """
     path = SHM / f"chest-key-{server.grpc.rpartition(':')[2]}"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
@@ -61,9 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", type=int, default=8002)
     parser.add_argument("--log", type=Path, default=Path("build/logs/serve.log"))
     parser.add_argument("--image", help="run this image's server in Docker")
-    parser.add_argument("--lock", action="store_true", help="models are neither loaded nor unloaded over gRPC")
-    parser.add_argument("--foreign", action="store_true", help="its code is another's: neither network nor your files")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for the start")
+    parser.add_argument("--lock", action="store_true", help="loading and unloading over gRPC needs the key")
+    parser.add_argument(
+        "--foreign", action="store_true", help="models hold code of others: give it no network and none of your files"
+    )
+    parser.add_argument("--timeout", type=float, default=600, help="seconds until the server must be ready")
     given = parser.parse_args(argv)
     ports = (given.http, given.grpc, given.metrics)
     serve_repository(

@@ -1,12 +1,13 @@
-"""A real Triton's verdict on a set of models: every one loads, answers as PyTorch does, and unloads.
+"""Let a real Triton judge a set of models: each must load, answer as PyTorch does, and unload.
 
     python -m scripts.serve.verdict vit_onnx/1/model.onnx=build/onnx/vit.onnx … build/checks/verdict.json
     python -m scripts.serve.verdict --repository model_repository_running build/verify.json
 
-FILE=SOURCE: what the repository will hold; links in a fresh staging folder stand for it, and nothing is copied.
---gpu-checks: of the models that were compared with plans, answers are judged as a GPU's, by PATTERN with <name> for {}.
---repository: judges an existing repository where it lies. Model `<name>_…` is asked what build/checks/<name>.json
-holds. OUT is written only if nothing is wrong: per model READY, difference and latency, the sha256 of each file.
+FILE=SOURCE: a file of the repository, and where it lies now. A fresh staging folder gets links; nothing is copied.
+--gpu-checks PATTERN: files with the answers of TensorRT plans on a GPU; {} stands for the model's name without its end.
+--repository: judge an existing repository where it lies. The requests and expected answers of model `<name>_…` are in
+build/checks/<name>.json. OUT is written only if all is well: per model READY, difference and latency, and the sha256
+of each file.
 """
 
 import argparse
@@ -24,15 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from scripts.convert.collapse import CAUSE, find_alike_rows
 from scripts.convert.sample import make_sample
 from scripts.convert.ties import remove_flips
-from scripts.serve.check_repository import find_faults, read_config
-from scripts.serve.triton_server import Server, has_gpu, triton_server
+from scripts.serve.check_repository import find_faults
+from scripts.serve.model_config import read_config
+from scripts.serve.server_in_docker import has_gpu
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import Server, triton_server
 
-LARGE = 32 << 20  # bytes of a request that is timed once, not five times
+LARGE = 32 << 20  # bytes; a request of this size or more is timed once, not five times
 
 
 def pass_verdict(
@@ -45,7 +49,7 @@ def pass_verdict(
     gpu_checks: str | None = None,
     variants: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What OUT holds; SystemExit with the model, the reason and what to do where anything is wrong."""
+    """Return the content of OUT; SystemExit names the model, the fault and what to do."""
     found = find_faults(repository, models)
     print("".join(f"recommendation: {line}\n" for line in found.recommendations), end="", flush=True)
     if found.faults:
@@ -71,14 +75,14 @@ def pass_verdict(
             for name in names:
                 if (state := index.get(name, {}).get("state")) != "READY":
                     raise SystemExit(
-                        f"{name}: expected READY, it is {state}: {index.get(name, {}).get('reason')}; {log}"
+                        f"{name}: expected READY, found {state}: {index.get(name, {}).get('reason')}; log: {log}"
                     )
             results = {name: ask_model(server, name, *asked[name], timeout) for name in names}
         except (OSError, http.client.HTTPException) as error:
-            raise SystemExit(f"{repository}: {server.trouble(str(error))}") from error
+            raise SystemExit(f"{repository}: {server.explain_trouble(str(error))}") from error
     if read_states(repository) != before:
         raise SystemExit(
-            f"{repository}: its files changed while they were judged; start again when nothing writes there"
+            f"{repository}: its files changed while they were judged; start again when no program writes there"
         )
     return {"server": f"{image or 'tritonserver'} {version}", "models": results, "files": files}
 
@@ -86,7 +90,7 @@ def pass_verdict(
 def ask_model(
     server: Server, name: str, entry: dict[str, Any], check: dict[str, Any], timeout: float
 ) -> dict[str, Any]:
-    """Loads, asks and unloads one model as the client does."""
+    """Load, ask and unload one model as the client does. Return its state, differences and median latency."""
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
     print(f"  asking {name}", flush=True)
     try:
@@ -97,7 +101,7 @@ def ask_model(
         for answer in check["served"]:
             request = make_sample(entry, answer["seed"], answer["batch"], answer.get("first", 0))
             small = sum(array.nbytes for array in request.values()) < LARGE
-            # Popped: of a volume each copy is 221 MB, and gRPC makes its own.
+            # Popped to free memory: a volume is 221 MB, and gRPC makes a copy of its own
             inputs = [make_input(key, request.pop(key)) for key in list(request)]
             for _ in range(5 if small else 1):
                 start = time.perf_counter()
@@ -111,7 +115,7 @@ def ask_model(
             relative = max(relative, difference / (check["scale"] or 1.0) if difference else 0.0)
         client.unload_model(name, client_timeout=timeout)
     except InferenceServerException as error:
-        raise SystemExit(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+        raise SystemExit(f"{name}: {server.explain_trouble(f'Triton says: {error.message()}')}") from error
     finally:
         client.close()
     milliseconds = round(1000 * statistics.median(times), 1)
@@ -124,47 +128,36 @@ def ask_model(
     }
 
 
-# What tritonclient sets itself, and no proxy: HTTP_PROXY must not come between us and our own server.
-CHANNEL = [
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    ("grpc.enable_http_proxy", 0),
-]
-
-
-def make_input(name: str, array: NDArray[Any]) -> Any:
-    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(array)
-    return tensor
-
-
 def check_answers_differ(name: str, answers: Sequence[dict[str, Any]], served: Sequence[NDArray[Any] | None]) -> None:
-    """SystemExit where different inputs got answers that are alike, while PyTorch's are not."""
+    """SystemExit if different inputs got nearly equal answers, although PyTorch's answers differ."""
     pairs = [
         (np.asarray(answer["output"], np.float64), output)
         for answer, output in zip(answers, served, strict=True)
         if output is not None and output.dtype != object
     ]
     if not pairs or any(right.shape != output.shape for right, output in pairs):
-        return  # tags are equal to PyTorch's or refused, and so is another shape
+        return  # compare_answers judges tags, and refuses another shape
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
     if same := find_alike_rows(expected, found):
         one, other = same[0]
         apart = [np.linalg.norm(side[one].astype(np.float64) - side[other]) for side in (found, expected)]
         raise SystemExit(
-            f"{name}: answers different inputs alike: {len(same)} pairs, the first {apart[0]:.2e} apart, PyTorch's "
+            f"{name}: answers different inputs alike: {len(same)} pairs; the first is {apart[0]:.2e} apart, PyTorch's "
             f"{apart[1]:.2e}; {CAUSE}; next: make repository"
         )
 
 
 def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | None) -> tuple[float, int]:
-    """The largest absolute difference, and the number of codes by whose flip an answer was explained first.
+    """Return the largest absolute difference, and the number of flips that were subtracted before.
 
-    SystemExit where an element differs by more than it may, or a tag at all.
+    A flip of a code explains its whole change of an answer, see scripts/convert/ties.py. SystemExit if an element
+    differs by more than is allowed, or a tag differs at all.
     """
-    next_step = "not what PyTorch makes of this checkpoint: rolled back, not published yet, or wrong; make repository"
+    next_step = (
+        "PyTorch answers this otherwise: the model was rolled back, is not published yet, or is wrong; make repository"
+    )
     if served is None:
-        raise SystemExit(f"{name}: the answer has no tensor named output")
+        raise SystemExit(f"{name}: the answer has no tensor `output`, which the client reads")
     if served.dtype == object:
         found = [value.decode() for value in served.ravel()]
         if found != answer["output"]:
@@ -178,7 +171,7 @@ def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | No
     for row, changes in enumerate(answer.get("flips", [])):
         difference[row], count = remove_flips(difference[row], changes, allowed)
         flips += count
-    # A NaN compares as no number does, so ask what is within, not what is beyond.
+    # Every comparison with NaN is false, so test for `within`, not for `beyond`
     within = np.abs(difference) <= allowed
     if not within.all():
         bad = int(within.size - within.sum())
@@ -191,12 +184,12 @@ def compare_answers(name: str, answer: dict[str, Any], served: NDArray[Any] | No
 
 
 def stage_files(contents: Sequence[str], staging: Path) -> None:
-    """A fresh folder of links, one per FILE=SOURCE; refuses to clear a folder in which other things than links lie."""
+    """Make a fresh folder of links, one for each FILE=SOURCE; SystemExit if the old folder holds anything but links."""
     if staging.exists() or staging.is_symlink():
         for path in [staging, *staging.rglob("*")]:
             if path.is_symlink() == path.is_dir():
                 raise SystemExit(
-                    f"{path}: no link of an earlier staging; expected {staging} empty or absent; move it away"
+                    f"{path}: no link of an earlier staging; expected {staging} empty or absent; move this away"
                 )
         shutil.rmtree(staging)
     for item in contents:
@@ -211,10 +204,8 @@ def stage_files(contents: Sequence[str], staging: Path) -> None:
 
 
 def read_check(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[str, Any]:
-    """The entry or check that belongs to a model folder: vit_onnx and vit_trt have vit.json, or vit.tf32.json if
-    `variants` has vit.tf32.
-    """
-    path = folder / f"{variant_of(model, variants)}.json"
+    """Return a model's entry or check: vit.json of vit_onnx and vit_trt, vit.tf32.json if `variants` has vit.tf32."""
+    path = folder / f"{find_variant(model, variants)}.json"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file, but {model} is judged by it; make it with: make onnx")
     content: dict[str, Any] = json.loads(path.read_text())
@@ -224,11 +215,12 @@ def read_check(folder: Path, model: str, variants: Sequence[str] = ()) -> dict[s
 def find_expected(
     checks: Path, gpu_checks: str | None, model: str, variants: Sequence[str] = (), *, gpu: bool = False
 ) -> dict[str, Any]:
-    """What a model must answer: on the CPU what PyTorch does, on a GPU what its plan was compared with.
+    """Return the requests and expected answers of a model.
 
-    `gpu`: the server has one, and what was compared on a CPU alone may differ there by as much as a GPU's arithmetic.
+    If its plan was compared on a GPU, these are the answers of that comparison (`gpu_checks`), else PyTorch's.
+    `gpu`: the server has a GPU; PyTorch's answers may then differ by `allowed_gpu`, the error of a GPU's arithmetic.
     """
-    on_gpu = Path((gpu_checks or "").format(variant_of(model, variants)))
+    on_gpu = Path((gpu_checks or "").format(find_variant(model, variants)))
     if on_gpu.is_file():
         content: dict[str, Any] = json.loads(on_gpu.read_text())
         return content
@@ -240,14 +232,14 @@ def find_expected(
     return content
 
 
-def variant_of(model: str, variants: Sequence[str]) -> str:
-    """vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
+def find_variant(model: str, variants: Sequence[str]) -> str:
+    """Return a model's name without its end: vit_onnx or vit_trt -> vit, or vit.tf32 if `variants` has that."""
     name = model.rpartition("_")[0]
     return next((found for found in variants if found.partition(".")[0] == name), name)
 
 
 def read_states(repository: Path) -> dict[str, tuple[int, int, int]]:
-    """Of each file, by its path in the repository: inode, size, mtime; links are followed."""
+    """Return inode, size and mtime of each file, by its path in the repository; links are followed."""
     files = sorted(path for path in repository.rglob("*") if path.is_file())
     found = [(path.relative_to(repository).as_posix(), path.stat()) for path in files]
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found}
@@ -265,14 +257,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Let a real Triton judge a set of models.")
     parser.add_argument("contents", nargs="*", metavar="FILE=SOURCE")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--repository", type=Path, help="judge this repository where it lies")
+    parser.add_argument("--repository", type=Path, help="judge this repository where it is")
     parser.add_argument("--staging", type=Path, default=Path("build/staging"))
     parser.add_argument("--checks", type=Path, default=Path("build/checks"))
     parser.add_argument("--models", type=Path, default=Path("build/models"))
     parser.add_argument("--variant", action="append", default=[], metavar="MODEL.PRECISION", help="such as vit.tf32")
     parser.add_argument("--log", type=Path, default=Path("build/logs/verdict.log"))
-    parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with what a server with a GPU must answer")
-    parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
+    parser.add_argument("--gpu-checks", metavar="PATTERN", help="files with the answers of plans on a GPU")
+    parser.add_argument("--release", help="NVIDIA's release whose limits count (nothing: NGC_RELEASE)")
     parser.add_argument("--image", help="run this image's server in Docker")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a start or an answer")
     given = parser.parse_intermixed_args(argv)  # options may stand between files

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as schema  # type: ignore[import-untyped]
 
 from scripts.publish.prebuilt import GPUS, make_environment
-from scripts.serve.check_repository import read_config, read_without_weights
-from scripts.serve.served import UnservedError, serve_models
+from scripts.serve.model_config import read_config
+from scripts.serve.onnx_headers import read_without_weights
+from scripts.serve.triton_client import UnservedError, serve_models
 from scripts.serve.verdict import hash_file, stage_files
 
 Array = NDArray[Any]

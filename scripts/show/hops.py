@@ -16,8 +16,9 @@ from scripts.convert.compare import ask_deployed, open_session
 from scripts.convert.judge import Judge
 from scripts.convert.probabilities import compute_probabilities, normalise_rows
 from scripts.convert.sample import make_sample
-from scripts.serve.check_repository import read_config, read_without_weights
-from scripts.serve.served import serve_models
+from scripts.serve.model_config import read_config
+from scripts.serve.onnx_headers import read_without_weights
+from scripts.serve.triton_client import serve_models
 from scripts.serve.verdict import stage_files
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""`make reload` while clients ask, on the real Triton with tiny models: no request fails, no memory is lost."""
+"""`make reload` while clients send requests to the real Triton: no request fails, no memory is lost."""
 
 import hashlib
 import threading
@@ -16,8 +16,8 @@ from scripts.deploy import reload as program
 from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import identify_folder
 from scripts.publish import publish
+from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
 from scripts.steps import records
 from tests.triton_models import CLASSES, CONFIG, FEATURES, linear
 
@@ -28,7 +28,7 @@ GROWTH = 1.05
 
 
 def sources(number: int) -> dict[str, tuple[str, str]]:
-    """FILE, its source and digest, of set `number`: a network of it answers ones with its number."""
+    """Return file -> (source, digest) of set `number`. For an input of ones its networks answer the number."""
     found = {}
     for name in NETWORKS:
         model = linear()
@@ -46,7 +46,7 @@ def sources(number: int) -> dict[str, tuple[str, str]]:
 
 
 class Clients:
-    """Threads that ask the three networks in turn, as a study is, until told to end and each has asked enough."""
+    """Threads that ask the three networks in turn, as for a study, until the block ends and each has sent REQUESTS."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.count, self.enough = server, 0, threading.Event()
@@ -75,7 +75,7 @@ class Clients:
         client.close()
 
     def wait(self, more: int) -> None:
-        """Until they have asked so many more."""
+        """Wait until they have sent `more` requests."""
         with self.moved:
             goal = self.count + more
             self.moved.wait_for(lambda: self.count >= goal)
@@ -92,10 +92,10 @@ class Clients:
 
 
 def memory(server: Server, stubs_alone: bool = False) -> int:
-    """KiB that the server and its stubs took, what they share counted once; nothing is being unloaded meanwhile.
+    """Wait until no model unloads; return the KiB of the server and its stubs, shared memory counted once.
 
-    Pages of files (libraries) are left out: they are divided among all programs that map them, so that they would
-    grow whenever another Triton on this machine ends.
+    Pages of files (libraries) are left out: programs that map them share their size, so the number would grow
+    whenever another Triton on this machine ends.
     `stubs_alone`: only the processes that run Python models, without tritonserver.
     """
     for _ in range(600):
@@ -119,13 +119,13 @@ def pgrp(process: Path) -> str:
 
 
 def states_of_stubs(server: Server) -> list[str]:
-    """A stub runs for each model that is loaded."""
+    """Return the models that are READY; each has a stub."""
     return [model["name"] for model in server.ask("/v2/repository/index", "POST") if model.get("state") == "READY"]
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Set 1 is published and served; `reload` finds this server where it looks for a container's."""
+    """Publish and serve set 1; let `reload` take this server for the container's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "SETTLED", 0)
     publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
@@ -172,12 +172,12 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
         served = number
     mixed = [study for study in clients.studies if len(set(study[2])) > 1]
     assert all(any(start <= ended and begun <= end for start, end, _ in reloads) for begun, ended, _ in mixed)
-    assert capsys.readouterr().out.count("may have answered one study: ask again for what was asked then") == 4
+    assert capsys.readouterr().out.count("may have answered one study: ask again for the studies of that time") == 4
     assert after <= GROWTH * before
 
 
 def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    program.reload_models(REPOSITORY)  # whatever it has not taken yet
+    program.reload_models(REPOSITORY)  # so that all is loaded
     capsys.readouterr()
     files = {path: source for path, source in sources(2).items() if path.startswith("binary_onnx/")}
     publish.replace_models(REPOSITORY, "synthetic", ["binary_onnx"], files)
@@ -185,15 +185,15 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
     program.reload_models(REPOSITORY)
 
     said = capsys.readouterr().out
-    assert "binary_onnx: READY, taken in" in said and "vit_onnx: unchanged, READY" in said
+    assert "binary_onnx: READY, loaded in" in said and "vit_onnx: unchanged, READY" in said
     assert "may have answered one study" not in said
 
 
 def test_two_hundred_series_of_different_sizes_leave_no_memory_behind(built: Project, tmp_path: Path) -> None:
-    """Through the published bpr_model, whose process is counted; the largest come first, as it keeps what they took.
+    """Series go through the published bpr_model, the largest first: its process, which is counted, keeps that memory.
 
-    The whole rises and falls by 8 % all the time (glibc's arenas in tritonserver): 145 MB after 160 series, 144 after
-    1,000, 153 after 1,600.
+    The whole server rises and falls by 8 % all the time (glibc's arenas in tritonserver): 145 MB after 160 series, 144
+    after 1,000, 153 after 1,600.
     """
     chance, largest = np.random.default_rng(0), (48, 160, 160)
     sizes = [largest] * LARGEST

@@ -1,4 +1,4 @@
-"""The bill of materials of an image: what the schema asks, whose the weights are, where they come from."""
+"""The bill of materials of an image: its schema, and licence, origin and source of the weights."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ FILES = {
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verdict on a ViT that was rounded from another ONNX file of a checkpoint; no Docker is asked."""
+    """Records of a ViT that was rounded to fp16 from another ONNX file of a checkpoint; Docker is not called."""
     monkeypatch.chdir(tmp_path)
     made = {
         "build/checks/verdict.json": f"{'e' * 64} command : build/onnx/vit.fp16.onnx={'a' * 64} other=1",

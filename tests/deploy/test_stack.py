@@ -1,7 +1,9 @@
 """The Triton image and its stack, in a real Docker engine with a real Compose.
 
-What a registry alone has, NVIDIA's tritonserver image, is stood in for by tests/ngc_tritonserver_stand_in.py: Debian
-with Triton 24.06 of the Python package index.  No GPU: what reserves one is tested as far as Docker's refusal.
+In place of NVIDIA's tritonserver image, which only a registry has, tests/ngc_tritonserver_stand_in.py makes one: Debian
+with Triton 24.06 of the Python package index. There is no GPU: tests that reserve one end with Docker's refusal.
+
+The file is longer than 300 lines, because most tests look at one story, a run of minutes.
 """
 
 import base64
@@ -30,8 +32,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tritonclient import grpc
 
-from scripts.serve.triton_server import KEY_HEADER, LOCKED, free_ports, pinned_pool_size, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import choose_pinned_pool, find_free_ports
+from scripts.serve.server_options import KEY_HEADER, LOCKED
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
 from tests.ngc_tritonserver_stand_in import REGISTRY, stand_in
 from tests.triton_models import bpr
 
@@ -44,7 +48,7 @@ pytestmark = [
 NAME = "chest-triton-test"
 IMAGE = f"{NAME}:synthetic"
 PATIENCE = 120
-# A client such as the team's adapter, in a container of its own on the network `chest`: loads, asks, leaves loaded
+# A client such as the team's adapter, in a container on the network `chest`: it loads models, asks them, unloads none
 CLIENT = """
 import os
 import numpy as np
@@ -71,7 +75,7 @@ REFUSED_BY_GRPC = """
         client.load_model(name)
     except Exception as error:
         print(error.message())"""
-# HTTP without a key: refused is what runs code, reads another's memory or settings
+# HTTP without a key refuses requests that run code, or read others' memory or settings
 REFUSED: list[tuple[str, bytes | None]] = [
     ("/v2/repository/index", b""),
     ("/v2/repository/models/binary_onnx/load", b"{}"),
@@ -89,7 +93,7 @@ ALLOWED: list[tuple[str, bytes | None]] = [
     ("/v2/models/binary_onnx/config", None),
     ("/v2/models/binary_onnx/stats", None),
 ]
-# What code of a model can do in the container
+# What a model's code can do in the container
 INSIDE = """grep -E '^(CapEff|CapBnd|NoNewPrivs|Uid)' /proc/1/status
 for place in / /opt/tritonserver /models /usr /etc /home/triton-server /tmp; do
   if touch $place/probe 2> /dev/null; then echo writes $place; fi
@@ -101,7 +105,7 @@ def key_of(container: Any) -> str:
 
 
 def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tuple[int, bytes]:
-    """Status and body that 127.0.0.1:port answers."""
+    """Return status and body of the answer of 127.0.0.1:port."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"chest-key": key} if key else {})
     try:
         with urllib.request.urlopen(request) as answer:
@@ -111,7 +115,7 @@ def http(port: int, path: str, body: bytes | None = None, key: str = "") -> tupl
 
 
 def others(image: str) -> dict[str, Any]:
-    """A Compose file such as the team's, where the client above is the adapter."""
+    """Return a Compose file such as the team's, with the client above as the adapter."""
     return {
         "name": f"{NAME}-adapter",
         "services": {
@@ -126,7 +130,7 @@ def others(image: str) -> dict[str, Any]:
 
 
 def join() -> str:
-    """join.yml of docs/serving.md, for the network of this test."""
+    """Return join.yml of docs/serving.md, changed to the network of this test."""
     text = (ROOT / "docs/serving.md").read_text()
     block = text[text.index("    networks:\n") : text.index("    docker compose -f")]
     return textwrap.dedent(block).replace("name: chest", f"name: {NAME}")
@@ -142,7 +146,7 @@ def inspect(kind: str, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image that stands in for NVIDIA's; at the end everything made of it goes."""
+    """The stand-in for NVIDIA's image; at the end it and every image built on it are removed."""
     lacking = [name for name in ("docker", "mmdebstrap", "docker-registry") if not shutil.which(name)]
     if lacking or os.geteuid():
         pytest.skip(f"needs root, and what .ci/run installs: {', '.join(lacking)}")
@@ -152,20 +156,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     made = docker("images", "--quiet", "--no-trunc", "--filter=reference=chest-*")
     made += "\n" + docker("images", "--quiet", "--no-trunc", "--filter=dangling=true")
     made += "\n" + inspect("image", name)["Id"]
-    newest_first = dict.fromkeys(made.split())  # an image goes after those that were built on it
+    newest_first = dict.fromkeys(made.split())  # remove an image after those that were built on it
     ours = [image for image in newest_first if inspect("image", image)["RootFS"]["Layers"][:1] == [layer]]
     subprocess.run(["docker", "rmi", "--force", *ours], capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Names that meet nobody else's in this engine."""
+    """Names that nobody else uses in this Docker engine."""
     return {"COMPOSE_PROJECT_NAME": NAME, "NETWORK": NAME}
 
 
 @dataclass
 class Story:
-    """One project's image built, its stack run, a head changed and taken; what each command said and left."""
+    """What the commands of `story` printed and left behind."""
 
     said: dict[str, str] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
@@ -183,10 +187,10 @@ class Story:
 def story(
     built: Project, base: str, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Story]:
-    """What is told: image, up, load, ask; another head, make, reload, ask; image again; down."""
+    """Run one project: image, up, load, ask; another head, make, reload, ask; image again; down."""
     project = Project(tmp_path_factory.mktemp("stack") / "project")
     shutil.copytree(built.path, project.path, symlinks=True, copy_function=shutil.copy)
-    told = Story(ports=free_ports("127.0.0.1", 3))
+    told = Story(ports=find_free_ports("127.0.0.1", 3))
     options = [f"REGISTRY={REGISTRY}", "DEVICE=cpu", f"PORTS={' '.join(map(str, told.ports))}"]
 
     def make(name: str, *args: str) -> None:
@@ -253,7 +257,7 @@ def test_it_runs_as_nobody_in_explicit_mode_with_a_health_check(story: Story) ->
     assert config["User"] == "1000:1000"
     assert config["Cmd"][:2] == ["sh", "-c"]
     assert "exec tritonserver --model-repository=/models --model-control-mode=explicit" in config["Cmd"][2]
-    pool = f"--pinned-memory-pool-byte-size={pinned_pool_size(ROOT / 'convertation')}"  # as triton_server gives it
+    pool = f"--pinned-memory-pool-byte-size={choose_pinned_pool(ROOT / 'convertation')}"  # as triton_server gives it
     assert pool in config["Cmd"][2] and pool in (ROOT / "docker/compose.yaml").read_text()
     assert "/v2/health/ready" in config["Healthcheck"]["Test"][1]
     assert (
@@ -307,7 +311,7 @@ def test_the_image_names_the_digest_that_was_signed(
     statement = base64.b64decode(signed["dsseEnvelope"]["payload"]).replace(b"vit_onnx", b"vit_oxxx")
     bundle.write_text(json.dumps(signed | {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}))
     said = project.make(*image)
-    assert f"{REPOSITORY}.sig signs other files, so that the image does not name it; make sign KEY=key.pem" in said
+    assert f"{REPOSITORY}.sig signs other files, so the image does not name it; make sign KEY=key.pem" in said
 
 
 def test_nothing_is_rebuilt_because_files_are_newer(story: Story) -> None:
@@ -330,7 +334,7 @@ def test_no_image_is_made_of_what_the_records_do_not_vouch_for(story: Story) -> 
 def test_the_models_layers_are_the_same_without_a_cache_and_with_buildkit(
     story: Story, built: Project, base: str
 ) -> None:
-    """Debian's Docker client has a BuildKit of its own; newer ones have buildx, and use it unasked."""
+    """Debian's Docker client contains BuildKit; newer clients use buildx by default."""
     project, tag = built, f"{NAME}:synthetic-buildkit"
     clients = [path for path in ("/usr/bin/docker",) if Path(path).exists()]
     assert clients, "expected Debian's docker.io"
@@ -346,7 +350,7 @@ def test_a_token_of_pips_reaches_the_index_and_stays_in_no_layer(
     seen: list[str] = []
 
     class Index(http_server.BaseHTTPRequestHandler):
-        """An index of nothing, which wants to know who asks."""
+        """An empty package index that demands a password."""
 
         def do_GET(self) -> None:
             seen.append(base64.b64decode(self.headers.get("Authorization", "").partition(" ")[2]).decode())
@@ -380,12 +384,12 @@ def test_half_a_repository_makes_no_image(project: Project, base: str, change: s
     else:
         (top / "binary_onnx/1/model.onnx").unlink()
     said = project.fail("image", f"IMAGE={IMAGE}-{change}", f"REGISTRY={REGISTRY}")
-    assert "so that no image is made of it; make repository" in said
+    assert "no image is made of it; make repository" in said
     assert docker("images", "--quiet", f"{IMAGE}-{change}") == ""
 
 
 def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path) -> None:
-    """A base image of nothing, so that no build on it ends well; which one it is, is asked before."""
+    """The base image is empty, so each build on it fails; but its id is compared before."""
     name = f"{NAME}-moved:1"
     (tmp_path / "first.tar").write_bytes(bytes(10240))
     subprocess.run(["tar", "-cf", tmp_path / "second.tar", "-C", tmp_path, "first.tar"], check=True)
@@ -393,15 +397,15 @@ def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path)
     docker("import", tmp_path / "first.tar", name)
     try:
         locked = inspect("image", name)["Id"]
-        assert "docker's own words stand above" in project.fail(*image)
+        assert "see Docker's message above" in project.fail(*image)
         assert json.loads((project.path / "docker/images.lock.json").read_text())[name]["id"] == locked
         docker("import", tmp_path / "second.tar", name)
         moved = inspect("image", name)["Id"]
         said = project.fail(*image)
         assert f"{name} is another image than the locked one: expected {locked}, got {moved}" in said
-        assert "docker's own words" not in said
-        assert "docker's own words stand above" in project.fail(*image, "ACCEPT=1")
-        assert "docker's own words stand above" in project.fail(*image)
+        assert "see Docker's message" not in said
+        assert "see Docker's message above" in project.fail(*image, "ACCEPT=1")
+        assert "see Docker's message above" in project.fail(*image)
     finally:
         subprocess.run(["docker", "rmi", "--force", name, locked], capture_output=True)
 
@@ -409,7 +413,7 @@ def test_a_moved_tag_is_told_and_needs_consent(project: Project, tmp_path: Path)
 @pytest.mark.parametrize("version", ["", ":1"])
 def test_a_synthetic_image_is_tagged_as_one(stand_ins: Project, version: str) -> None:
     said = stand_ins.fail("image", f"IMAGE=registry.example:5000/chest{version}")
-    assert "a synthetic image is tagged as such: IMAGE=registry.example:5000/chest:synthetic\n" in said
+    assert "the tag of a synthetic image must say so: IMAGE=registry.example:5000/chest:synthetic\n" in said
 
 
 # --- The stack ----------------------------------------------------------------
@@ -418,14 +422,14 @@ def test_a_synthetic_image_is_tagged_as_one(stand_ins: Project, version: str) ->
 def test_up_ends_when_the_container_is_healthy(story: Story) -> None:
     assert story.container["State"]["Health"]["Status"] == "healthy"
     http, grpc, metrics = story.ports
-    assert f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{grpc}, metrics 127.0.0.1:{metrics};" in story.said["up"]
-    assert "the weights are synthetic: the answers are nonsense, by design" in story.said["up"]
+    assert f"HTTP 127.0.0.1:{http}, gRPC 127.0.0.1:{grpc}, metrics 127.0.0.1:{metrics}\n" in story.said["up"]
+    assert "the weights are synthetic, so the answers are nonsense" in story.said["up"]
 
 
 def test_the_container_is_what_the_team_joins(story: Story) -> None:
     networks = story.container["NetworkSettings"]["Networks"]
     assert list(networks) == [NAME] and "tritonserver" in networks[NAME]["Aliases"]
-    assert f"in the network {NAME} tritonserver:8001; a client loads" in story.said["up"]
+    assert f"in the network {NAME} its address is tritonserver:8001; a client loads" in story.said["up"]
     assert story.container["HostConfig"]["ShmSize"] == 2 << 30
     assert story.container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     (mount,) = story.container["Mounts"]
@@ -456,7 +460,7 @@ def test_a_client_on_the_network_loads_and_asks_every_model(story: Story) -> Non
 
 def test_reload_takes_the_head_that_changed_and_leaves_the_rest(story: Story) -> None:
     assert "binary_onnx: unchanged, READY" in story.said["reload unchanged"]
-    assert re.search(r"^binary_onnx: READY, taken in [\d.]+ s$", story.said["reload"], re.MULTILINE)
+    assert re.search(r"^binary_onnx: READY, loaded in [\d.]+ s$", story.said["reload"], re.MULTILINE)
     for model in ("bpr_model", "multilabel_onnx", "vit_onnx"):
         assert f"{model}: unchanged, READY" in story.said["reload"]
     assert {model["state"] for model in story.index} == {"READY"}
@@ -474,10 +478,10 @@ def test_down_leaves_nothing(story: Story) -> None:
 
 
 def test_a_ready_image_serves_its_own_models(story: Story, project: Project, environment: dict[str, str]) -> None:
-    ports = free_ports("127.0.0.1", 3)
+    ports = find_free_ports("127.0.0.1", 3)
     try:
         said = project.make("up", f"IMAGE={IMAGE}", "DEVICE=cpu", f"PORTS={' '.join(map(str, ports))}", **environment)
-        assert "a client loads what it asks: binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
+        assert "a client loads and asks binary_onnx, bpr_model, multilabel_onnx, vit_onnx" in said
         assert "tritonserver serves the models of its image" in project.fail("reload", **environment)
         with project.start("logs", **environment) as following:
             assert following.stdout
@@ -496,7 +500,7 @@ def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
     asked = CLIENT.replace("client.load_model(name)", REFUSED_BY_GRPC, 1)
     try:
         said = project.make("up", *options, **environment)
-        assert "is ready: no port of this machine," in said and "a client asks: binary_onnx, bpr_model" in said
+        assert "is ready: no port on this machine\n" in said and "a client can ask binary_onnx, bpr_model" in said
         assert docker("port", f"{NAME}-tritonserver-1") == ""
         client = (
             "run",
@@ -514,14 +518,14 @@ def test_with_lock_and_without_a_port_models_are_loaded_and_grpc_loads_none(
         assert "binary_onnx: unchanged, READY" in project.make("reload", **environment)
         project.edit("convertation/models.yaml", "activation: gelu", "activation: leaky_relu")  # another binary head
         project.make("repository")
-        assert "binary_onnx: READY, taken in" in project.make("reload", **environment)
+        assert "binary_onnx: READY, loaded in" in project.make("reload", **environment)
         assert docker(*client).splitlines()[4] != answered[4]
     finally:
         project.make("down", **environment)
 
 
 def test_verify_asks_the_triton_of_an_image(project: Project, base: str) -> None:
-    """In the base image what bpr_model requires is installed first, for it lacks it."""
+    """The base image lacks bpr_model's requirements, so they are installed first."""
     said = project.make("verify", f"IMAGE={base}")
     assert re.search(r"^bpr_model: READY, differs by 0.0e\+00", said, re.MULTILINE)
 
@@ -554,8 +558,8 @@ def test_code_of_others_in_a_container_has_no_network_and_writes_nothing(base: s
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """host:port of a registry of our own, and the folder where it keeps things."""
-    (port,) = free_ports("127.0.0.1", 1)
+    """host:port of a registry that runs here, and the folder of its files."""
+    (port,) = find_free_ports("127.0.0.1", 1)
     config = tmp_path / "registry.yml"
     storage = {"filesystem": {"rootdirectory": f"{tmp_path}/registry"}}
     config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}))
@@ -577,7 +581,7 @@ def registry(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def as_real(image: str, tag: str, scratch: Path) -> None:
-    """An image whose label says real, as one of real weights would: the models' layers of `image`, and no more."""
+    """Make an image with the label of real weights, from the models' layers of `image` alone."""
     subprocess.run(f"docker save {image} | tar x -C {scratch}", shell=True, check=True)
     manifest = json.loads((scratch / "manifest.json").read_text())[0]
     context = scratch / "context"
@@ -612,10 +616,10 @@ def test_a_push_of_another_head_moves_that_layer_alone(
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("", "push where? make push IMAGE=registry.example/chest-ct-triton:1"),
-        (f"{NAME}:absent", f"{NAME}:absent is not there; make image IMAGE={NAME}:absent"),
+        ("", "no image is named; make push IMAGE=registry.example/chest-ct-triton:1"),
+        (f"{NAME}:absent", f"{NAME}:absent does not exist here; make image IMAGE={NAME}:absent"),
         (IMAGE, f"{IMAGE} holds synthetic weights, which answer nonsense; not pushed"),
-        ("base", "was not made by `make image`: nobody knows what is in it; not pushed"),
+        ("base", "was not made by `make image`, so its content is unknown; not pushed"),
     ],
 )
 def test_what_is_not_pushed(story: Story, base: str, stand_ins: Project, image: str, expected: str) -> None:
@@ -626,7 +630,7 @@ def test_what_is_not_pushed(story: Story, base: str, stand_ins: Project, image: 
 
 
 def composed(*files: str, **environment: str) -> Any:
-    """What Compose makes of docker/FILES."""
+    """Return Compose's result for docker/FILES."""
     words = [word for file in files for word in ("--file", str(ROOT / "docker" / file))]
     command = ["docker", "compose", *words, "config", "--format=json"]
     run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
@@ -655,7 +659,7 @@ def test_compose_alone_runs_a_ready_image() -> None:
 
 
 def test_the_image_runs_what_compose_runs() -> None:
-    """Without Make and without Compose the same is closed; CHEST_KEY and LOCK are read inside the container."""
+    """Without Make and Compose the same requests are closed; CHEST_KEY and LOCK are read inside the container."""
     service = composed("compose.yaml")["services"]["tritonserver"]
     lines = (ROOT / "docker/triton.Dockerfile").read_text().replace("\\\n", "").splitlines()
     (command,) = (line for line in lines if line.startswith("CMD ["))
@@ -686,15 +690,15 @@ def test_without_an_nvidia_runtime_the_cpu_is_offered(
 ) -> None:
     if "nvidia" in docker("info", "--format={{json .Runtimes}}"):
         pytest.skip("an NVIDIA runtime is here, the opposite of no GPU")
-    ports = " ".join(map(str, free_ports("127.0.0.1", 3)))
+    ports = " ".join(map(str, find_free_ports("127.0.0.1", 3)))
     said = project.fail("up", f"REGISTRY={REGISTRY}", f"PORTS={ports}", **environment)
-    assert 'Docker can give no GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
+    assert 'Docker cannot give a GPU: could not select device driver "nvidia" with capabilities: [[gpu]]\n' in said
     assert "on the CPU: make up DEVICE=cpu" in said
     assert docker("ps", "--all", "--quiet", f"--filter=name={NAME}") == ""
 
 
 def test_a_taken_port_is_named(story: Story, project: Project, environment: dict[str, str]) -> None:
-    free = free_ports("127.0.0.1", 2)
+    free = find_free_ports("127.0.0.1", 2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = project.fail(

@@ -136,5 +136,5 @@ def test_a_missing_image_is_named_with_the_command_to_type(tmp_path: Path, docke
     assert run.returncode == 1
     assert run.stderr == (
         "registry.invalid/absent:1 is not here; docker pull registry.invalid/absent:1, "
-        "or where there is no network docker load --input FILE\n"
+        "or without a network: docker load --input FILE\n"
     )

@@ -28,7 +28,8 @@ from scripts.infer.handover import (
     choose_handover,
     read_start_time,
 )
-from scripts.serve.triton_server import SHM, Server, triton_server
+from scripts.serve.ports_and_memory import SHM
+from scripts.serve.triton_server import Server, triton_server
 
 CONFIG = """\
 name: "{name}"

@@ -289,7 +289,7 @@ def test_an_unchanged_image_is_not_built_again_and_a_synthetic_one_is_tagged_so(
     base = f"BASE={inference_base_stand_in()}"
     assert f"{image} is up to date" in built.make("image", "TARGET=inference", f"IMAGE={image}", base)
     said = built.fail("image", "TARGET=inference", "IMAGE=chest-inference-test:1", base)
-    assert "a synthetic image is tagged as such: IMAGE=chest-inference-test:synthetic" in said
+    assert "the tag of a synthetic image must say so: IMAGE=chest-inference-test:synthetic" in said
 
 
 # --- Runs again, and runs that are cut short

@@ -20,8 +20,9 @@ from scripts.infer import triton as module
 from scripts.infer.handover import KEY_HEADER
 from scripts.infer.messages import REPLACED
 from scripts.infer.triton import SERVED, Triton, UnreachableError, find_local_key
-from scripts.serve.serve import print_key
-from scripts.serve.triton_server import SHM, Server, free_ports, triton_server
+from scripts.serve.ports_and_memory import SHM, find_free_ports
+from scripts.serve.serve import publish_key
+from scripts.serve.triton_server import Server, triton_server
 from tests.dicom_studies import lungs, series
 
 STUDIES = 6
@@ -41,7 +42,7 @@ def serve(project: Project, log: Path, ports: list[int]) -> Any:
 
 @pytest.fixture
 def server(built: Project, tmp_path: Path) -> Iterator[Server]:
-    with serve(built, tmp_path / "log", free_ports("127.0.0.1", 2)) as started:
+    with serve(built, tmp_path / "log", find_free_ports("127.0.0.1", 2)) as started:
         yield started
 
 
@@ -63,7 +64,7 @@ def found(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def expected(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     top = tmp_path_factory.mktemp("expected")
-    with serve(built, top / "log", free_ports("127.0.0.1", 2)) as server:
+    with serve(built, top / "log", find_free_ports("127.0.0.1", 2)) as server:
         run = start(built, server, studies, top / "out")
         said = run.communicate()[1]
     assert run.returncode == 0, said
@@ -76,7 +77,7 @@ def expected(built: Project, studies: Path, tmp_path_factory: pytest.TempPathFac
 def test_a_server_restarted_in_the_middle_loses_no_study(
     built: Project, studies: Path, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    ports = free_ports("127.0.0.1", 2)
+    ports = find_free_ports("127.0.0.1", 2)
     with ExitStack() as first:
         server = first.enter_context(serve(built, tmp_path / "log", ports))
         run = start(built, server, studies, tmp_path / "out")
@@ -131,7 +132,7 @@ def test_a_server_that_does_not_come_back_ends_the_run(
 
 def test_a_server_that_comes_back_with_other_heads_ends_the_run(built: Project, tmp_path: Path) -> None:
     """Rows of different models never mix."""
-    ports = free_ports("127.0.0.1", 2)
+    ports = find_free_ports("127.0.0.1", 2)
     with serve(built, tmp_path / "log", ports) as server:
         triton = Triton(server.grpc, built.path / REPOSITORY, server.key)
     other = Project(tmp_path / "other")
@@ -161,7 +162,7 @@ def test_with_the_key_locked_models_are_loaded_and_unloaded(built: Project, tmp_
 
 def test_the_key_of_make_serve_is_found_by_its_user_on_its_machine(server: Server) -> None:
     port = server.grpc.rpartition(":")[2]
-    with print_key(server):
+    with publish_key(server):
         assert find_local_key(f"localhost:{port}") == find_local_key(f"127.0.0.1:{port}") == server.key
         assert find_local_key(f"elsewhere:{port}") == ""
         assert (SHM / f"chest-key-{port}").stat().st_mode & 0o777 == 0o600

@@ -1,5 +1,7 @@
-"""Each rule of scripts/serve/check_repository.py in both directions: a small good repository, and the same one
-broken."""
+"""Try each rule of the offline check on a small good repository, and on the same one broken.
+
+The file is longer than 300 lines, because its tables of good and broken repositories are read together.
+"""
 
 import json
 import os
@@ -13,13 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from scripts.serve.check_repository import (
-    STAND_IN_PLAN,
-    check_repository,
-    find_faults,
-    read_config,
-    read_without_weights,
-)
+from scripts.serve.check_repository import STAND_IN_PLAN, check_repository, find_faults
+from scripts.serve.model_config import read_config
+from scripts.serve.onnx_headers import read_without_weights
 from tests.triton_models import BPR, CONFIG, bpr, head, linear
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +27,7 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A good repository: an ONNX model, a Python model and a plan, with none of the names that the client knows."""
+    """A good repository: an ONNX model, a Python model and a plan. The client knows none of their names."""
     root = tmp_path / "repository"
     head(root, "head_onnx")
     folder = bpr(root)
@@ -68,7 +66,7 @@ def truncate(size: int) -> Damage:
 
 
 def two_outputs() -> onnx.ModelProto:
-    """A second output that the config does not name: Triton allows it."""
+    """Return a model with a second output that the config does not name; Triton allows that."""
     model = linear()
     model.graph.node.append(helper.make_node("Relu", ["output"], ["relu"]))
     model.graph.output.append(helper.make_tensor_value_info("relu", TensorProto.FLOAT, ["N", 3]))
@@ -76,7 +74,7 @@ def two_outputs() -> onnx.ModelProto:
 
 
 def in_subgraph() -> onnx.ModelProto:
-    """org.example.Gelu inside the branches of an If."""
+    """Return a model with org.example.Gelu in the branches of an If."""
     model = linear()
     node = helper.make_node("Gelu", ["input"], ["then"], domain="org.example")
     branch = helper.make_graph([node], "branch", [], [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)])
@@ -108,7 +106,7 @@ def loose_end() -> onnx.ModelProto:
 
 
 def variable_output() -> onnx.ModelProto:
-    """Two names for the sizes of the output, which no operator knows."""
+    """Return a model whose output has two sizes by name, which no operator tells."""
     model = linear(features="F", classes="F")
     del model.graph.initializer[:]
     model.graph.node[0].CopyFrom(helper.make_node("Relu", ["input"], ["output"]))
@@ -145,7 +143,7 @@ def parameter(key: str, value: str) -> str:
     return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }} '
 
 
-# what is added to a good config, the finding
+# Text that is added to a good config, and the finding
 RULED: list[tuple[str, str]] = [
     (parameter("intra_op_thread_count", "abc"),
      "parameters 'intra_op_thread_count'; expected a whole number, found 'abc'"),
@@ -175,7 +173,7 @@ BATCHING: list[tuple[str, str]] = [
 ONNX = "repository/head_onnx/1/model.onnx"
 CONF = "repository/head_onnx/config.pbtxt"
 
-# name, damage, the finding (all of it, or how it begins where it ends with `…`)
+# Name, damage, and the finding (`…` stands for any text)
 BROKEN: list[tuple[str, Damage, str]] = [
     ("no_models", lambda root: [shutil.rmtree(path) for path in root.iterdir()],
      "repository: models; expected at least one model folder, found none"),
@@ -232,7 +230,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("dim_minus_two", edit("dims: [8]", "dims: [-2]"),
      f"{CONF}: dims of input 'input'; expected each at least 1, or -1, found [-2]"),
     ("gpu_kind_without_gpu", edit("KIND_AUTO", "KIND_GPU"),
-     f"{CONF}: instance_group; expected KIND_AUTO, for this machine has no GPU, found KIND_GPU"),
+     f"{CONF}: instance_group; expected KIND_AUTO, because this machine has no GPU, found KIND_GPU"),
     ("plan_on_a_cpu", edit("KIND_AUTO", "KIND_CPU", "head_trt"),
      "repository/head_trt/config.pbtxt: instance_group; expected KIND_AUTO or KIND_GPU … plan, found KIND_CPU"),
     ("gpus_for_a_cpu", edit("KIND_AUTO", "KIND_CPU gpus: [0]"),
@@ -243,7 +241,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("no_onnx", write("head_onnx/1/model.onnx", "<html>404</html>"),
      f"{ONNX}: ONNX; expected a whole ONNX file, found …"),
     ("truncated_in_a_weight", truncate(100),
-     f"{ONNX}: ONNX; expected a whole ONNX file, found it ends …"),
+     f"{ONNX}: ONNX; expected a whole ONNX file, found an end …"),
     ("only_a_header", write("head_onnx/1/model.onnx", onnx.ModelProto(ir_version=10).SerializeToString()),
      f"{ONNX}: ONNX; expected a whole ONNX file, found no graph in it"),
     ("short_weight", replace(short_weight()),
@@ -293,7 +291,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
     ("short_external_data", both(replace(external()), write("head_onnx/1/weights.data", bytes(95))),
      f"{ONNX}: ONNX weights; expected 96 bytes in weights.data for weight, found 95"),
     ("no_break_space", edit("max_batch_size: 8", "max_batch_size:\xa08"),
-     f"{CONF}: config schema of Triton 2.47; expected … found line 3: the sign …"),
+     f"{CONF}: config schema of Triton 2.47; expected … found line 3: the character …"),
     # rules of scripts/serve/config_rules.py
     *[(f"rule_{index}", edit("max_batch", f"{text} max_batch"), f"{CONF}: {finding}")
       for index, (text, finding) in enumerate(RULED)],
@@ -325,7 +323,7 @@ BROKEN: list[tuple[str, Damage, str]] = [
      "repository/head_trt/1/model.plan: plan; expected a TensorRT engine, found a text"),
 ]  # fmt: skip
 
-# what Triton takes and we advise against
+# What Triton takes and the check advises against
 ADVISED: list[tuple[str, Damage, str]] = [
     ("version_with_suffix", lambda root: shutil.copytree(root / "head_onnx/1", root / "head_onnx/1.bak"),
      "repository/head_onnx/1.bak: version folder; expected a whole number without a leading zero, found 1.bak"),
@@ -343,7 +341,7 @@ ADVISED: list[tuple[str, Damage, str]] = [
      f"{CONF}: instance_group; expected an explicit count: 1, found no count"),
 ]  # fmt: skip
 
-# what Triton takes as well
+# What Triton takes, too
 FINE: list[tuple[str, Damage]] = [
     ("nothing", lambda root: None),
     ("plain_files_beside_the_models", write("README.md", "text")),
@@ -575,7 +573,7 @@ def test_a_repository_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
-    """A sparse file of 1 GB with one weight: what is read of it is its header."""
+    """Only the header is read of a sparse file of 1 GB with one weight."""
     model = linear()
     weight = model.graph.initializer[0]
     dims, size = (1 << 14, 1 << 14), 1 << 30

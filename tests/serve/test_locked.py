@@ -1,4 +1,4 @@
-"""What the real Triton answers without its key: the team's client and health as ever, what runs code refused."""
+"""What the real Triton answers without its key: inference, health, the team's client; it refuses what runs code."""
 
 import base64
 import http.client
@@ -12,13 +12,14 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from scripts.serve.triton_server import KEY_HEADER, Server, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.server_options import KEY_HEADER
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import Server, triton_server
 from tests.triton_models import BPR_CONFIG, FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-triton"
-# A model of whoever reaches the port: its code runs when it is loaded
+# A model that a stranger sends to the port: its code runs when Triton loads it
 OWN = {
     "parameters": {
         "config": json.dumps({"name": "own", "backend": "python", "max_batch_size": 0}),
@@ -155,7 +156,7 @@ def test_with_lock_grpc_neither_loads_nor_unloads(repository: Path, tmp_path: Pa
         ):
             with pytest.raises(InferenceServerException, match="This protocol is restricted"):
                 action()
-        batch = np.ones((1, FEATURES), np.float32)  # what was loaded at the start answers
+        batch = np.ones((1, FEATURES), np.float32)  # models that were loaded at the start answer
         assert client.infer("binary_onnx", [make_input("input", batch)]).as_numpy("output").shape == (1, 3)
         client.load_model("binary_onnx", headers={f"triton-grpc-protocol-{KEY_HEADER}": server.key})
         client.close()

@@ -1,4 +1,4 @@
-"""What is known of NVIDIA's releases: one table, read with and without a YAML reader, and told where it matters."""
+"""The table of NVIDIA's releases, read with and without a YAML reader, and the notes made from it."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_of_a_release_that_is_unknown_this_is_said(monkeypatch: pytest.MonkeyPat
 
 
 def model(path: Path, opset: int) -> None:
-    """An ONNX file of one Relu."""
+    """Write an ONNX file of one Relu."""
     tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "main", tensor[:1], tensor[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)

@@ -1,4 +1,4 @@
-"""Code of another's archive, in the real Triton: it reads no secret, opens no connection, writes to nothing of ours."""
+"""Code of a foreign archive in the real Triton reads no secret, opens no connection, writes to none of our files."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from conftest import ROOT
 from tritonclient import grpc
 
 from scripts.serve import sandbox
-from scripts.serve.triton_server import free_ports, triton_server
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import find_free_ports
+from scripts.serve.triton_client import CHANNEL, make_input
+from scripts.serve.triton_server import triton_server
 from tests.triton_models import bpr
 
 VENV = ROOT / ".venv-triton"
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     bool(sandbox.explain_refusal()), reason=f"no sandbox on this machine: {sandbox.explain_refusal()}"
 )
 
-# What the archive's code tries when it is loaded; its answer tells what it got
+# Attempts of the archive's code when it is loaded; its answer holds the results
 TRIES = """
 import glob, json, os, socket
 got = {}
@@ -60,7 +61,7 @@ TAG = json.dumps(got)
 
 @pytest.fixture
 def neighbour() -> Iterator[int]:
-    """A port of this machine where something listens, as a service of the team's would."""
+    """A port of this machine where a service listens, such as one of the team's."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -90,7 +91,7 @@ def test_an_archive_that_tries_gets_nothing(
     assert capsys.readouterr().out == ""
     assert got.pop("others' processes") == "[]"
     ours = [path.relative_to(home).parts[0] for path in sandbox.list_python_folders(VENV) if path.is_relative_to(home)]
-    if not (there := got.pop("home")).startswith("refused: "):  # at most the way to its Python
+    if not (there := got.pop("home")).startswith("refused: "):  # at most the folders above its Python
         assert set(json.loads(there)) <= set(ours)
     assert {name for name, what in got.items() if not what.startswith("refused: ")} == set(), got
     assert not any(path.name == "mark" and path.exists() for path in tries.values())
@@ -99,7 +100,7 @@ def test_an_archive_that_tries_gets_nothing(
 
 def run(*command: str, folder: Path, ports: dict[int, int] | None = None) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        sandbox.confine_command(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
+        sandbox.make_confined_command(command, folder, [], ports or {}), pass_fds=list(ports or {}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -131,8 +132,8 @@ def test_nobody_is_confined_as_well() -> None:
 
 
 def test_connections_are_passed_on_both_ways_and_end_on_both_sides(tmp_path: Path) -> None:
-    """4 MB there and back, longer than any buffer on the way."""
-    (inside,) = free_ports("127.0.0.1", 1)
+    """Send 4 MB there and back, more than any buffer on the way holds."""
+    (inside,) = find_free_ports("127.0.0.1", 1)
     echo = (
         f"import socket\nserver = socket.create_server(('127.0.0.1', {inside}))\nprint('up', flush=True)\n"
         "while True:\n    peer, _ = server.accept()\n"
@@ -158,7 +159,7 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     process = run("/bin/sh", "-c", "echo up; sleep 1000", folder=tmp_path)
     assert process.stdout and process.stdout.readline() == "up\n"
     process.kill()
-    assert process.stdout.read() == ""  # nobody has the other end any more
+    assert process.stdout.read() == ""  # no process holds the other end any more
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -KILL $$", -signal.SIGKILL)])
@@ -176,7 +177,8 @@ def test_where_there_is_no_sandbox_it_is_said(
     monkeypatch.setattr(module.sandbox, "explain_refusal", lambda: "unshare: Operation not permitted")
     assert not module.can_confine()
     assert capsys.readouterr().out == (
-        "code of others runs with your rights, for this machine gives no sandbox (unshare: Operation not permitted)\n"
+        "code of others runs with your rights, because this machine gives no sandbox "
+        "(unshare: Operation not permitted)\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""`make serve` as a program: the real Triton in the foreground until Ctrl-C."""
+"""`make serve` as a program: the real Triton runs in the foreground until Ctrl-C."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tritonclient import grpc
 
-from scripts.serve.triton_server import free_ports
-from scripts.serve.verdict import CHANNEL, make_input
+from scripts.serve.ports_and_memory import find_free_ports
+from scripts.serve.triton_client import CHANNEL, make_input
 from tests.triton_models import FEATURES, WEIGHT, bpr, head
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ class Serving:
     """scripts/serve/serve.py on free ports; `line` is what it printed."""
 
     def __init__(self, repository: Path) -> None:
-        self.ports = free_ports("127.0.0.1", 3)
+        self.ports = find_free_ports("127.0.0.1", 3)
         options = [f"--{name}={port}" for name, port in zip(("http", "grpc", "metrics"), self.ports, strict=True)]
         self.process = subprocess.Popen(
             [
@@ -46,7 +46,7 @@ class Serving:
         self.line = self.process.stdout.readline()
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit status and what went to stderr."""
+        """Send a signal; return the exit status and stderr."""
         self.process.send_signal(number)
         error = self.process.communicate(timeout=PATIENCE)[1]
         return self.process.returncode, error

@@ -1,6 +1,6 @@
-"""Every verdict of the real server (Triton 2.47.0 with its C++ ONNX Runtime 1.18.0 backend) is the checker's, too.
+"""The offline check reaches each verdict of the real server (Triton 2.47.0, its C++ ONNX Runtime 1.18.0 backend), too.
 
-The files of a case follow from its name: the linear model of tests/triton_models.py where the name says nothing else.
+A case's name tells its files; most have the linear model of tests/triton_models.py.
 """
 
 import json
@@ -16,7 +16,7 @@ from scripts.serve.check_repository import find_faults
 from tests.triton_models import BPR, WEIGHT, linear
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("server_verdicts.json").read_text())
-# Served, though not in the way they were asked: a batch of 3 beyond the limit of 1, FP16 in JSON
+# These load, but the requests to them fail: a batch of 3 over the limit of 1, FP16 in JSON
 ASKED_OTHERWISE = {"mbs_1", "onnx_fp16_cfg"}
 FLOAT = TensorProto.FLOAT
 
@@ -34,7 +34,7 @@ def graph(
     domain: str = "",
     weights: list[onnx.TensorProto] | None = None,
 ) -> onnx.ModelProto:
-    """`input` (N, 8) @ `weight` is `h` (N, 3), then `nodes`."""
+    """Return a model: `h` (N, 3) = `input` (N, 8) @ `weight`, then `nodes`."""
     first = [] if given else [helper.make_node("MatMul", ["input", "weight"], ["h"])]
     own = [] if given else [numpy_helper.from_array(WEIGHT, "weight")]
     made = helper.make_graph(
@@ -75,7 +75,7 @@ def bfloat16() -> onnx.ModelProto:
 
 
 def model_of(case: str) -> onnx.ModelProto:
-    """The ONNX file that a case's name tells of."""
+    """Return the ONNX model of a case."""
     for prefix, field in (("onnx_opset", "opset"), ("onnx_ir", "ir")):
         if case.startswith(prefix) and case.removeprefix(prefix).isdigit():
             return linear(**{field: int(case.removeprefix(prefix))})
@@ -150,7 +150,7 @@ PYTHON = {
 def lay(root: Path, case: dict[str, Any]) -> None:
     """Write a case's folder."""
     name, config = case["case"], case["config"]
-    if config is None:  # a parameter that is the case's name
+    if config is None:  # the case's name holds a parameter
         key, _, text = name.removeprefix("par_").rpartition("_")
         good = CASES[0]["config"].replace('"good"', f'"{name}"')
         config = f'{good}parameters {{ key: "{key}" value: {{ string_value: "{text}" }} }}\n'

@@ -1,43 +1,22 @@
-"""The verdict of the real Triton, over gRPC, on small models."""
+"""The real Triton's verdict on small models, over gRPC."""
 
 import json
 import os
-import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from tritonclient import grpc
 
-from scripts.serve import triton_server as module
 from scripts.serve import verdict as judge
-from scripts.serve.check_repository import BYTES
-from scripts.serve.triton_server import (
-    Server,
-    docker_command,
-    free_ports,
-    pinned_pool_size,
-    read_last_words,
-    shared_memory_size,
-    triton_server,
-)
-from scripts.serve.verdict import compare_answers, make_input, pass_verdict, stage_files
-from tests.triton_models import CONFIG, FEATURES, WEIGHT, answers, bpr, head, linear, tag
+from scripts.serve.triton_server import Server
+from scripts.serve.verdict import compare_answers, stage_files
+from tests.triton_models import CONFIG, answers, tag
+from tests.triton_servers import VENV, judged, processes, regions, write_repository
 
 ROOT = Path(__file__).parents[2]
-VENV = ROOT / ".venv-triton"
-PATIENCE = 120  # seconds that a test waits for what takes a few
 
 
 @pytest.fixture(autouse=True)
@@ -49,57 +28,17 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One ONNX and one Python model, and the answers that they are to give, in tmp_path/build."""
-    root = tmp_path / "repository"
-    head(root)
-    bpr(root)
-    answers(tmp_path / "build")
-    tag(tmp_path / "build")
-    return root
-
-
-def judged(root: Path, **options: Any) -> dict[str, Any]:
-    build = root.parent / "build"
-    return pass_verdict(root, build / "checks", build / "models", build / "triton.log", **options)
+    return write_repository(tmp_path)
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """scripts/serve/verdict.py as a program."""
+    """Run scripts/serve/verdict.py as a program."""
     words = [sys.executable, "-m", "scripts.serve.verdict", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 
 def folders(build: Path) -> list[object]:
     return ["--checks", build / "checks", "--models", build / "models", "--log", build / "log"]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def processes(repository: Path) -> list[int]:
-    """Servers of a repository and their stubs."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-        except OSError:
-            continue
-        if str(repository).encode() in words and b"triton" in words.split(b"\0")[0]:
-            found.append(int(path.parent.name))
-    return found
-
-
-def regions() -> set[str]:
-    """Shared memory of servers that no living process has open: those of other tests, at work now, do not count."""
-    used: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # ended meanwhile
-            used |= set(re.findall(r"/dev/shm/(triton-\S+)", maps.read_text()))
-    return {path.name for path in Path("/dev/shm").glob("triton-*")} - used
 
 
 # --- Good ---------------------------------------------------------------------
@@ -130,10 +69,12 @@ def test_the_command_judges_links_to_the_sources(repository: Path) -> None:
     build = repository.parent / "build"
     files = [path for path in sorted(repository.rglob("*")) if path.is_file()]
     contents = [f"{path.relative_to(repository)}={path}" for path in files]
-    for _ in range(2):  # the second finds the first one's staging
+    for _ in range(2):  # the second run finds the staging folder of the first
         run = command(*folders(build), "--staging", build / "staging", *contents, build / "verdict.json")
         assert (run.returncode, run.stderr) == (0, "")
-    said = [line.split(",")[0] for line in run.stdout.splitlines() if not line.startswith("  ")]  # what it is at
+    said = [
+        line.split(",")[0] for line in run.stdout.splitlines() if not line.startswith("  ")
+    ]  # without progress lines
     assert said == ["binary_onnx: READY", "bpr_model: READY"]
     result = json.loads((build / "verdict.json").read_text())
     assert len(result["files"]) == len(files)
@@ -192,17 +133,6 @@ def test_a_precision_is_judged_by_its_own_check_and_a_gpu_by_what_it_may_differ(
         allowed_to("vit_onnx", ["vit.fp16"])
 
 
-@pytest.mark.parametrize(
-    ("device", "gpus", "expected"), [(False, "", False), (True, "", True), (False, "--gpus 1", True)]
-)
-def test_a_server_in_docker_has_the_gpu_that_is_here_or_that_it_is_told_of(
-    device: bool, gpus: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module.Path, "exists", lambda path: device and str(path) == "/dev/nvidiactl")
-    monkeypatch.setenv("DOCKER_GPUS", gpus)
-    assert module.has_gpu() is expected
-
-
 def test_nan_is_no_answer() -> None:
     answer = {"output": [[1.0, 2.0]], "allowed": 0.1}
     with pytest.raises(SystemExit, match="1 of 2 values beyond the tolerance"):
@@ -224,7 +154,7 @@ def test_a_near_tie_that_fell_the_other_way_is_explained_and_everything_else_is_
 
 def test_a_token_falls_the_other_way_once_and_nothing_wider_is_forgiven() -> None:
     chance = np.random.default_rng(0)
-    ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens, two other rows each
+    ties = [chance.normal(size=(2, 64)).tolist() for _ in range(3)]  # three tokens with two other rows each
     answer = {"output": [[0.0] * 64], "allowed": 1e-3, "flips": [ties]}
     one, other = np.array(ties[0])
     assert compare_answers("m", answer, one[None]) == (pytest.approx(0), 1)
@@ -358,297 +288,3 @@ def test_staging_takes_pairs_inside_the_folder(tmp_path: Path, item: str) -> Non
 def test_staging_names_a_source_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"vit\.onnx: no such file, expected for m/1/model\.onnx; make it with: make"):
         stage_files([f"m/1/model.onnx={tmp_path}/vit.onnx"], tmp_path / "staging")
-
-
-# --- The stand-in backend, through a server of its own -------------------------
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Any]]:
-    """Two ONNX models: one that joins requests, one without a batch dimension and with two outputs."""
-    root = tmp_path_factory.mktemp("served") / "repository"
-    head(root)
-    model = linear()
-    model.graph.node.append(onnx.helper.make_node("Relu", ["output"], ["relu"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("relu", onnx.TensorProto.FLOAT, ["N", 3]))
-    config = CONFIG.replace("size: 8", "size: 0").replace("[8]", "[-1, 8]").replace("[3]", "[-1, 3]")
-    config = config.replace("dynamic_batching { max_queue_delay_microseconds: 0 }", "")
-    head(root, "plain_onnx", model, config + 'output [{ name: "relu" data_type: TYPE_FP32 dims: [-1, 3] }]\n')
-    # Requests wait long enough for several to be joined into one.
-    joined = (root / "binary_onnx/config.pbtxt").read_text().replace("microseconds: 0", "microseconds: 300000")
-    (root / "binary_onnx/config.pbtxt").write_text(joined)
-    with triton_server(root, root.parent / "log", venv=VENV) as server:
-        client = grpc.InferenceServerClient(server.grpc, channel_args=judge.CHANNEL)
-        yield server, client
-        client.close()
-
-
-def rows(count: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal((count, FEATURES)).astype(np.float32)
-
-
-def test_joined_requests_each_get_their_own_rows(served: tuple[Server, Any]) -> None:
-    _, client = served
-    batches = [rows(count, count) for count in (1, 2, 3, 2)]
-    futures = [client.async_infer for _ in batches]
-    answered: dict[int, Any] = {}
-    for index, batch in enumerate(batches):
-        futures[index](
-            "binary_onnx",
-            [make_input("input", batch)],
-            callback=lambda result, error, index=index: answered.__setitem__(index, error or result.as_numpy("output")),
-        )
-    until(lambda: len(answered) == len(batches))
-    for index, batch in enumerate(batches):
-        np.testing.assert_allclose(answered[index], batch @ WEIGHT, rtol=1e-5, atol=1e-5)
-    (statistics,) = client.get_inference_statistics("binary_onnx", as_json=True)["model_stats"]
-    assert int(statistics["execution_count"]) < int(statistics["inference_count"])
-
-
-def test_without_a_batch_dimension_requests_of_any_size_are_answered(served: tuple[Server, Any]) -> None:
-    _, client = served
-    for count in (1, 20):
-        result = client.infer("plain_onnx", [make_input("input", rows(count))])
-        np.testing.assert_allclose(result.as_numpy("output"), rows(count) @ WEIGHT, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(result.as_numpy("relu"), np.maximum(result.as_numpy("output"), 0))
-
-
-def test_only_the_outputs_asked_for_are_answered(served: tuple[Server, Any]) -> None:
-    _, client = served
-    result = client.infer("plain_onnx", [make_input("input", rows(1))], outputs=[grpc.InferRequestedOutput("relu")])
-    assert result.as_numpy("output") is None
-    assert result.as_numpy("relu").shape == (1, 3)
-
-
-def test_requests_beyond_the_limits_are_errors_and_the_model_goes_on(served: tuple[Server, Any]) -> None:
-    _, client = served
-    for wrong in (rows(9), rows(1)[:, :4], rows(1).astype(np.float64)):
-        with pytest.raises(judge.InferenceServerException):
-            client.infer("binary_onnx", [make_input("input", wrong)])
-    assert client.infer("binary_onnx", [make_input("input", rows(8))]).as_numpy("output").shape == (8, 3)
-
-
-def test_a_loaded_model_is_not_loaded_again(served: tuple[Server, Any]) -> None:
-    server, client = served
-    count = server.log.read_text().count("successfully loaded")
-    client.load_model("binary_onnx")
-    assert server.log.read_text().count("successfully loaded") == count
-
-
-# --- Start and stop -----------------------------------------------------------
-
-
-def test_without_the_environment_the_make_command_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.raises(SystemExit, match=r"none: no tritonserver there; make it with: make \.venv-triton"),
-        triton_server(head(tmp_path / "r").parent, tmp_path / "log", venv=tmp_path / "none"),
-    ):
-        raise AssertionError
-
-
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    head(tmp_path / "r")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with (
-            pytest.raises(SystemExit, match=f"127.0.0.1:{port}: address already in use; stop what listens there, or"),
-            triton_server(tmp_path / "r", tmp_path / "log", venv=VENV, ports=(port, 1, 2)),
-        ):
-            raise AssertionError
-
-
-def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(module, "FREE_PORTS", range(port, port + 1))
-        with pytest.raises(
-            SystemExit, match=f"127.0.0.1: no free port from {port} to {port}; see what listens: ss -ltnp"
-        ):
-            free_ports("127.0.0.1", 2)
-
-
-def test_too_little_shared_memory_is_said_before_the_start(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage("/dev/shm")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))
-    with pytest.raises(
-        SystemExit, match="/dev/shm has 64 MiB free, requests to these models need 320 MiB; enlarge it: mount"
-    ):
-        judged(repository)
-
-
-def test_the_pinned_pool_holds_two_of_the_largest_batches(tmp_path: Path) -> None:
-    head(tmp_path)
-    bpr(tmp_path)  # of any size: what it takes goes to the GPU by its own code
-    assert pinned_pool_size(tmp_path) == 256 << 20  # Triton's own least
-    (tmp_path / "vit_onnx").mkdir()
-    shutil.copy(ROOT / "convertation/vit/config.pbtxt", tmp_path / "vit_onnx")
-    assert pinned_pool_size(tmp_path) == 2 * 4 * 240 * 480 * 480 * 4
-
-    for gpu, times in ((True, 1), (False, 0)):
-        command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=gpu)
-        assert command.count(f"--pinned-memory-pool-byte-size={pinned_pool_size(tmp_path)}") == times
-
-
-def test_a_server_in_docker_maps_the_files_that_it_is_told_of(tmp_path: Path) -> None:
-    file = Path("/dev/shm/sample")
-    command = docker_command("triton:24.06", "x", tmp_path, "127.0.0.1", (1, 2), 0, gpu=False, maps=[file])
-    assert f"--mount=type=bind,source={file},target={file}" in command
-
-
-def test_shared_memory_is_for_one_sample_of_each_model(tmp_path: Path) -> None:
-    root = tmp_path / "repository"
-    head(root)
-    assert shared_memory_size(root) == FEATURES * 4 + (64 << 20)
-    bpr(root)
-    assert shared_memory_size(root) == FEATURES * 4 + 512**3 * 2 + 3 * 4 + (64 << 20)
-    assert set(BYTES.values()) == {1, 2, 4, 8}
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from scripts.serve.triton_server import triton_server
-with triton_server(Path(sys.argv[1]), Path(sys.argv[2])) as server:
-    print("ready", server.process.pid, flush=True)
-    server.process.wait()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-def test_the_server_is_gone_however_its_starter_ends(repository: Path, number: signal.Signals) -> None:
-    shared = regions()
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, repository, repository.parent / "log"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # else `nohup make test` would wait for ever
-    ) as starter:  # fmt: skip
-        assert starter.stdout
-        assert starter.stdout.readline().startswith("ready")
-        assert processes(repository)
-        starter.send_signal(number)
-        starter.wait(PATIENCE)
-    if number != signal.SIGKILL:
-        assert processes(repository) == []
-        assert regions() == shared
-    until(lambda: not processes(repository) and regions() == shared)
-
-
-def test_the_log_is_told_in_a_few_lines(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        'E1122 13:00:06.661018 7659 server.cc:241] "CudaDriverHelper has not been initialized."\n'
-        'I1122 13:00:06.664154 7659 model_lifecycle.cc:472] "loading: head_onnx:1"\n'
-        "E1122 13:00:06.664612 7659 model_lifecycle.cc:641] \"failed to load 'head_onnx' version 1: Internal: no\"\n"
-        "| head_onnx | 1 | UNAVAILABLE |\n"
-        "error: creating server: Internal - failed to load all models\n"
-    )
-    assert read_last_words(log).splitlines() == [
-        "  \"failed to load 'head_onnx' version 1: Internal: no\"",
-        "  error: creating server: Internal - failed to load all models",
-        f"whole log: {log}",
-    ]
-    log.write_text("")
-    assert read_last_words(log) == f"  (nothing)\nwhole log: {log}"
-
-
-def test_the_environment_has_the_pinned_versions() -> None:
-    (packages,) = VENV.glob("lib/python*/site-packages")
-    found = {one.name.lower().replace("_", "-"): one.version for one in distributions(path=[str(packages)])}
-    lines = (ROOT / "requirements-triton.txt").read_text().splitlines()
-    pins = [line.split("#")[0].strip() for line in lines if line[:1] not in ("#", "-", "")]
-    assert pins
-    for pin in pins:
-        name, version = pin.split("==")
-        assert found[name.lower().replace("_", "-")] == version
-
-
-# --- In Docker ----------------------------------------------------------------
-
-
-def test_the_image_is_run_with_the_same_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    docker = tmp_path / "bin/docker"
-    docker.parent.mkdir()
-    docker.write_text("#!/bin/sh\n")
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", str(docker.parent))
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-    source = tmp_path / "vit.onnx"
-    source.write_text("")
-    stage_files([f"vit_onnx/1/model.onnx={source}"], tmp_path / "staging")
-    command = docker_command(
-        "triton:24.06", "triton-x", tmp_path / "staging", "127.0.0.1", (20001, 20002), 1 << 20, gpu=False
-    )
-    start = command.index("triton:24.06")
-    assert command[:start] == [
-        "docker", "run", "--rm", "--pull=never", "--name=triton-x", f"--shm-size={2 << 30}",
-        "--publish=127.0.0.1:20001:8000", "--publish=127.0.0.1:20002:8001",
-        f"--mount=type=bind,source={tmp_path}/staging,target={tmp_path}/staging,readonly",
-        f"--mount=type=bind,source={source},target={source},readonly",
-    ]  # fmt: skip
-    assert command[start + 1 : start + 3] == ["bash", "-c"]
-    assert command[start + 4 :] == [f"{tmp_path}/staging", *module.STRICT, "--allow-metrics=false"]
-    monkeypatch.setenv("PIP_CERT", str(source))
-    command = docker_command("triton:24.06", "x", tmp_path / "staging", "0.0.0.0", (1, 2, 3), 3 << 30, gpu=True)
-    assert {"--env=PIP_CERT=/tmp/ca.pem", f"--mount=type=bind,source={source},target=/tmp/ca.pem,readonly"} <= set(
-        command
-    )
-    assert {"--gpus=all", "--publish=0.0.0.0:3:8002", f"--shm-size={3 << 30}", "--allow-metrics=true"} <= set(command)
-
-
-DOCKER = """#!{python}
-import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, "{root}")
-from scripts.serve.triton_server import in_environment, listening
-
-with Path("{log}").open("a") as log:
-    print(*sys.argv[1:], file=log)
-if sys.argv[1] == "run":
-    ports = [int(word.split(":")[1]) for word in sys.argv if word.startswith("--publish=")]
-    scratch, environment = Path("{log}.d"), dict(os.environ)
-    command = [*in_environment(Path("{venv}"), scratch, environment), *listening("127.0.0.1", ports)]
-    (scratch / "bin/tritonserver").write_text("#!/bin/sh\\nexec " + " ".join(command) + ' "$@"')
-    (scratch / "bin/tritonserver").chmod(0o755)
-    inside = sys.argv[sys.argv.index("triton:24.06") + 1 :]
-    os.execvpe(inside[0], inside, environment)
-"""
-
-
-def test_the_verdict_of_an_image(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for Docker runs what is to run in the container, without a container."""
-    (repository / "bpr_model/1/requirements.txt").write_text("# nothing that the environment lacks\n")
-    docker, log = repository.parent / "bin/docker", repository.parent / "docker.log"
-    docker.parent.mkdir()
-    docker.write_text(DOCKER.format(python=sys.executable, root=ROOT, log=log, venv=VENV))
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
-    result = judged(repository, image="triton:24.06")
-    assert result["server"] == "triton:24.06 2.47.0"
-    assert result["models"]["bpr_model"]["state"] == "READY"
-    asked, run, removed = log.read_text().splitlines()
-    assert asked == "image inspect triton:24.06"
-    name = next(word for word in run.split() if word.startswith("--name=")).removeprefix("--name=")
-    assert removed == f"rm --force {name}"
-
-
-def test_without_docker_an_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match=r"docker is not installed, so triton:24\.06 cannot run"):
-        module.refuse_absent("triton:24.06")
-
-
-def test_what_docker_says_is_passed_on(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    docker = repository.parent / "bin/docker"
-    docker.parent.mkdir()
-    docker.write_text(
-        "#!/bin/sh\n[ $1 = run ] && echo 'docker: Error from daemon: No such image: triton:24.06' && exit 125\n"
-    )
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
-    with pytest.raises(
-        SystemExit, match=r"ended with status 125 before it was ready:\n  docker: Error .* No such image"
-    ):
-        judged(repository, image="triton:24.06")

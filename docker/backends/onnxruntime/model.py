@@ -1,10 +1,10 @@
-"""Stand-in for Triton's C++ ONNX Runtime backend: a Python-based backend for PyPI's tritonserver.
+"""Stand-in for Triton's C++ ONNX Runtime backend: a Python-based backend for PyPI's tritonserver, which has none.
 
-That server carries no ONNX Runtime backend. Put into its backend directory as `onnxruntime/model.py`, this file serves
-every model whose config.pbtxt says `backend: "onnxruntime"`, by the `onnxruntime` package, on the CPU. Triton itself
-parses the config, checks requests against it and batches them. Like the C++ backend it refuses parameters that do not
-parse, execution accelerators that it lacks, optional inputs, and names, types and sizes of another model than the file.
-The rest of what that backend refuses is found by scripts/serve/check_repository.py.
+In that server's backend directory, as `onnxruntime/model.py`, this file serves every model whose config.pbtxt says
+`backend: "onnxruntime"`, by the `onnxruntime` package, on the CPU. Triton itself parses the config, checks requests
+against it and batches them. Like the C++ backend, this one refuses parameters that do not parse, execution accelerators
+that it lacks, optional inputs, and names, types and sizes that differ from the ONNX file. Whatever else the C++ backend
+refuses, scripts/serve/check_repository.py finds.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-# Triton's names of types, ONNX Runtime's
+# Triton's name of a data type -> ONNX Runtime's name
 TYPES = {"BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
          "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float", "FP64": "double",
          "STRING": "string"}  # fmt: skip
@@ -31,7 +31,7 @@ PARAMETERS = {
 
 
 def refuse_unsupported(config: dict[str, Any]) -> None:
-    """pb_utils.TritonModelException on what the C++ backend takes in no model."""
+    """Raise pb_utils.TritonModelException on settings that the C++ backend refuses in every model."""
     for key, pattern in PARAMETERS.items():
         value = config.get("parameters", {}).get(key)
         if value is not None and not re.fullmatch(pattern, value.get("string_value", ""), re.DOTALL):
@@ -44,7 +44,7 @@ def refuse_unsupported(config: dict[str, Any]) -> None:
 
 
 def compare_tensors(config: dict[str, Any], session: Any) -> None:
-    """pb_utils.TritonModelException where config and ONNX file tell of different tensors."""
+    """Raise pb_utils.TritonModelException if the tensors of config and ONNX file differ."""
     wanted = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
     found = {tensor.name: tensor for tensor in session.get_inputs()}
     if sorted(wanted) != sorted(found):
@@ -80,7 +80,7 @@ class TritonPythonModel:
         self.batching: bool = config["max_batch_size"] > 0
         self.inputs: list[str] = [tensor["name"] for tensor in config["input"]]
         options = onnxruntime.SessionOptions()
-        # The CPUs this process may use, not all there are; idle threads sleep, for a repository's models take turns.
+        # The CPUs that this process may use, not all CPUs. Idle threads sleep, because the models take turns.
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / file
@@ -91,12 +91,13 @@ class TritonPythonModel:
         compare_tensors(config, self.session)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response per request. Triton joins only requests of equal shapes, up to max_batch_size rows in all."""
-        # Without a batch dimension there is nothing to join along.
+        """Return a response for each request. Triton joins requests of equal shapes, up to max_batch_size rows."""
+        # Without a batch dimension requests cannot be joined
         groups = [requests] if self.batching else [[request] for request in requests]
-        return [response for group in groups for response in self.answer(group)]
+        return [response for group in groups for response in self.answer_requests(group)]
 
-    def answer(self, requests: list[Any]) -> list[Any]:
+    def answer_requests(self, requests: list[Any]) -> list[Any]:
+        """Run the model once on the joined requests; return a response for each of them."""
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         parts = {
             name: [pb_utils.get_input_tensor_by_name(r, name).as_numpy() for r in requests] for name in self.inputs
@@ -104,7 +105,7 @@ class TritonPythonModel:
         feed = {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()}
         try:
             outputs = dict(zip(wanted, self.session.run(wanted, feed), strict=True))
-        except Exception as error:  # one bad request must not take the model down
+        except Exception as error:  # a bad request must not stop the model
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
         if len(requests) == 1:
             rows = [slice(None)]

@@ -1,6 +1,6 @@
-"""Ask the models of a Triton that runs for it, as the client does.
+"""Start a Triton and ask its models as the client does.
 
-with serving(Path("model_repository_running"), Path("build/logs/fidelity.log")) as ask:
+with serve_models(Path("model_repository_running"), Path("build/logs/fidelity.log")) as ask:
     embedding = ask("vit_onnx", {"input": volume})
 """
 
@@ -12,17 +12,31 @@ from typing import Any
 
 from numpy.typing import NDArray
 from tritonclient import grpc  # type: ignore[import-untyped]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from scripts.serve.triton_server import triton_server
-from scripts.serve.verdict import CHANNEL, make_input
 
 Array = NDArray[Any]
 Ask = Callable[[str, dict[str, Array]], Array]
 
 
+# tritonclient's own limits; and no proxy, because HTTP_PROXY must not stand between us and our own server
+CHANNEL = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
 class UnservedError(SystemExit):
-    """Triton does not serve this, in its own words; where nobody catches it, the end of the program."""
+    """Triton does not serve these models; the message holds Triton's own words. Uncaught, it ends the program."""
+
+
+def make_input(name: str, array: NDArray[Any]) -> Any:
+    """Return a request's input tensor."""
+    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 @contextmanager
@@ -35,9 +49,9 @@ def serve_models(
     timeout: float = 600,
     foreign: bool = False,
 ) -> Iterator[Ask]:
-    """Yields ask(model, inputs by name) -> the tensor `output` of the model's version 1; `foreign`: see triton_server.
+    """Yield ask(model, inputs by name) -> the tensor `output` of the model's version 1. `foreign`: see triton_server.
 
-    UnservedError where the server does not start, dies, or refuses a request.
+    UnservedError if the server does not start, dies or refuses a request.
     """
     with ExitStack() as running:
         try:
@@ -55,11 +69,11 @@ def serve_models(
                 inputs = [make_input(key, array) for key, array in request.items()]
                 answer = client.infer(name, inputs, model_version="1", client_timeout=timeout).as_numpy("output")
             except InferenceServerException as error:
-                raise UnservedError(f"{name}: {server.trouble(f'Triton says: {error.message()}')}") from error
+                raise UnservedError(f"{name}: {server.explain_trouble(f'Triton says: {error.message()}')}") from error
             except (OSError, http.client.HTTPException) as error:
-                raise UnservedError(f"{name}: {server.trouble(str(error))}") from error
+                raise UnservedError(f"{name}: {server.explain_trouble(str(error))}") from error
             if answer is None:
-                raise UnservedError(f"{name}: the answer has no tensor named output; the client reads that one")
+                raise UnservedError(f"{name}: the answer has no tensor `output`, which the client reads")
             found: Array = answer
             return found
 
