@@ -119,6 +119,12 @@ $(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.ya
   build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
 	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 
+$(rtx_on_gpu): build/checks/%.rtx-gpu.json: build/onnx/%.onnx build/plan/%.expected.npy build/models/%.json \
+  build/models/%.tolerance.json build/checks/%.json $(head_onnx) $(call code,scripts.plans.compare_rtx) \
+  $(call code,scripts.plans.run_rtx) requirements-rtx.txt | .venv-rtx/installed
+	$(call step,$(python) -m scripts.plans.compare_rtx .venv-rtx/bin/python3 $(wordlist 1,5,$^) $(out) \
+	  $(if $(filter vit vit.%,$*),$(head_onnx)),onnxruntime-gpu numpy)
+
 # The whole set: check it offline, serve it once with a real Triton, publish it in one exchange
 build/checks/verdict.json: $(sources) $(published:%=build/checks/%.json) $(compared) $(models:%=build/models/%.json) \
   $(call code,scripts.serve.verdict) $(serving)
@@ -134,7 +140,7 @@ build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(he
   $(call code,scripts.show.fidelity) \
   $(call code,convertation.vit.ctvit) $(call code,convertation.head.mlp) requirements-inference.txt $(serving) \
   .venv-inference/installed
-	$(call step,$(python) -m scripts.show.fidelity $(if $(wildcard /proc/driver/nvidia/gpus),--gpu) --weights $(kind) \
+	$(call step,$(python) -m scripts.show.fidelity $(if $(has_gpu),--gpu) --weights $(kind) \
 	  $(addprefix --image ,$(IMAGE)) $(patsubst %,--deployed %/bin/python3,.venv-triton .venv-inference) \
 	  $(fidelity_hops) $(out),torch tritonclient $(rounders))
 

@@ -61,6 +61,8 @@ expected := $(planned:%=build/plan/%.expected.npy)
 configs  := $(if $(folders),$(filter vit $(heads),$(models)))
 warm     := $(if $(filter-out onnx,$(FORMAT)),$(configs:%=build/plan/%_onnx.config.pbtxt))
 rtx      := $(patsubst %,build/checks/%.rtx.json,$(filter-out bpr,$(variants)))
+rtx_on_gpu := $(rtx:.rtx.json=.rtx-gpu.json)
+has_gpu  := $(wildcard /proc/driver/nvidia/gpus)
 head_onnx     := $(foreach head,$(heads),build/onnx/$(head).onnx)
 
 # Each file of the published repository, and the file it is a copy of
@@ -86,7 +88,7 @@ environments := .venv .venv-triton .venv-inference .venv-rtx .venv-signing
 artifacts := $(environments:%=%/installed) .venv/installed-for-tests .venv/installed-for-s3 $(entries) $(checkpoints) \
   $(onnx) $(onnx_tf32) $(onnx_fp16) $(checks) $(checks_tf32) $(checks_fp16) $(requests) $(expected) $(plans) \
   $(compared) \
-  $(rtx) $(configs:%=build/plan/%.config.pbtxt) $(warm) build/checks/verdict.json build/fidelity.json \
+  $(rtx) $(rtx_on_gpu) $(configs:%=build/plan/%.config.pbtxt) $(warm) build/checks/verdict.json build/fidelity.json \
   $(prebuilt).verdict.json
 
 # Refuse wrong values before the long work starts
@@ -128,7 +130,8 @@ needs.repository := $(if $(filter prebuilt,$(FROM)),$(prebuilt).verdict.json)
 finished := $(or $(needs.repository),$(sources) build/checks/verdict.json)
 needs.onnx := $(foreach model,$(chosen),build/onnx/$(call variant,$(model)).onnx \
                 build/checks/$(call variant,$(model)).json)
-needs.trt := $(if $(CHECK),.venv/installed $(plannable:%=build/checks/%.rtx.json), \
+needs.trt := $(if $(CHECK),.venv/installed $(foreach kind,rtx $(if $(has_gpu),rtx-gpu), \
+  $(plannable:%=build/checks/%.$(kind).json)), \
   $(if $(DRY),$(plannable:%=build/models/%.json), \
   $(foreach plan,$(plannable:%=build/plan/$(gpu)/%),$(plan).plan $(plan).check.json)))
 needs.weights := training/weights.zip $(filter training/%,$(checkpoints)) .venv/installed

@@ -85,8 +85,8 @@ def describe_refusal(parser: Any) -> str:
     )
 
 
-def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], log: Log) -> dict[str, Any]:
-    """Parse and build; return OUT's part about the engine. SystemExit if TensorRT refuses, or misses an attention."""
+def build_engine(onnx: Path, entry: dict[str, Any], capabilities: list[str], log: Log) -> tuple[Any, dict[str, Any]]:
+    """Return the engine and OUT's part about it. SystemExit if TensorRT refuses the file, or misses an attention."""
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -120,7 +120,7 @@ def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], lo
             f"nodes as attention, and would run them one by one: {' '.join(lost[:6])}{' …' if lost[6:] else ''}\n"
             "expected product, softmax, product with nothing but a scale between them: has its export changed?"
         )
-    return {
+    about = {
         "layers": network.num_layers,
         "attention_nodes": len(recognised),
         "engine_bytes": engine.nbytes,
@@ -128,6 +128,7 @@ def build_engines(onnx: Path, entry: dict[str, Any], capabilities: list[str], lo
         "activation_bytes": log.find_bytes("Total Activation Memory"),
         "warnings": log.list_texts("WARNING"),
     }
+    return engine, about
 
 
 def main() -> None:
@@ -143,7 +144,7 @@ def main() -> None:
         raise SystemExit(f"{given.fleet}: TensorRT for RTX builds for none of its kinds of GPU{reasons}")
     log = Log()
     try:
-        found = build_engines(given.onnx, entry, capabilities, log)
+        _, found = build_engine(given.onnx, entry, capabilities, log)
     finally:
         file = Path("build/logs", f"rtx-{given.out.name.removesuffix('.rtx.json')}.log")
         file.parent.mkdir(parents=True, exist_ok=True)

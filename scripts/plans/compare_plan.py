@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,16 @@ NONE: dict[int, Any] = {}
 
 def compare_answers(
     plan: Path,
+    ask: Callable[[Array], Array],
     expected: Array,
     entry: dict[str, Any],
     tolerance: dict[str, float],
     heads: list[Path],
-    scratch: Path,
     ties: Mapping[int, Any] = NONE,
 ) -> dict[str, Any]:
-    """Return what OUT holds; SystemExit if trtexec does not run the plan, or an answer differs too much.
+    """Return what OUT holds; SystemExit if an answer differs too much.
 
+    `plan`: the file that is asked; `ask`: its float32 output for a batch of samples, whole.
     `ties`: for each sample, how each flip that is possible there would change the answer, as `remove_flips` takes it.
     """
     wanted = ["gpu", "probability", *(["cosine"] if entry["family"] == "vit" else [])]
@@ -55,7 +56,7 @@ def compare_answers(
     scale = float(np.abs(expected).max())
     result: dict[str, Any] = {"output": 0.0, "cosine": 1.0, "probability": 0.0, "flips": 0}
     for batch in batches:
-        answer = run_plan(plan, request[:batch], scratch)
+        answer = ask(request[:batch])
         right = expected[:batch]
         where = f"{plan} at batch {batch}"
         if answer.shape != right.shape:
@@ -185,7 +186,10 @@ def main() -> None:
             "run make trt on a machine with such a GPU, or make trt-fleet"
         )
     scratch, ties = Path(f"{given.out}.d"), find_ties(json.loads(given.check.read_text()))
-    result = compare_answers(given.plan, np.load(given.expected), entry, tolerance, given.heads, scratch, ties)
+    result = compare_answers(
+        given.plan, lambda request: run_plan(given.plan, request, scratch), np.load(given.expected), entry, tolerance,
+        given.heads, ties,
+    )  # fmt: skip
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  {given.plan} differs from ONNX Runtime by {result['output']:.1e} of its scale, "
           f"cosine {result['cosine']:.6f}, probabilities by {result['probability']:.1e}")  # fmt: skip

@@ -29,8 +29,8 @@ def run_on_gpu(python: Path, onnx: Path, entry_file: Path, folder: Path) -> str:
     entry = json.loads(entry_file.read_text())
     places = choose_samples(entry)
     make_sample(entry, SEED, max(places) + 1)["input"][places].tofile(folder / "request.bin")
-    command = [python, "-m", "scripts.plans.run_rtx", onnx, entry_file, folder / "request.bin", folder]
-    run = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    words = [python, "-m", "scripts.plans.run_rtx", onnx, entry_file, folder / "request.bin", folder]
+    run = subprocess.run([str(word) for word in words], stderr=subprocess.PIPE, text=True)
     if run.returncode not in (0, NOT_RUN):
         raise SystemExit(f"{onnx}: TensorRT for RTX does not run it on this GPU\n{run.stderr.strip()}")
     return run.stderr.strip() if run.returncode else ""
@@ -56,9 +56,9 @@ def main() -> None:
             return answer.reshape(len(request), *expected.shape[1:]) if answer.size % len(request) == 0 else answer
 
         ties = find_ties(json.loads(given.check.read_text()))
-        result = compare_answers(str(given.onnx), ask, expected, entry, tolerance, given.heads, ties)
+        result = compare_answers(given.onnx, ask, expected, entry, tolerance, given.heads, ties)
         told = json.loads((folder / "times.json").read_text())
-    del result["served"]
+    del result["served"], result["plan_sha256"]
     given.out.write_text(json.dumps(told | result, indent=1) + "\n")
     most = max(told["ms"], key=int)
     print(

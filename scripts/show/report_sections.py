@@ -70,8 +70,23 @@ def show_rtx() -> str:
     return (
         f"{make_heading('TensorRT')}<p>{escape(judges)} parsed each file and built it on a CPU, for the compute "
         f"capabilities named. This product is not the trtexec that builds plans, and no plan ran. So this suggests "
-        f"that TensorRT accepts the files, but does not prove it.{note}</p>{make_table(rows)}"
+        f"that TensorRT accepts the files, but does not prove it.{note}</p>{make_table(rows)}{show_rtx_on_gpu()}"
     )
+
+
+def show_rtx_on_gpu() -> str:
+    """Return what these engines answered on a GPU, "" if none was asked."""
+    rows: list[tuple[str, ...]] = [
+        ("ONNX file", "GPU", "largest difference of its scale", "batch", "p50, ms", "p95, ms")
+    ]
+    for path in sorted(Path("build/checks").glob("*.rtx-gpu.json")):
+        found, name = read_json(str(path)) or {}, path.name.removesuffix(".rtx-gpu.json")
+        if "not_run" in found:
+            rows.append((name, found["not_run"], "", "", "", ""))
+        for batch, ms in found.get("ms", {}).items():
+            difference = f"{found['output']:.1e}"
+            rows.append((name, found["gpu"], difference, batch, f"{ms['median']:.2f}", f"{ms['p95']:.2f}"))
+    return f"<p>The same engines on a GPU, against ONNX Runtime:</p>{make_table(rows)}" if len(rows) > 1 else ""
 
 
 def show_gpu() -> str:

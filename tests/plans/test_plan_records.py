@@ -107,12 +107,13 @@ def test_the_effect_of_a_possible_flip_is_removed_from_a_plans_answer(
     assert expected.choose_samples(entry) == [0, 1, 0, 1]
     ours = right.copy()
     ours[1::2] += turned[0, 0].astype(np.float32)
-    monkeypatch.setattr(compare_plan, "run_plan", lambda _plan, request, _scratch: ours[: len(request)].copy())
     strict = {"gpu": 1e-4, "cosine": 0.999999, "probability": 1e-4}
     check = {"served": [{"first": 0, "flips": [[]]}, {"first": 1, "flips": [turned.tolist()]}]}
 
     def judge(ties: dict[int, Any]) -> dict[str, Any]:
-        return compare_plan.compare_answers(Path("out.plan"), right, entry, strict, [], tmp_path, ties)
+        return compare_plan.compare_answers(
+            Path("out.plan"), lambda request: ours[: len(request)].copy(), right, entry, strict, [], ties
+        )
 
     result = judge(compare_plan.find_ties(check))
 

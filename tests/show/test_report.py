@@ -257,6 +257,11 @@ def test_the_check_by_tensorrt_is_shown(stand_ins: Project) -> None:
     text = str(Text(page(stand_ins).read_text()))
     assert "TensorRT for RTX 1.7.1 parsed each file and built it on a CPU" in text
     assert "vit 8.6, 8.9 1176 60 749.7 MB 741.3 MB 1419.1 MB at batch 4" in text
+    assert "The same engines on a GPU" not in text
+    answered = {"gpu": "RTX 3090", "output": 0.0021, "ms": {"1": {"median": 31.5, "p95": 32.25}}}
+    (stand_ins.path / "build/checks/vit.rtx-gpu.json").write_text(json.dumps(answered))
+    stand_ins.make("report")
+    assert "vit RTX 3090 2.1e-03 1 31.50 32.25" in str(Text(page(stand_ins).read_text()))
 
 
 def test_before_anything_is_built_the_report_is_a_list_of_commands(stand_ins: Project) -> None:
