@@ -10,15 +10,14 @@ import argparse
 import sys
 import traceback
 
+from scripts.archives.archive_lock import read_lock, write_lock
 from scripts.archives.yandex_disk import (
     Archive,
     Source,
     ask_for_archive,
     describe_difference,
-    read_lock,
     read_source,
     retry_action,
-    write_lock,
 )
 
 CURRENT, CHANGED, UNKNOWN = 0, 1, 2

@@ -105,23 +105,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return entries
 
 
-def read_lock(origin: Source) -> Archive | None:
-    """Return what the lock says of the archive, None if it was never recorded."""
-    if not origin.lock.exists():
-        return None
-    if archive := parse_archive(read_json(origin.lock)):
-        return archive
-    raise SystemExit(f"{origin.lock}: expected a size in bytes and sha256, md5, modified as text; see git log")
-
-
-def write_lock(origin: Source, archive: Archive) -> None:
-    """Write the lock."""
-    known = {key: value for key, value in asdict(archive).items() if value != ""}
-    draft = origin.lock.with_name(f"{origin.lock.name}~")
-    draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    draft.replace(origin.lock)
-
-
 def parse_archive(entries: Mapping[str, Any]) -> Archive | None:
     """Return the archive that a JSON object describes, None if it does not."""
     size = entries.get("size")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.archives import yandex_disk
+from scripts.archives import archive_lock, yandex_disk
 from scripts.archives.fetch import fetch_archive
 from scripts.archives.partial import Partial
 from tests.yandex_disk_stand_in import LINK, PREFIX, Fault, YandexDisk
@@ -644,7 +644,7 @@ def test_another_archive_fetched_by_hand_is_refused(disk: YandexDisk) -> None:
         (None, "there is no such file"),
         (DATA[:HALF], "only the beginning"),
         (b"", "no zip archive"),
-        (b"PK\7\x08" + DATA[:HALF], "one part of an archive in several"),
+        (b"PK\7\x08" + DATA[:HALF], "one part of an archive in several parts"),
     ],
 )
 def test_what_is_no_archive_is_refused(disk: YandexDisk, data: bytes | None, words: str) -> None:
@@ -697,7 +697,7 @@ def test_an_archive_that_cannot_be_read_is_not_locked_and_one_packed_anew_is_tak
 def test_one_packed_anew_takes_the_place_of_an_unreadable_one_that_is_locked(disk: YandexDisk) -> None:
     disk.files["/weights.zip"] = unreadable()
     failure(quickly)
-    yandex_disk.write_lock(
+    archive_lock.write_lock(
         yandex_disk.read_source("weights.zip"), yandex_disk.ask_for_archive(yandex_disk.read_source("weights.zip"))
     )
     Path("training/anew.zip").write_bytes(DATA)

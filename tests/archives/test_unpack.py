@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from scripts.archives import unpack as unpacking
+from scripts.archives import zip_archive
 from scripts.archives.unpack import main, unpack_all, unpack_member, unpack_tree
 
 ROOT = Path(__file__).parents[2]
@@ -435,7 +436,7 @@ def test_a_part_of_a_split_archive_is_called_so() -> None:
     pack(FILES)
     data = ZIP.read_bytes()
     ZIP.write_bytes(b"PK\7\x08" + data[:200])  # the first of several, as `zip -s` writes it
-    assert "one part of an archive in several; unpack them together with 7-Zip" in failure(run_all)
+    assert "one part of an archive in several parts; unpack them together with 7-Zip" in failure(run_all)
     for name in "weights.zip.001", "weights.zip.002", "weights.z01":
         Path(name).write_bytes(data[:200])  # as 7-Zip cuts an archive
         with pytest.raises(SystemExit, match="one part of an archive in several"):
@@ -520,7 +521,9 @@ def test_each_part_of_what_zip_splits_is_called_so() -> None:
     parts = sorted(Path().glob("weights.z*"))
     assert len(parts) == 4
     for part in parts[0], parts[-1]:
-        with pytest.raises(SystemExit, match="one part of an archive in several; unpack them together with 7-Zip"):
+        with pytest.raises(
+            SystemExit, match="one part of an archive in several parts; unpack them together with 7-Zip"
+        ):
             unpack_tree(part, WEIGHTS, "CT-RATE/*")
     assert not WEIGHTS.exists()
 
@@ -533,10 +536,10 @@ def test_the_harmless_twin_of_the_hostile_archives_is_taken() -> None:
 
 def test_more_than_a_sane_total_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pack(FILES)
-    monkeypatch.setattr(unpacking, "MOST_FILES", 3)
+    monkeypatch.setattr(zip_archive, "MOST_FILES", 3)
     assert "refused, nothing was unpacked: it holds 16.0 kB in 4 files, expected at most" in failure(run_all)
-    monkeypatch.setattr(unpacking, "MOST_FILES", 4)
-    monkeypatch.setattr(unpacking, "MOST_BYTES", 16_001)
+    monkeypatch.setattr(zip_archive, "MOST_FILES", 4)
+    monkeypatch.setattr(zip_archive, "MOST_BYTES", 16_001)
     assert "expected at most 16.0 kB in 4 files" in failure(run_all)
     assert not WEIGHTS.exists()
 
