@@ -20,7 +20,7 @@ from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
-from convertation.checkpoint import understood
+from convertation.checkpoint import read_guesses
 from convertation.onnx_file import write
 
 ANY_SIZE = 2**40  # bytes; constants are folded however large they are
@@ -75,7 +75,7 @@ def export(
     onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     _share_equal_weights(model)
     print("  writing", flush=True)
-    guessed = understood(network)
+    guessed = read_guesses(network)
     write(model, out, metadata | ({"checkpoint_read_as": guessed} if guessed else {}))
 
 

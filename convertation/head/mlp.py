@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convertation.checkpoint import keys_within, load_state_dict, read_checkpoint
+from convertation.checkpoint import load_state_dict
+from convertation.checkpoint_file import read_checkpoint, walk_keys
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
@@ -71,7 +72,7 @@ def load_network(checkpoint: Path, entry: dict[str, Any]) -> MLP:
 
     The checkpoint's keys tell under which of its two names a head without hidden sizes was saved.
     """
-    in_layers = any(re.search(r"(^|\.)2\.weight$", key) for key in keys_within(read_checkpoint(checkpoint)))
+    in_layers = any(re.search(r"(^|\.)2\.weight$", key) for key in walk_keys(read_checkpoint(checkpoint)))
     network = build_network(entry, classifier=not in_layers)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network

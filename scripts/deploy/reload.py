@@ -14,7 +14,7 @@ import urllib.error
 from scripts.deploy.docker_engine import inspect_object
 from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import SERVING, ask_container, find_container, identify_folder, read_index
-from scripts.publish.publish import hash_content
+from scripts.publish.published import hash_content
 from scripts.publish.vouch import list_models
 from scripts.steps.records import lock_file, read_text, write_text
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from scripts.deploy.docker_engine import find_compose, inspect_object, pull_image, read_labels, run_docker
 from scripts.deploy.image import build_server_image
-from scripts.publish.publish import hash_content
+from scripts.publish.published import hash_content
 from scripts.publish.vouch import list_models
 from scripts.serve.releases import list_notes
 from scripts.steps.records import read_text, record_path, write_text

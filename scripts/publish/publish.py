@@ -19,6 +19,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from scripts.publish.exchange import begin_swap, replace_models
+from scripts.publish.published import hash_content, read_versions, refuse_what_is_not_ours, select_files
 from scripts.steps.printing import print_text
 from scripts.steps.records import (
     current_digest,
@@ -32,15 +34,12 @@ from scripts.steps.records import (
     read_text,
     record_path,
     write_text,
-    written_digest,
 )
 from scripts.steps.step import is_ready
 from scripts.steps.submake import run_make
 from scripts.steps.summary import summarise
-from scripts.steps.swap import check_movable, finish_copies, finish_swap, hidden_folder
+from scripts.steps.swap import finish_copies, finish_swap, hidden_folder
 
-# Large and not needed twice: a step that reads one of these later gets a copy of the published
-MOVED = ("build/onnx/", "build/prebuilt/")
 LACKING = 3
 VERIFIED = "build/verify-gpu.json"
 
@@ -96,6 +95,39 @@ def make_absent(repository: str, weights: str, sources: dict[str, str]) -> None:
         raise SystemExit(f"nothing published: {lacking[0]} could not be made")
 
 
+def refuse_slow_plans(files: dict[str, str]) -> None:
+    """Raise SystemExit if a plan among `files` is one that `make verify-gpu` found slower than its ONNX model."""
+    told = json.loads(read_text(VERIFIED) or "{}")
+    measured = told.get("verdict", {}).get("files", {})
+    slow = {
+        model: figures
+        for model, figures in told.get("slower", {}).items()
+        if any(measured.get(path) == sha for path, sha in select_files(model, files).items() if path.endswith(".plan"))
+    }
+    if slow and "slower" not in os.environ.get("ACCEPT", "").split():
+        said = [f"{model} is slower than its ONNX model on {told['on']['gpu']}: {slow[model]}" for model in slow]
+        raise SystemExit(
+            "\n".join(said) + f"\nnothing was published ({VERIFIED}); to publish it all the same: ACCEPT=slower, "
+            "or the ONNX models alone: FORMAT=onnx"
+        )
+
+
+def publish_archive(repository: str, archive: str, folder: str) -> None:
+    """Publish the models of a finished archive; where what was judged is nowhere, it is unpacked again."""
+    verdict = f"{archive}.verdict.json"
+    try:
+        publish_prebuilt(repository, verdict, folder)
+    except SystemExit as error:
+        if error.code != LACKING:
+            raise
+        if run_make(archive, jobs=True).returncode:
+            raise SystemExit(f"nothing was published: {archive} could not be fetched") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        unpack = [os.environ["VENV_PYTHON"], "-m", "scripts.archives.unpack", "--all", archive, folder]
+        subprocess.run([*unpack, "--tree", "*/config.pbtxt"], check=True)
+        publish_prebuilt(repository, verdict, folder)
+
+
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
     """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
     with lock_file("publish"):
@@ -128,54 +160,6 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
 
 
-def publish_archive(repository: str, archive: str, folder: str) -> None:
-    """Publish the models of a finished archive; where what was judged is nowhere, it is unpacked again."""
-    verdict = f"{archive}.verdict.json"
-    try:
-        publish_prebuilt(repository, verdict, folder)
-    except SystemExit as error:
-        if error.code != LACKING:
-            raise
-        if run_make(archive, jobs=True).returncode:
-            raise SystemExit(f"nothing was published: {archive} could not be fetched") from None
-        shutil.rmtree(folder, ignore_errors=True)
-        unpack = [os.environ["VENV_PYTHON"], "-m", "scripts.archives.unpack", "--all", archive, folder]
-        subprocess.run([*unpack, "--tree", "*/config.pbtxt"], check=True)
-        publish_prebuilt(repository, verdict, folder)
-
-
-def replace_models(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
-    """Let `models` in the repository be what the sources are, each with its digest."""
-    if os.path.isdir(following := hidden_folder(repository, "next")):
-        shutil.rmtree(following)
-    os.makedirs(following)  # stays empty where models are only dropped
-    os.makedirs(repository, exist_ok=True)
-    make_readable(repository, ".")
-    notes = {}
-    for path, (source, wanted) in sources.items():
-        if path.partition("/")[0] in models:
-            place_file(source, f"{following}/{path}")
-            make_readable(following, path)
-            if wanted != current_digest(f"{following}/{path}"):
-                raise SystemExit(f"nothing published: {source} changed meanwhile; run make again")
-            notes[path] = wanted
-    for path in notes:
-        with open(f"{following}/{path}") as file:
-            os.fsync(file.fileno())
-    before = read_versions(repository)
-    after = [
-        *before,
-        *(version for model in models if (version := select_files(model, notes)) and version not in before),
-    ]
-    lines = [" ".join(f"{path}={sha}" for path, sha in sorted(version.items())) for version in after]
-    harmed = [model for model in models if (there := hash_content(repository, model)) and there not in before]
-    begin_swap(repository, models, "next", "\n".join([weights, *lines, ""]), notes, harmed)
-    new = {path.partition("/")[0] for path in notes}
-    for what, which in (("published", new), ("removed", set(models) - new)):
-        if which:
-            print_text(f"{what}: {' '.join(f'{repository}/{model}' for model in models if model in which)}")
-
-
 def roll_back(repository: str) -> None:
     """Let the published models and those that they replaced change places."""
     with lock_file("publish"):
@@ -199,105 +183,6 @@ def roll_back(repository: str) -> None:
             f"rolled back: {' '.join(f'{repository}/{model}' for model in models)}; `make rollback` swaps again,"
         )
         print_text("`make repository` publishes what the present inputs make")
-
-
-def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
-    """Raise SystemExit if publishing `models` would replace another kind of weights, or a file no step wrote."""
-    way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
-    before, kind = read_versions(repository), read_text(record_path("published", repository)).partition("\n")[0]
-    ours = {path for version in before for path in version}
-    for model in models:
-        there = hash_content(repository, model)
-        if foreign := sorted(there.keys() - ours):
-            raise SystemExit(f"{repository}/{foreign[0]} was not made by this build and is not replaced: {way_out}")
-        if there and not any(there.items() & version.items() for version in before):
-            raise SystemExit(f"{repository}/{model} was not made by this build and is not replaced: {way_out}")
-        if there and kind != weights:
-            raise SystemExit(f"{repository} is made from {kind} weights, these are {weights}: {way_out}")
-
-
-def refuse_slow_plans(files: dict[str, str]) -> None:
-    """Raise SystemExit if a plan among `files` is one that `make verify-gpu` found slower than its ONNX model."""
-    told = json.loads(read_text(VERIFIED) or "{}")
-    measured = told.get("verdict", {}).get("files", {})
-    slow = {
-        model: figures
-        for model, figures in told.get("slower", {}).items()
-        if any(measured.get(path) == sha for path, sha in select_files(model, files).items() if path.endswith(".plan"))
-    }
-    if slow and "slower" not in os.environ.get("ACCEPT", "").split():
-        said = [f"{model} is slower than its ONNX model on {told['on']['gpu']}: {slow[model]}" for model in slow]
-        raise SystemExit(
-            "\n".join(said) + f"\nnothing was published ({VERIFIED}); to publish it all the same: ACCEPT=slower, "
-            "or the ONNX models alone: FORMAT=onnx"
-        )
-
-
-def read_versions(repository: str) -> list[dict[str, str]]:
-    """Return what each model was ever published as in `repository`: its files, relative to it, and their digests."""
-    lines = read_text(record_path("published", repository)).split("\n")[1:]
-    return [{path: sha for path, _, sha in (word.rpartition("=") for word in line.split())} for line in lines if line]
-
-
-def hash_content(folder: str, model: str) -> dict[str, str]:
-    """Return the files of `model` in `folder`, relative to it, and their digests; what Python caches does not count."""
-    there = (
-        path for path in sorted(Path(folder, model).rglob("*")) if path.is_file() and "__pycache__" not in path.parts
-    )
-    return {str(path.relative_to(folder)): current_digest(str(path)) for path in there}
-
-
-def select_files(model: str, files: dict[str, str]) -> dict[str, str]:
-    """Return those of `files` that belong to `model`."""
-    return {path: sha for path, sha in files.items() if path.partition("/")[0] == model}
-
-
-def place_file(source: str, path: str) -> None:
-    """Move or copy a finished file to `path`."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    if source.startswith(MOVED) and not os.path.exists(source):
-        source = find_content(written_digest(source)) or source  # published already
-    if source.startswith(MOVED):
-        try:
-            os.rename(source, path)
-            os.utime(path)  # the newest mtime in a model's folder tells a running Triton to load it again
-            return
-        except OSError:
-            pass  # another file system
-    subprocess.run(["cp", "--reflink=auto", source, path], check=True)
-
-
-def make_readable(folder: str, path: str) -> None:
-    """Let the server, another user, read `path` and the folders above it in `folder`, whatever the umask."""
-    place = os.path.normpath(f"{folder}/{path}")
-    while len(place) >= len(os.path.normpath(folder)):
-        mode = os.stat(place).st_mode & 0o7777
-        wanted = mode | (0o555 if os.path.isdir(place) else 0o444)
-        if wanted != mode:
-            os.chmod(place, wanted)
-        place = os.path.dirname(place)
-
-
-def begin_swap(
-    repository: str, models: list[str], source: str, record_after: str, notes: dict[str, str], harmed: list[str]
-) -> None:
-    """Write down which folders change places, then let them."""
-    folder = hidden_folder(repository, source)
-    os.makedirs(repository, exist_ok=True)
-    for path in [repository, *(f"{repository}/{model}" for model in models)]:
-        if os.path.isdir(path) and os.stat(path).st_dev != os.stat(folder).st_dev:
-            raise SystemExit(
-                f"nothing published: {path} lies on another file system than {folder}, so that models cannot be\n"
-                "exchanged at one stroke; publish to a folder inside the mounted one (make repository REPOSITORY=dir)"
-            )
-    for model in models:
-        check_movable(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
-        check_movable(f"{folder}/{model}", hidden_folder(repository, f"copies/{source}"))
-    shutil.rmtree(hidden_folder(repository, "copies"), ignore_errors=True)
-    inodes = {model: os.stat(path).st_ino if os.path.isdir(path := f"{folder}/{model}") else 0 for model in models}
-    job = {"repository": repository, "inodes": inodes, "source": source, "record": record_after, "notes": notes}
-    write_text(journal := record_path("journal", repository), json.dumps(job | {"harmed": harmed}))
-    finish_swap(journal)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scripts.publish.publish import hash_content
+from scripts.publish.published import hash_content
 from scripts.steps.records import current_digest, read_text, written_digest
 
 

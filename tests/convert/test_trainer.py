@@ -26,7 +26,7 @@ def test_a_saved_head_is_built_and_one_with_unknown_layers_is_refused(tmp_path: 
 
     said = project.make("build/onnx/binary.onnx", "WEIGHTS=yandex")
 
-    guess = "the state dict is `state_dict`; beside it and not read: epoch; `module.` is no part of its keys"
+    guess = "the state dict is `state_dict`; keys beside it, not read: epoch; `module.` is no part of its keys"
     assert f"training/weights/CT-RATE/model_binary.pth: {guess}\n" in said
     told = subprocess.run(
         [sys.executable, "-c", DESCRIBE, made], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."},

@@ -18,7 +18,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import save_file
 
-from convertation.checkpoint import understood
+from convertation.checkpoint import read_guesses
 from convertation.head import mlp
 from convertation.vit import ctvit
 
@@ -243,18 +243,18 @@ SAVED: dict[str, tuple[State, str]] = {
     "one layer compiled": ({key.replace("s.0.", "s.0._orig_mod."): value for key, value in STATE.items()}, "_orig_mod"),
     "a prefix": (prefixed("head."), "`head.` is no part of its keys"),
     "another": (prefixed("mlp."), "`mlp.` is no part of its keys"),
-    "a Sequential": ({key.removeprefix("layers."): value for key, value in STATE.items()}, "those below `layers.`"),
+    "a Sequential": ({key.removeprefix("layers."): value for key, value in STATE.items()}, "lack `layers.`"),
     "a Sequential of another name": (
         {key.replace("layers.", "classifier."): value for key, value in STATE.items()},
-        "`classifier.` is no part of its keys; its keys are those below `layers.`",
+        "`classifier.` is no part of its keys; its keys lack `layers.`, which the network's keys begin with",
     ),
     "training state": (
         {"epoch": 3, "model_state_dict": STATE, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
-        "the state dict is `model_state_dict`; beside it and not read: epoch, optimizer",
+        "the state dict is `model_state_dict`; keys beside it, not read: epoch, optimizer",
     ),
     "Lightning": (
         {"state_dict": prefixed("model."), "hyper_parameters": {"lr": 0.1}},
-        "`state_dict`; beside it and not",
+        "`state_dict`; keys beside it, not",
     ),
     "deeper": ({"checkpoint": {"net": STATE}}, "the state dict is `checkpoint.net`"),
     "half": (cast(torch.float16), "float16 became float32"),
@@ -282,7 +282,7 @@ def test_a_file_is_read_as_people_save_it_and_what_was_understood_is_said(
             given = value if "became" not in expected else value.to(getattr(torch, kind))
             assert torch.equal(network.state_dict()[key], given.float())
     said = capsys.readouterr().out
-    assert expected in understood(network) and expected in said and said.count("\n") == bool(expected)
+    assert expected in read_guesses(network) and expected in said and said.count("\n") == bool(expected)
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
@@ -337,8 +337,8 @@ def test_weights_and_their_average_are_refused_and_the_key_for_models_yaml_is_to
     torch.save(content, checkpoint)
 
     assert refusal(checkpoint) == (
-        f"…/head.pth: holds 2 state dicts of this model: {first}, {second}; say in the model's entry of "
-        f"convertation/models.yaml which it is, such as `state_dict: {first}`"
+        f"…/head.pth: holds 2 state dicts of this model: {first}, {second}; name the right one in the model's "
+        f"entry of convertation/models.yaml, such as `state_dict: {first}`"
     )
     if kind == "side by side":
         mlp.load_network(checkpoint, HEAD | {"state_dict": second})

@@ -15,7 +15,7 @@ from tritonclient import grpc
 from scripts.deploy import reload as program
 from scripts.deploy.image import list_requirements
 from scripts.deploy.stack import identify_folder
-from scripts.publish import publish
+from scripts.publish import exchange, publish
 from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
 from scripts.steps import records
@@ -128,7 +128,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Publish and serve set 1; let `reload` take this server for the container's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "SETTLED", 0)
-    publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
+    exchange.replace_models(REPOSITORY, "synthetic", [*NETWORKS], sources(1))
     with triton_server(Path(REPOSITORY), tmp_path / "log", venv=ROOT / ".venv-triton") as started:
         labels = {"chest.repository": identify_folder(REPOSITORY)}
         labels["chest.requirements"] = hashlib.sha256(list_requirements(REPOSITORY)).hexdigest()
@@ -154,7 +154,7 @@ def test_no_request_fails_during_reloads_and_a_rollback(server: Server, capsys: 
         before = memory(server)
         for number in (2, 3, 4):
             files = sources(number)
-            take(number, lambda files=files: publish.replace_models(REPOSITORY, "synthetic", [*NETWORKS], files))  # type: ignore[misc]
+            take(number, lambda files=files: exchange.replace_models(REPOSITORY, "synthetic", [*NETWORKS], files))  # type: ignore[misc]
         take(3, lambda: publish.roll_back(REPOSITORY))
         clients.wait(FIRST)
     after = memory(server)
@@ -180,7 +180,7 @@ def test_a_reload_of_one_network_or_of_bpr_mixes_no_sets(server: Server, capsys:
     program.reload_models(REPOSITORY)  # so that all is loaded
     capsys.readouterr()
     files = {path: source for path, source in sources(2).items() if path.startswith("binary_onnx/")}
-    publish.replace_models(REPOSITORY, "synthetic", ["binary_onnx"], files)
+    exchange.replace_models(REPOSITORY, "synthetic", ["binary_onnx"], files)
 
     program.reload_models(REPOSITORY)
 

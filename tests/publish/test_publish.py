@@ -368,7 +368,7 @@ def test_a_disk_that_is_full_before_the_exchange_changes_nothing(ready: Path, mo
     def full(source: str, path: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publish, "place_file", full)
+    monkeypatch.setattr("scripts.publish.exchange.place_file", full)
     with pytest.raises(OSError, match="No space left"):
         publish.publish_models(REPOSITORY, "real", VERDICT, sources(NEW))
     assert present() == OLD
