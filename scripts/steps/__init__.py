@@ -1,3 +1,3 @@
-"""When is a file true, and what is done when it is not: records, steps, the shared cache. Make calls these before
-and for every step; they write .make/ and a step's one output. Standard library only.
+"""Decide whether a file is true, and make it if it is not: records, steps, the shared cache. Make calls these scripts
+before it decides and for every step. They write .make/ and the one output of a step. Standard library only.
 """

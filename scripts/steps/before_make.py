@@ -1,14 +1,15 @@
-"""Before Make decides: check the knobs, take note of every file that moved, finish a publication that was cut short.
+"""Do what has to be done before make decides: check the knobs, note which files changed, finish a cut publication.
 
     python3 -sESB scripts/steps/before_make.py RUN NESTED GOALS GIVEN KNOB=VALUE...
 
-RUN is this run's token if it has one, NESTED that of the make that this one serves, GIVEN the knobs that were given.
-Prints words for make, or one sentence where nothing can be made:
+RUN is the token of this run, if make was restarted; NESTED the token of the make that started this make; GIVEN the
+names of the knobs that the user gave.  It prints words for make, or one sentence if nothing can be made:
 
-    run=        a token of this run, by which steps and the summary know what was made in it
-    REPOSITORY= WEIGHTS= PRECISION= as records know them; python= that of .venv
-    models= needs=  what make has to know of models.yaml: makefiles named by the digest of that file
-    modules=    what each script is made of (scripts/steps/modules.py)
+    run=        the token of this run; steps and the summary find by it what this run made
+    REPOSITORY= WEIGHTS= PRECISION=  the values that records hold
+    python=     the Python of .venv
+    models= needs=  makefiles made from models.yaml, and named by its digest
+    modules=    the makefile with the files that each script is made of (scripts/steps/modules.py)
 """
 
 import fcntl
@@ -16,7 +17,9 @@ import os
 import sys
 import time
 
-sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]  # not run with -m: that costs every make 5 ms
+sys.path[:0] = [
+    os.path.abspath(f"{__file__}/../../..")
+]  # this file is not run with -m, which would cost every make 5 ms
 
 from scripts.steps import knobs as knob  # noqa: E402
 from scripts.steps.records import (  # noqa: E402
@@ -34,7 +37,7 @@ from scripts.steps.records import (  # noqa: E402
 
 NAMES = ("", "-triton", "-inference", "-rtx", "-signing", "-prebuilt", "-compare")
 ENVIRONMENTS = tuple(f".venv{name}" for name in NAMES)
-JUDGED = "training/model_repository_running.zip.verdict.json"  # its step makes .venv-prebuilt
+JUDGED = "training/model_repository_running.zip.verdict.json"  # the step for this file makes .venv-prebuilt
 LOOK_AT_NOTHING = {"clean", "distclean", "help", "doctor"}
 BUILD = {"repository", "onnx", "trt", "trt-fleet", "weights", "fidelity"}
 NEED_NO_MODELS = LOOK_AT_NOTHING | {
@@ -46,9 +49,9 @@ RUNS, OLD = ".make/run", 86_400  # s
 
 
 def note_digests(files: set[str]) -> None:
-    """Bring .make/seen up to date with each of `files` and each file that it has a note of.
+    """Bring .make/seen up to date for `files` and for each file that has a note there.
 
-    Of a file that is not there the digest counts that its step last wrote, else that of what went away.
+    For an absent file the digest is the one that its step wrote last, or else the one that the file had.
     """
     os.makedirs(".make/seen", exist_ok=True)
     noted = {name.replace("%", "/") for name in os.listdir(".make/seen") if not name.endswith("~")}
@@ -60,13 +63,13 @@ def note_digests(files: set[str]) -> None:
         elif not stat and note and note != [counts := known_digest(path)]:
             write_text(record_path("seen", path), counts)
     if moved:
-        from concurrent.futures import ThreadPoolExecutor  # hashing releases the interpreter's lock
+        from concurrent.futures import ThreadPoolExecutor  # hashing releases Python's global lock
 
         list(ThreadPoolExecutor().map(current_digest, moved))
 
 
 def sign_sources() -> str:
-    """Return a text that differs whenever a source file came, went or was written, without reading any."""
+    """Return a text that changes when a source file is added, removed or written; no file is read for it."""
     words = []
     for top in "scripts", "convertation":
         for folder, folders, names in os.walk(top):
@@ -79,10 +82,10 @@ def sign_sources() -> str:
 
 
 def read_modules() -> None:
-    """Find anew what each script is made of, where a source file moved."""
+    """Find again what each script is made of, if a source file has changed."""
     signature = sign_sources()
     if read_text(SOURCES) != signature or not os.path.exists(MODULES):
-        from scripts.steps import modules  # which reads Python, and is slow
+        from scripts.steps import modules  # slow to import, because it parses Python
 
         try:
             write_text(MODULES, modules.list_modules())
@@ -92,7 +95,7 @@ def read_modules() -> None:
 
 
 def find_python(command: str, given: bool) -> str:
-    """Return the Python of .venv by its version, which is part of each command; `command` makes it if there is none."""
+    """Return the path of .venv's Python, which names its version; without one, the path that `command` will make."""
     folder = ".venv/bin"
     living = [
         name
@@ -113,7 +116,7 @@ def find_python(command: str, given: bool) -> str:
 
 
 def forget_dead_environments() -> None:
-    """Forget that an environment was installed whose Python, a link, went away; the next step makes it anew."""
+    """Forget that an environment was installed if its Python, a link, is broken; the next step makes it again."""
     for folder in ENVIRONMENTS:
         if not os.path.isdir(f"{folder}/bin"):
             continue
@@ -125,11 +128,11 @@ def forget_dead_environments() -> None:
             if folder == ".venv-prebuilt" and os.path.exists(record_path("made", JUDGED)):
                 os.remove(record_path("made", JUDGED))
             gone = os.path.realpath(pythons[0])
-            print(f"{folder}: its Python went away ({gone}); it is made anew when a step needs it", file=sys.stderr)
+            print(f"{folder}: its Python went away ({gone}); it is made again when a step needs it", file=sys.stderr)
 
 
 def refuse_links_to_nowhere() -> None:
-    """Raise SystemExit for a link, on the way to one of the user's own files, whose target is away."""
+    """Raise SystemExit if a link below training/, where own files lie, has no target."""
     for top, folders, names in os.walk("training"):
         for path in (f"{top}/{name}" for name in [*folders, *names]):
             if os.path.islink(path) and not os.path.exists(path):
@@ -140,7 +143,7 @@ def refuse_links_to_nowhere() -> None:
 
 
 def tell_own_files() -> None:
-    """Say which checkpoints are the user's own: those whose record tells of other bytes."""
+    """Print which checkpoints are own files: their bytes differ from those in the record."""
     for name in sorted(os.listdir(".make/made")) if os.path.isdir(".make/made") else []:
         path = name.replace("%", "/")
         if path.startswith("training/weights/") and current_digest(path) not in ("", written_digest(path)):
@@ -148,7 +151,7 @@ def tell_own_files() -> None:
 
 
 def list_copied() -> list[str]:
-    """Return the repositories beside which folders are being copied, or were when a kill came (see swap.py)."""
+    """Return the repositories beside which folders are being copied, or were when a process was killed (swap.py)."""
     names = os.listdir(".make/published") if os.path.isdir(".make/published") else []
     repositories = [name.replace("%", "/") for name in names]
     return [
@@ -159,7 +162,7 @@ def list_copied() -> list[str]:
 
 
 def finish_what_was_cut_short() -> None:
-    """Finish each publication under way; a draft (~) of a journal was cut short itself, before anything moved."""
+    """Finish each publication that was cut short; remove drafts (~) of journals, since nothing had moved by then."""
     if not list_copied() and not (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
         return
     from scripts.steps.swap import finish_copies, finish_swap
@@ -182,7 +185,7 @@ def forget_old_runs() -> None:
 
 
 def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[str, str]) -> str:
-    """Do all of it; return the words for make."""
+    """Do everything; return the words for make."""
     knob.check_knobs(knobs, goals)
     words = {"run": run or str(time.time_ns())}
     if goals - LOOK_AT_NOTHING:
@@ -192,7 +195,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
         with lock_file("publish", fcntl.LOCK_SH):
             note_digests({MODELS, "requirements.txt"})
             look_at_tree(knobs["REPOSITORY"])
-        knob.follow_the_published(knobs, given, goals)
+        knob.follow_published(knobs, given, goals)
         if not os.path.exists(MODELS):
             raise SystemExit(f"{MODELS} is missing: it describes every model; git checkout {MODELS}")
         told_apart = ({"provenance"} if knobs["CHECK"] else set()) | ({"verify"} if knobs["KEY"] else set())
@@ -213,7 +216,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
 
 if __name__ == "__main__":
     run, nested, goals, given, *pairs = sys.argv[1:]
-    for_make, sys.stdout = sys.stdout, sys.stderr  # which takes all of it for its words
+    for_make, sys.stdout = sys.stdout, sys.stderr  # make takes all that is printed on standard output for its words
     knobs = dict(pair.split("=", 1) for pair in pairs)
     try:
         said = main(run, nested, set(goals.split()) or {"help"}, set(given.split()), knobs)

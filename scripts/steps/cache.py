@@ -1,11 +1,11 @@
-"""The shared cache: what steps wrote, found by the digest of their command, versions and inputs.
+"""Read and write the shared cache: what steps wrote, by the digest of their command, versions and inputs.
 
     CACHE/steps/KEY   "SHA SIZE" of what a step wrote; KEY is the SHA-256 of "TARGET COMMAND VERSIONS : INPUT=SHA ..."
     CACHE/files/SHA   those bytes
 
-CACHE is a folder or s3://bucket/prefix; CACHE_MODE=read never writes there.  Whoever may write is believed about what a
-step writes; that bytes are those of their SHA is verified on arrival.  Trouble is a warning, never a failure.  Standard
-library only, but for s3://.
+CACHE is a folder or s3://bucket/prefix; with CACHE_MODE=read nothing is written there.  Everyone who may write to the
+cache is trusted to say what a step writes; the bytes are checked against their SHA after copying.  A problem with the
+cache is a warning and never stops a build.  Standard library only, except for s3://.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from scripts.steps.records import read_text, write_text
 
-OFF = ".make/cache-off"  # the run in which the cache was given up
-SPOILED = ".make/cache-spoiled"  # the run, then the SHA of each entry that it found damaged and has not mended
+OFF = ".make/cache-off"  # the run that no longer uses the cache
+DAMAGED = ".make/cache-spoiled"  # the run, then the SHA of each entry that it found damaged and did not replace
 
 
 class Result(NamedTuple):
@@ -36,11 +36,11 @@ class Folder:
         self.path = path
         if os.environ.get("CACHE_MODE") != "read":
             with suppress(FileExistsError):
-                os.mkdir(path)  # not its parents: what is not mounted is not to be filled
+                os.mkdir(path)  # not its parents: a share that is not mounted must not be created as a local folder
         os.listdir(path)
 
     def read(self, name: str) -> bytes | None:
-        """Return what the small entry `name` holds, None if there is none."""
+        """Return the content of the small entry `name`, None if there is none."""
         try:
             with open(f"{self.path}/{name}", "rb") as file:
                 return file.read(200)
@@ -48,7 +48,7 @@ class Folder:
             return None
 
     def get(self, name: str, out: str) -> Result | None:
-        """Copy the entry `name` to `out`, hashed on the other core meanwhile; None if there is none."""
+        """Copy the entry `name` to `out` and hash it in another thread meanwhile; None if there is none."""
         try:
             with (
                 open(f"{self.path}/{name}", "rb", 0) as file,
@@ -66,7 +66,7 @@ class Folder:
             return None
 
     def put(self, name: str, source: str) -> None:
-        """Write the file `source` as the entry `name` at one stroke, whoever else does the same."""
+        """Write the file `source` as the entry `name` atomically; others may write the same entry at the same time."""
         path = f"{self.path}/{name}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         draft = f"{path}.{os.uname().nodename}.{os.getpid()}~"
@@ -96,11 +96,11 @@ class Bucket:
         patience = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 2})
         try:
             self.client = boto3.client("s3", config=patience)
-        except BotoCoreError as error:  # a profile that is not there, a malformed ~/.aws/config
+        except BotoCoreError as error:  # an absent profile or a malformed ~/.aws/config
             raise OSError(error) from None
 
     def read(self, name: str) -> bytes | None:
-        """Return what the small entry `name` holds, None if there is none."""
+        """Return the content of the small entry `name`, None if there is none."""
         content: bytes | None = self._ask(lambda **place: self.client.get_object(**place)["Body"].read(200), name)
         return content
 
@@ -119,7 +119,7 @@ class Bucket:
         return found
 
     def put(self, name: str, source: str) -> None:
-        """Upload the file `source` as the entry `name`; S3 shows it when it is whole."""
+        """Upload the file `source` as the entry `name`; S3 shows the entry only when it is complete."""
         self._ask(lambda **place: self.client.upload_file(source, *place.values()), name)
 
     def size(self, name: str) -> int:
@@ -142,24 +142,24 @@ class Bucket:
 
 
 class Cache:
-    """The cache that CACHE and CACHE_MODE name, for this run; `stored` counts the bytes that went there."""
+    """The cache that CACHE and CACHE_MODE name, for this run; `stored` counts the bytes written to it."""
 
     def __init__(self) -> None:
         self.where, self.run = os.environ.get("CACHE", ""), os.environ.get("MAKE_RUN", "")
         self.stored = 0
-        now, *damaged = read_text(SPOILED).split("\n")
-        self.spoiled = set(damaged) if now == f"{self.run} {self.where}" else set[str]()
-        self.telling = Lock()
+        now, *damaged = read_text(DAMAGED).split("\n")
+        self.damaged = set(damaged) if now == f"{self.run} {self.where}" else set[str]()
+        self.noting = Lock()
         self.store: Folder | Bucket | None = None
         if self.where and read_text(OFF) != f"{self.run} {self.where}":
             try:
                 self.store = Bucket(self.where) if self.where.startswith("s3://") else Folder(self.where)
-            except (ImportError, OSError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is none
+            except (ImportError, OSError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is no URL
                 self._give_up(error)
 
     def find(self, target: str, recipe: str) -> Result | None:
-        """Return what the step of `target` with this recipe wrote elsewhere, None if that is not known."""
-        if not (store := self.store):  # which another thread may give up at any time
+        """Return what the step of `target` with this recipe wrote before, None if the cache does not know it."""
+        if not (store := self.store):  # another thread may set it to None at any time
             return None
         try:
             entry = store.read(name := _step_key(target, recipe))
@@ -175,15 +175,15 @@ class Cache:
         return Result(words[0], int(words[1]))
 
     def fetch(self, result: Result, out: str) -> bool:
-        """Copy those bytes to `out` and verify them on the way; False, and no `out`, if they are not to be had."""
-        if not (store := self.store) or result.sha in self.spoiled:
+        """Copy the bytes of `result` to `out` and check their SHA; if that fails, return False and leave no `out`."""
+        if not (store := self.store) or result.sha in self.damaged:
             return False
         try:
             if (found := store.get(name := f"files/{result.sha}", out)) == result:
                 return True
             if found:
                 damage = f"{name} holds {found.size} bytes of sha256 {found.sha}, expected {result.size}"
-                self._remember(result.sha, damage)
+                self._note_damage(result.sha, damage)
         except OSError as error:
             self._give_up(error)
         if os.path.exists(out):
@@ -191,15 +191,15 @@ class Cache:
         return False
 
     def keep(self, target: str, recipe: str, sha: str, path: str) -> None:
-        """Put what a step wrote to `path` there, unless it is there already or nothing may be written."""
+        """Put what a step wrote to `path` into the cache, unless it is there already or CACHE_MODE=read."""
         if not self.store or os.environ.get("CACHE_MODE") == "read":
             return
         result = Result(sha, os.path.getsize(path))
         try:
-            if sha in self.spoiled or self.store.size(f"files/{sha}") != result.size:
+            if sha in self.damaged or self.store.size(f"files/{sha}") != result.size:
                 self.store.put(f"files/{sha}", path)
                 self.stored = result.size
-                self._remember(sha, "")
+                self._note_damage(sha, "")
             write_text(draft := f".make/out/{target}.entry", f"{sha} {result.size}\n")
             self.store.put(_step_key(target, recipe), draft)
             os.remove(draft)
@@ -207,19 +207,19 @@ class Cache:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        with self.telling:
+        with self.noting:
             if read_text(OFF) == f"{self.run} {self.where}":
                 return
             self._warn(f"{error}; going on without it")
             write_text(OFF, f"{self.run} {self.where}")
             self.store = None
 
-    def _remember(self, sha: str, damage: str) -> None:
-        """Note that an entry is damaged, which is told once in a run, or that it is mended: no damage."""
-        with self.telling:
-            if bool(damage) != (sha in self.spoiled):
-                self.spoiled ^= {sha}
-                write_text(SPOILED, "\n".join([f"{self.run} {self.where}", *sorted(self.spoiled)]))
+    def _note_damage(self, sha: str, damage: str) -> None:
+        """Note that an entry is damaged, and warn once in a run; with an empty `damage`, that it was replaced."""
+        with self.noting:
+            if bool(damage) != (sha in self.damaged):
+                self.damaged ^= {sha}
+                write_text(DAMAGED, "\n".join([f"{self.run} {self.where}", *sorted(self.damaged)]))
                 if damage:
                     self._warn(damage)
 
@@ -232,12 +232,12 @@ def _step_key(target: str, recipe: str) -> str:
 
 
 def _send_file(source: int, out: int) -> int:
-    """Copy from one descriptor to another inside the kernel, as one shared extent if it can; return the size."""
+    """Copy between two descriptors inside the kernel, as a shared extent where possible; return the size in bytes."""
     at = 0
     try:
         while count := os.copy_file_range(source, out, 1 << 30, at):
             at += count
-    except OSError:  # another disk, or a file system that cannot
+    except OSError:  # another disk, or a file system without copy_file_range
         while count := os.sendfile(out, source, at, 1 << 30):
             at += count
     return at

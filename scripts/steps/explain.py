@@ -1,9 +1,9 @@
-"""Ask make what each record would have to say (EXPLAIN=1) and judge each step by its record. Standard library only.
+"""Ask make what each record should say (EXPLAIN=1) and compare each step with its record. Standard library only.
 
     build/onnx/vit.onnx=DIGEST COMMAND TOOLS : INPUT=DIGEST ... | NEEDED ...
 
-is what the record of an artifact would have to hold; what is NEEDED (an environment, the archive) must be there before
-COMMAND runs, and changes nothing of what it writes.  The published folder has FILE=SOURCE=DIGEST for inputs.
+is what the record of an artifact should hold.  What is NEEDED (an environment, the archive) must be there before
+COMMAND runs and does not change what it writes.  The inputs of the published folder have the form FILE=SOURCE=DIGEST.
 """
 
 import json
@@ -26,21 +26,21 @@ class Step:
 
     target: str
     command: str
-    inputs: dict[str, str]  # name: digest, as it is now
+    inputs: dict[str, str]  # name: present digest
     needs: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)  # of a published model: published file: what it is a copy of
+    files: dict[str, str] = field(default_factory=dict)  # for a published model: published file: its source
     state: str = ""
     reason: str = ""
 
     @property
     def script(self) -> str:
-        """The script that the command runs, relative to the root."""
+        """The path of the script that the command runs."""
         module = re.search(r"-m (\S+)", self.command)
         return module[1].replace(".", "/") + ".py" if module else self.command.split()[0]
 
 
 def ask_make(*goals: str) -> str:
-    """Return what make says with EXPLAIN=1, its knobs those of the make that runs this; SystemExit as make ends."""
+    """Return what make prints with EXPLAIN=1 and the present knobs; if it fails, SystemExit with its status."""
     asked = run_make("EXPLAIN=1", *goals, stdout=subprocess.PIPE)
     if asked.returncode:
         raise SystemExit(asked.returncode)
@@ -50,8 +50,8 @@ def ask_make(*goals: str) -> str:
 def judge_steps(explained: str, repository: str) -> dict[str, Step]:
     """Return every step, inputs first, with its state and the reason for it.
 
-    A step that will run has a reason of its own; one that may run is only behind such a step, which may write the same
-    bytes as before.  What is absent is made again for a step that reads it, and then has its old content.
+    A step that will run has a reason of its own.  A step that may run only depends on such a step, which may write the
+    same bytes as before.  An absent file is made again if a step reads it, with the content that it had.
     """
     steps = read_steps(explained, repository)
     for step in steps.values():
@@ -69,12 +69,12 @@ def judge_steps(explained: str, repository: str) -> dict[str, Step]:
 
 
 def read_steps(explained: str, repository: str) -> dict[str, Step]:
-    """Return the steps by target, inputs first: those that make says, the archive's download, each published model."""
+    """Return the steps by target, inputs first: make's steps, the archive's download, each published model."""
     said: dict[str, Step] = {}
     models: dict[str, Step] = {}
     for line in explained.splitlines():
         if not (match := re.fullmatch(r"(\S+)=[0-9a-f]* (.*) : (.*?)(?: \|(.*))?", line)):
-            continue  # make's own words
+            continue  # a message of make
         target, command, inputs, needs = match[1], match[2], match[3].split(), (match[4] or "").split()
         names = [word.rpartition("=")[0] for word in inputs]
         if command.startswith("publish "):
@@ -107,7 +107,7 @@ def read_steps(explained: str, repository: str) -> dict[str, Step]:
 
 
 def judge_step(step: Step, steps: dict[str, Step]) -> None:
-    """Set the state of a step whose inputs have theirs; what is needed beyond that, only a whole pipeline can tell."""
+    """Set the state of one step, after those of its inputs; `judge_steps` finds later which absent files are needed."""
     behind = [name for name in step.inputs if name in steps and steps[name].state in (STALE, MAY)]
     if step.state:
         return
@@ -137,7 +137,7 @@ def judge_step(step: Step, steps: dict[str, Step]) -> None:
 
 
 def explain_difference(file: str, source: str, model: Step, behind: list[str]) -> str:
-    """Say why a published file is to be replaced whatever the steps that run bring, "" if it is not."""
+    """Say why a published file will be replaced, no matter what the other steps write; "" if it will not."""
     if source in behind or current_digest(file) == known_digest(source):
         return ""
     if not current_digest(file):
@@ -146,7 +146,7 @@ def explain_difference(file: str, source: str, model: Step, behind: list[str]) -
 
 
 def is_published(name: str, steps: dict[str, Step]) -> bool:
-    """Tell whether an ONNX file is where publishing moved it."""
+    """Tell whether an ONNX file is in the published folder, where publishing moved it."""
     files = {source: file for step in steps.values() for file, source in step.files.items()}
     return (
         name.startswith("build/onnx/") and name in files and current_digest(files[name]) == written_digest(name) != ""
@@ -154,12 +154,12 @@ def is_published(name: str, steps: dict[str, Step]) -> bool:
 
 
 def is_archive_here() -> bool:
-    """Tell whether weights.zip is there and what its lock says."""
+    """Tell whether weights.zip is there and is the locked one."""
     return current_digest(ARCHIVE) != "" and current_digest(ARCHIVE) == read_lock().get("sha256")
 
 
 def read_lock() -> dict[str, object]:
-    """Return what the lock of weights.zip says, nothing if there is none that can be read."""
+    """Return what the lock of weights.zip says, an empty dict if it is absent or cannot be read."""
     try:
         return dict(json.loads(read_text(f"{ARCHIVE}.lock.json")))
     except (ValueError, TypeError):
@@ -167,7 +167,7 @@ def read_lock() -> dict[str, object]:
 
 
 def list_gone(repository: str, models: set[str]) -> list[str]:
-    """Return the folders that this build published and would not publish today."""
+    """Return the folders that this build published and would no longer publish."""
     files = read_text(record_path("published", repository)).split("\n")[1:]
     old = sorted({file.partition("/")[0] for file in files if file} - models)
     return [f"{repository}/{model}" for model in old if Path(repository, model).is_dir()]

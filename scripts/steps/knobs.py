@@ -1,10 +1,9 @@
-"""What each knob of knobs.mk may be. Standard library only; part of every make (scripts/steps/before_make.py).
+"""Check the value of each knob of knobs.mk. Standard library only: this runs before every make (before_make.py).
 
-`check_knobs` raises SystemExit with one sentence: the knob, its value, what was expected, and where that helps what
-to type.
+`check_knobs` raises SystemExit with one sentence: the knob, its value, what was expected, and often what to type.
 """
 
-import os  # and nothing slower: this runs in every make
+import os  # nothing slower is imported here: this runs before every make
 
 from scripts.steps.records import read_text, record_path
 
@@ -26,13 +25,13 @@ ONE_WORD = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "TRITON", "ADDRESS", "PY
 BARE = ("NGC_RELEASE", "REGISTRY", "IMAGE", "BASE", "ADDRESS", "PORTS", "PYTHON", "PLANS", "OPSET", "KEY")
 SPECIAL = "'\"`&;|<>*?[]{}!~^\\%$#()"
 SOURCES = (".ci", ".git", ".github", "convertation", "docker", "docs", "scripts", "tests", "training")
-# Targets that speak of what is published, and so take its kind of weights and its precision
+# Targets about the published repository: they use its kind of weights and its precision
 OF_THE_PUBLISHED = {"verify", "status", "graph", "provenance", "fidelity", "report", "image"}
 NOT_OF_PREBUILT = {"status", "graph", "report"}
 
 
 def check_knobs(knobs: dict[str, str], goals: set[str]) -> None:
-    """Raise SystemExit for the first value that cannot be meant; REPOSITORY becomes one spelling of its folder."""
+    """Raise SystemExit for the first wrong value; replace REPOSITORY by the one spelling that records use."""
     for path in " ", "%":
         if path in os.getcwd():
             raise SystemExit(
@@ -47,10 +46,8 @@ def check_knobs(knobs: dict[str, str], goals: set[str]) -> None:
             raise SystemExit(f"{name}={knobs[name]}: expected one word")
     knobs["REPOSITORY"] = expand_home(knobs["REPOSITORY"])
     for name in BARE:
-        if found := special_characters(knobs[name]):
-            raise SystemExit(
-                f"{name}={knobs[name]}: expected no character that shells or make take for their own: {found}"
-            )
+        if found := find_special_characters(knobs[name]):
+            raise SystemExit(f"{name}={knobs[name]}: expected no character with a meaning to shells or make: {found}")
     if len(knobs["CACHE"].split()) > 1:
         raise SystemExit(f"CACHE={knobs['CACHE']}: expected a folder, its name without spaces, or s3://bucket/prefix")
     if "compare" in goals and len(knobs["WITH"].split()) != 1:
@@ -68,15 +65,15 @@ def check_knobs(knobs: dict[str, str], goals: set[str]) -> None:
         raise SystemExit(f"make sign KEY=key.pem: expected a private key; {pair} makes one")
     if "trt-fleet" in goals and knobs["DRY"]:
         raise SystemExit("DRY=1 prints what make trt runs; make -n trt-fleet GPUS=... prints this")
-    check_together(knobs, goals)
+    check_combinations(knobs, goals)
     knobs["REPOSITORY"] = spell_repository(knobs["REPOSITORY"])
 
 
-def check_together(knobs: dict[str, str], goals: set[str]) -> None:
-    """Raise SystemExit for values that cannot be meant together."""
+def check_combinations(knobs: dict[str, str], goals: set[str]) -> None:
+    """Raise SystemExit for values that contradict each other."""
     prebuilt = knobs["FROM"] == "prebuilt"
     if knobs["REPOSITORY_ZIP"] and not prebuilt:
-        raise SystemExit("REPOSITORY_ZIP is read with FROM=prebuilt alone; add that, or leave it out")
+        raise SystemExit("REPOSITORY_ZIP is read only with FROM=prebuilt; add that, or leave it out")
     if knobs["WEIGHTS_ZIP"] and knobs["WEIGHTS"] == "synthetic":
         raise SystemExit("WEIGHTS_ZIP is not read with WEIGHTS=synthetic; leave one of them out")
     if prebuilt and knobs["FORMAT"] != "onnx":
@@ -95,34 +92,37 @@ def check_together(knobs: dict[str, str], goals: set[str]) -> None:
                 "with sm86/vit.plan or so in it"
             )
     if (knobs["PLANS"] or knobs["TRTEXEC_FLAGS"]) and "repository" in goals and knobs["FORMAT"] == "onnx":
-        raise SystemExit("PLANS and TRTEXEC_FLAGS are of no use to FORMAT=onnx; add FORMAT=both")
+        raise SystemExit("PLANS and TRTEXEC_FLAGS have no effect with FORMAT=onnx; add FORMAT=both")
 
 
 def list_folders(path: str) -> list[str]:
-    """Return the folders in a folder, none where there is none."""
+    """Return the folders in a folder, an empty list if `path` is no folder."""
     below = [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else []
     return [name for name in below if os.path.isdir(name)]
 
 
 def expand_home(path: str) -> str:
-    """Return a path with ~ for the home folder written out, as a shell does where make's words do not reach it."""
+    """Return the path with ~/ replaced by the home folder: make's words do not pass through a shell."""
     return f"{os.environ.get('HOME', '~')}/{path[2:]}" if path.startswith("~/") else path
 
 
-def special_characters(value: str) -> str:
-    """Return the characters of `value` that a shell or make would not take as they are."""
+def find_special_characters(value: str) -> str:
+    """Return the characters of `value` that mean something to a shell or to make."""
     return " ".join(sorted({letter for letter in value if letter in SPECIAL}, key=SPECIAL.index))
 
 
 def spell_repository(repository: str) -> str:
-    """Return the folder as records know it: links resolved, relative below this checkout; SystemExit if none can be."""
+    """Return the folder as records spell it: links resolved, relative if it is below this checkout.
+
+    SystemExit if models cannot be published there.
+    """
     here, path = os.getcwd(), os.path.realpath(repository)
     for name in repository, path:
         if len(name.split()) != 1:
             raise SystemExit(f"REPOSITORY={name}: expected one folder, its name without spaces")
-        if found := special_characters(name):
+        if found := find_special_characters(name):
             raise SystemExit(
-                f"REPOSITORY={name}: expected a folder without characters that shells or make take for their own: "
+                f"REPOSITORY={name}: expected a folder without characters that have a meaning to shells or make: "
                 f"{found}"
             )
     path = path[len(here) + 1 :] if path.startswith(f"{here}/") else path
@@ -138,24 +138,25 @@ def spell_repository(repository: str) -> str:
     return path
 
 
-def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]) -> None:
-    """Let WEIGHTS and PRECISION be those of what is published where the target speaks of that, unless they are given.
+def follow_published(knobs: dict[str, str], given: set[str], goals: set[str]) -> None:
+    """Set WEIGHTS and PRECISION to those of the published repository if a goal is about it, unless they were given.
 
-    SystemExit where it is a finished archive's, of which nothing was built here, or another kind would be replaced.
+    SystemExit if a goal needs a build and the published models come from a finished archive, or if publishing would
+    replace another kind of weights.
     """
     repository = knobs["REPOSITORY"]
     kind = read_text(record_path("published", repository)).partition("\n")[0].strip()
     unlike = NOT_OF_PREBUILT | (set() if knobs["KEY"] else {"verify"}) | (set() if knobs["CHECK"] else {"provenance"})
     if kind == "prebuilt" and goals & unlike:
         raise SystemExit(
-            f"{repository} holds the models of a finished archive, of which nothing was built here; "
+            f"{repository} holds the models of a finished archive, and nothing of them was built here; "
             "make repository FROM=prebuilt checks it"
         )
     if goals & OF_THE_PUBLISHED:
         if "WEIGHTS" not in given and kind == "synthetic":
             knobs["WEIGHTS"] = kind
         if "PRECISION" not in given:
-            knobs["PRECISION"] = published_precision(repository) or knobs["PRECISION"]
+            knobs["PRECISION"] = read_published_precision(repository) or knobs["PRECISION"]
     if "weights" in goals:
         knobs["WEIGHTS"] = "yandex"
     publishes = "prebuilt" if knobs["FROM"] == "prebuilt" else "real" if knobs["WEIGHTS"] == "yandex" else "synthetic"
@@ -167,8 +168,8 @@ def follow_the_published(knobs: dict[str, str], given: set[str], goals: set[str]
         )
 
 
-def published_precision(repository: str) -> str:
-    """Return tf32 or fp16 if the published ViT is that; with plans alone, the verdict's record tells."""
+def read_published_precision(repository: str) -> str:
+    """Return tf32 or fp16 if the published ViT has it, else ""; with plans only, the verdict's record says it."""
     sha = read_text(record_path("seen", f"{repository}/vit_onnx/1/model.onnx")).split(" ")[0]
     judged = read_text(record_path("made", "build/checks/verdict.json"))
     for precision in "tf32", "fp16":
@@ -179,7 +180,7 @@ def published_precision(repository: str) -> str:
 
 
 def holds_models(repository: str) -> bool:
-    """Tell whether there is a model in the folder, ours or not."""
+    """Tell whether a model lies in the folder, published from here or not."""
     there = os.listdir(repository) if os.path.isdir(repository) else []
     return any(
         os.path.exists(f"{repository}/{name}/config.pbtxt") or name.endswith(("_onnx", "_trt")) or name == "bpr_model"

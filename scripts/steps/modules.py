@@ -1,8 +1,8 @@
 """Find the files of this project that each script is made of, by reading its imports. Standard library only.
 
-.make/modules.mk has a variable for each: scripts.convert.compare is that file and all that it imports from scripts/ and
-convertation/, with the data files that it opens beside itself.  The network of a family (convertation/vit and so on) is
-followed from within that family alone: which one a script reads is its rule's to say.
+.make/modules.mk has a variable for each script: scripts.convert.compare is that file and all that it imports from
+scripts/ and convertation/, with the data files that these open beside themselves.  Imports of a family's folder
+(convertation/vit and so on) count only inside that folder: the rule in the Makefile says which family a script reads.
 """
 
 import ast
@@ -13,7 +13,7 @@ FAMILIES = ("vit", "head", "bpr")
 
 
 def list_modules() -> str:
-    """Return the text of .make/modules.mk: a line for each module, in the order of names."""
+    """Return the text of .make/modules.mk: a line for each module, sorted by name."""
     files = {
         path
         for top in ("scripts", "convertation")
@@ -30,25 +30,25 @@ def list_modules() -> str:
 
 
 def list_reached(path: str, near: dict[str, list[str]]) -> list[str]:
-    """Return `path`, then every file that it leads to, in the order of names."""
+    """Return `path`, then every file that it imports, directly or not, sorted by name."""
     reached, queue = {path}, [path]
     while queue:
         here = queue.pop()
         for name in near.get(here, []):
-            if name not in reached and (not family_of(name) or family_of(name) == family_of(here)):
+            if name not in reached and (not find_family(name) or find_family(name) == find_family(here)):
                 reached.add(name)
                 queue.append(name)
     return [path, *sorted(reached - {path})]
 
 
-def family_of(path: str) -> str:
+def find_family(path: str) -> str:
     """Return vit, head or bpr for a file of that family's folder, "" for any other."""
     words = path.split("/")
     return words[1] if words[0] == "convertation" and words[1] in FAMILIES else ""
 
 
 def read_imports(path: str, files: set[str]) -> Iterator[str]:
-    """Yield the project's files that the module at `path` imports anywhere, and the data beside it that it names."""
+    """Yield the project's files that the module at `path` imports, and the data files that it opens beside itself."""
     with open(path, encoding="utf-8") as source:
         tree = ast.parse(source.read(), path)
     for node in ast.walk(tree):
@@ -72,15 +72,15 @@ def read_imports(path: str, files: set[str]) -> Iterator[str]:
 
 
 def find_files(name: str, files: set[str]) -> Iterator[str]:
-    """Yield the files that importing `name` runs: the module, and packages above it that hold more than words."""
+    """Yield the files that importing `name` runs: the module, and the packages above it that hold code."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         for path in ("/".join(parts[:end]) + ".py", "/".join(parts[:end]) + "/__init__.py"):
-            if path in files and not (path.endswith("__init__.py") and only_says(path)):
+            if path in files and not (path.endswith("__init__.py") and holds_docstring_only(path)):
                 yield path
 
 
-def only_says(path: str) -> bool:
-    """Tell whether a package is a docstring alone, which changes nothing that a step writes."""
+def holds_docstring_only(path: str) -> bool:
+    """Tell whether a package holds only a docstring, which changes nothing that a step writes."""
     with open(path, encoding="utf-8") as source:
         return len(ast.parse(source.read()).body) <= 1

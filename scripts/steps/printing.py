@@ -1,12 +1,12 @@
-"""Print for someone who may stop reading, as with `| head -1`. Standard library only."""
+"""Print to a reader that may stop reading, such as `head -1`. Standard library only."""
 
 import os
 import sys
 
 
 def print_text(text: str) -> None:
-    """Print `text`; once nobody reads on, whatever this program prints goes nowhere, which is no error."""
+    """Print `text`; if the reader is gone, discard all further output without an error."""
     try:
-        print(f"{text}\n", end="", flush=True)  # in one piece, beside what others print
+        print(f"{text}\n", end="", flush=True)  # in one piece: other programs print at the same time
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,13 @@
-"""Make one artifact, unless its record is true by now.
+"""Make one artifact, unless its record has become true meanwhile.
 
     python3 -sESB -m scripts.steps.step [--wanted] TARGET COMMAND TOOLS INPUT... -- NEEDED...
 
-COMMAND writes .make/out/TARGET, which takes TARGET's place only if it differs.  TOOLS are the versions that shape it.
-Inputs, and what is NEEDED besides, are made first where they are absent.  Under training/weights/ TARGET may be the
-user's own: only bytes that a step wrote are ever replaced.  An ONNX file that went where it is published is not left
-here once more, unless --wanted.  The shared cache (cache.py) may know what COMMAND would write, or else is told.
-With make -n, -q or -t nothing runs, and what would is told with its reason.
+COMMAND writes .make/out/TARGET, which replaces TARGET only if it differs.  TOOLS are the package versions that shape
+the result.  An INPUT or NEEDED file that is absent is made first.  Below training/weights/ TARGET may be an own file: a
+step replaces only bytes that a step wrote.  Publishing moves an ONNX file away from build/onnx/; a result equal to the
+published file is not put there again, unless --wanted.  If the shared cache (cache.py) knows what COMMAND would write,
+that is taken; else the result is put into the cache.
+With make -n, -q or -t no command runs; the reason why it would run is printed.
 """
 
 import errno
@@ -39,14 +40,14 @@ from scripts.steps.records import (
 from scripts.steps.submake import run_make
 
 SHOWN = 200  # characters of a command that failed
-UNCACHED = (".venv", "build/checks/verdict.json", "build/fidelity.json", "build/plan/sm")  # of this machine alone
-CLIENT = ".venv/installed-for-s3"  # what a cache in a bucket needs
-KEPT = "training/weights/"  # where the user's own files may lie
-NOT_IN_ARCHIVE = 3  # status of a command that has nothing for TARGET, where the user has laid a file of their own
+UNCACHED = (".venv", "build/checks/verdict.json", "build/fidelity.json", "build/plan/sm")  # true on this machine only
+CLIENT = ".venv/installed-for-s3"  # installed for a cache in a bucket
+KEPT = "training/weights/"  # own files may lie here
+NOT_IN_ARCHIVE = 3  # status of a command that has nothing for TARGET, which is an own file
 
 
 def run_step(target: str, command: str, tools: str, inputs: list[str], needed: list[str], wanted: bool) -> None:
-    """Run `command` if `target` is not what its record says, or was made from something else."""
+    """Run `command` if `target` is not what its record says, or was made from other inputs."""
     out, made = f".make/out/{target}", record_path("made", target)
     keep, cached = target.startswith(KEPT), is_cached(target)
     recipe = " ".join([command, *tools.split(), ":", *(f"{name}={known_digest(name)}" for name in inputs)])
@@ -74,13 +75,12 @@ def run_step(target: str, command: str, tools: str, inputs: list[str], needed: l
         if missing := [name for name in inputs if not digests[name]]:
             raise SystemExit(f"{missing[0]} is missing; {target} is made from it")
         recipe = " ".join([command, *tools.split(), ":", *(f"{name}={digests[name]}" for name in inputs)])
-        mine = written_digest(target)  # now that no other make is at it
+        mine = written_digest(target)  # read under the lock
         expected = mine if keep and present else present
         if present and read_text(made) == f"{target}={expected} {recipe}":
             return
-        copy = (
-            find_content(mine) if read_text(made) == f"{target}={mine} {recipe}" else ""
-        )  # published, or replaced there
+        # The published file, or one that it replaced
+        copy = find_content(mine) if read_text(made) == f"{target}={mine} {recipe}" else ""
         reason, started = (
             f"copied from {copy}" if copy else explain_staleness(target, present, recipe),
             time.monotonic(),
@@ -114,7 +114,7 @@ def run_step(target: str, command: str, tools: str, inputs: list[str], needed: l
         if cache and not hit:
             cache.keep(target, recipe, new, out)
         with lock_file("publish", fcntl.LOCK_SH):
-            present = current_digest(target)  # the user may have been here meanwhile
+            present = current_digest(target)  # the user may have put a file there meanwhile
             if keep and present and present not in (mine, new):
                 print_text(f"local: {target} is not what its archive holds; it is kept and used")
                 os.remove(out)
@@ -128,40 +128,40 @@ def run_step(target: str, command: str, tools: str, inputs: list[str], needed: l
 
 
 def is_ready(name: str) -> bool:
-    """Tell whether a step can read `name`: an ONNX file where it is published, an archive if it is the locked one."""
+    """Tell whether a step can read `name`; a published ONNX file counts, an archive only if it is the locked one."""
     if name.endswith(".zip"):
         return bool(sha := current_digest(name)) and sha in read_text(f"{name}.lock.json")
     return bool(current_digest(name)) or (name.startswith("build/onnx/") and bool(find_content(written_digest(name))))
 
 
 def make_absent(target: str, absent: list[str]) -> None:
-    """Have make make what is absent; SystemExit if it cannot."""
+    """Make the absent files by make; SystemExit if that fails."""
     goals = dict.fromkeys(name.removesuffix(".lock.json") for name in absent)  # the archive comes with its lock
     if run_make(*goals, jobs=True).returncode:
         raise SystemExit(f"{target} was not made, what was there before stays: it is made from {absent[0]}")
 
 
 def is_cached(target: str) -> bool:
-    """Tell whether a shared cache is asked about `target`."""
+    """Tell whether the result for `target` may be in a shared cache."""
     verdict = target.endswith(".verdict.json")
     return bool(os.environ.get("CACHE")) and not target.startswith(UNCACHED) and not verdict
 
 
 def go_on_in_venv(module: str) -> None:
-    """Start this program once more in the Python of .venv, where the client of a bucket is."""
+    """Start this program again in the Python of .venv, which has the client for buckets."""
     if os.environ.get("IN_VENV") != module and os.path.exists(python := os.environ["VENV_PYTHON"]):
         os.environ["IN_VENV"] = module
         os.execv(python, [python, "-sEB", "-m", module, *sys.argv[1:]])
 
 
 def dry_flags() -> str:
-    """Return those of make's flags -n, -q and -t that are set, in which nothing may run."""
+    """Return which of make's flags n, q and t are set; with any of them no command may run."""
     flags = os.environ.get("MAKEFLAGS", "").split(" ")[0]
     return "" if flags.startswith("-") else "".join(flag for flag in flags if flag in "nqt")
 
 
 def put_result(out: str, target: str) -> None:
-    """Move a finished file to its place at one stroke."""
+    """Move a finished file to its place atomically."""
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     try:
         os.replace(out, target)
@@ -173,7 +173,7 @@ def put_result(out: str, target: str) -> None:
 
 
 def take_note(target: str, reason: str, started: float, hit: Result | None, stored: int = 0) -> None:
-    """Write down for the summary when and why this step ran, and what came from the cache or went there."""
+    """Note for the summary when and why this step ran, and how many bytes came from the cache or went there."""
     took = {
         "run": os.environ.get("MAKE_RUN", ""),
         "reason": reason,
@@ -184,14 +184,14 @@ def take_note(target: str, reason: str, started: float, hit: Result | None, stor
     write_text(record_path("took", target), json.dumps(took | ({"read": hit.size} if hit else {})))
     if took["run"]:
         os.makedirs(".make/run", exist_ok=True)
-        with open(f".make/run/{took['run']}", "a") as mark:  # by which make knows that something was made
+        with open(f".make/run/{took['run']}", "a") as mark:  # make sees by this file that something was made
             mark.write(f"{target}\n")
 
 
 def run_command(target: str, command: str, out: str, own: bool) -> bool:
-    """Run `command`; raise SystemExit if it fails or does not write `out`.
+    """Run `command`; return False if `target` is an `own` file and the archive has none of this name.
 
-    False if it has nothing for `target`, which is the user's `own`.
+    SystemExit if the command fails or does not write `out`.
     """
     status = subprocess.run(["bash", "-euo", "pipefail", "-c", command]).returncode
     if status == 0 and os.path.exists(out):
@@ -208,7 +208,7 @@ def run_command(target: str, command: str, out: str, own: bool) -> bool:
 
 
 def explain_staleness(target: str, present: str, recipe: str) -> str:
-    """Say in a few words what is no longer as the record has it."""
+    """Say in a few words what differs from the record."""
     if not (then := read_text(record_path("made", target))):
         return "new"
     before, now = then.split()[1:], recipe.split()

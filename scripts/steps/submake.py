@@ -1,7 +1,7 @@
 """Run make from a step or a target of make. Standard library only.
 
-A recipe that begins with + shares make's job server; from any other the flags that speak of it are left out, and the
-knobs that were given stay.
+A recipe that begins with + shares make's job server.  For any other recipe the flags of the job server are left out,
+and the knobs that the user gave stay.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run_make(*words: str, jobs: bool = False, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run make with these words; `jobs`: with the job server of the make that runs this."""
+    """Run make with these words; with `jobs` it uses the job server of the make that runs this program."""
     environment = dict(os.environ)
     if not jobs:
         given = environment.pop("MAKEFLAGS", "").partition(" -- ")[2]

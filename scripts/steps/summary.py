@@ -1,8 +1,8 @@
-"""Print what the present run made and what it could reuse. Standard library only.
+"""Print what the present run made and what it reused. Standard library only.
 
     python3 -sES -m scripts.steps.summary build/onnx/vit.onnx...
 
-Each ONNX file gets a row; what they were made from and checked by is counted.
+Each ONNX file and each plan gets a row; the other artifacts are only counted.
 """
 
 import json
@@ -14,7 +14,7 @@ from scripts.steps.records import known_digest, read_inputs, read_status, read_t
 
 
 def summarise(roots: list[str]) -> list[str]:
-    """Return the lines of the table for every artifact that `roots` were made from, roots included."""
+    """Return the lines of the table about `roots` and every artifact that they were made from."""
     artifacts = sorted(list_reached(roots))
     took = {path: json.loads(read_text(record_path("took", path)) or "{}") for path in artifacts}
     recent = [path for path in artifacts if took[path].get("run") == os.environ.get("MAKE_RUN")]
@@ -23,38 +23,26 @@ def summarise(roots: list[str]) -> list[str]:
     rows = [("artifact", "made from", "size", "sha256", "difference", "time", "")]
     for path in artifacts:
         if path.startswith("build/plan/") and path.endswith(".plan"):
-            check = json.loads(read_text(path.removesuffix(".plan") + ".check.json") or "{}")
-            rows.append(
-                (
-                    path,
-                    os.path.basename(next(iter(read_inputs(path)))),
-                    format_size(path),
-                    known_digest(path)[:12],
-                    f"{check['difference']:.1e}" if check else "in tolerance",
-                    f"{took[path].get('seconds', 0):.1f} s",
-                    "rebuilt" if path in rebuilt else "reused",
-                )
-            )
-        if path.startswith("build/onnx/"):
-            name = os.path.basename(path).removesuffix(".onnx")
+            source, check = os.path.basename(next(iter(read_inputs(path)))), path.removesuffix(".plan") + ".check.json"
+        elif path.startswith("build/onnx/"):
             checkpoint = find_source(path)
-            own = (
-                " (local)"
-                if checkpoint not in artifacts or known_digest(checkpoint) != written_digest(checkpoint)
-                else ""
+            own = checkpoint not in artifacts or known_digest(checkpoint) != written_digest(checkpoint)
+            source = os.path.basename(checkpoint) + (" (local)" if own else "")
+            check = f"build/checks/{os.path.basename(path).removesuffix('.onnx')}.json"
+        else:
+            continue
+        result = json.loads(read_text(check) or "{}")
+        rows.append(
+            (
+                path,
+                source,
+                format_size(path),
+                known_digest(path)[:12],
+                f"{result['difference']:.1e}" if result else "in tolerance",
+                f"{took[path].get('seconds', 0):.1f} s",
+                "rebuilt" if path in rebuilt else "cached" if path in cached else "reused",
             )
-            check = json.loads(read_text(f"build/checks/{name}.json") or "{}")
-            rows.append(
-                (
-                    path,
-                    os.path.basename(checkpoint) + own,
-                    format_size(path),
-                    known_digest(path)[:12],
-                    f"{check['difference']:.1e}" if check else "in tolerance",
-                    f"{took[path].get('seconds', 0):.1f} s",
-                    "rebuilt" if path in rebuilt else "cached" if path in cached else "reused",
-                )
-            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     seconds = sum(took[path]["seconds"] for path in rebuilt)
@@ -69,7 +57,7 @@ def summarise(roots: list[str]) -> list[str]:
 
 
 def list_reached(roots: list[str]) -> set[str]:
-    """Return every artifact, a file with a record, that leads to `roots`."""
+    """Return `roots` and every artifact (a file with a record) that they were made from."""
     reached: set[str] = set()
     queue = list(roots)
     while queue:
@@ -81,13 +69,13 @@ def list_reached(roots: list[str]) -> set[str]:
 
 
 def find_source(path: str) -> str:
-    """Return the checkpoint, or the other ONNX file, that an ONNX file was made from."""
+    """Return the checkpoint or the other ONNX file that an ONNX file was made from."""
     inputs, tops = list(read_inputs(path)), ("training/", "build/synthetic/", "build/onnx/")
     return next((name for name in inputs if name.startswith(tops)), inputs[0])
 
 
 def format_size(path: str) -> str:
-    """Return the size of an artifact, which may be published by now, in kB or MB."""
+    """Return the size of an artifact in kB or MB; it may have been moved to the published folder."""
     stat = read_status(path)
     sha = known_digest(path)
     for name in () if stat else os.listdir(".make/seen"):

@@ -1,6 +1,6 @@
-"""Let two folders change places at one stroke, by a journal that survives a kill.
+"""Exchange two folders atomically, with a journal from which the exchange is finished after a kill.
 
-`finish_swap` is called before every make by scripts/steps/before_make.py, and by whoever publishes. Standard library
+scripts/steps/before_make.py calls `finish_swap` before every make, and so do the scripts that publish. Standard library
 only.
 """
 
@@ -17,19 +17,17 @@ from scripts.steps.records import current_digest, explain_ownership, note_digest
 
 
 def check_movable(path: str, copies: str) -> None:
-    """Make sure, before anything is written down, that the folder `path` can be renamed; SystemExit if it cannot be.
+    """Make sure that the folder `path` can be renamed, before the journal is written; SystemExit if it cannot be.
 
     A folder of a lower layer of overlayfs (an image that holds a built checkout) cannot be renamed: EXDEV, although it
     lies on the same device (docs.kernel.org/filesystems/overlayfs.html, "Renaming directories").  A copy in the upper
-    layer takes its place; where a kill comes between, `finish_copies` puts it there.
+    layer replaces it; after a kill, `finish_copies` puts the copy in its place.
     """
     if not os.path.isdir(path):
         return
     os.makedirs(f"{copies}/full/of", exist_ok=True)
     try:
-        os.rename(
-            path, f"{copies}/full"
-        )  # never done, as that one is not empty; but what else forbids it is told first
+        os.rename(path, f"{copies}/full")  # always fails, because the target is not empty; any other error comes first
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return
@@ -38,7 +36,9 @@ def check_movable(path: str, copies: str) -> None:
         if error.errno != errno.EXDEV:
             raise
     with open(f"{copies}/file", "w"):
-        os.rename(f"{copies}/file", f"{os.path.dirname(path)}/.file")  # EXDEV: mounted apart, a copy would not help
+        os.rename(
+            f"{copies}/file", f"{os.path.dirname(path)}/.file"
+        )  # EXDEV: another mount, where a copy does not help
     os.remove(f"{os.path.dirname(path)}/.file")
     copy = f"{copies}/{os.path.basename(path)}"
     shutil.copytree(path, f"{copies}/full/{os.path.basename(path)}", symlinks=True, dirs_exist_ok=True)
@@ -48,7 +48,7 @@ def check_movable(path: str, copies: str) -> None:
 
 
 def finish_copies(repository: str) -> None:
-    """Put each folder that was copied as a whole (see `check_movable`) in its place."""
+    """Put each folder that was copied completely (see `check_movable`) in its place."""
     for kind, folder in (("live", repository), ("previous", hidden_folder(repository, "previous"))):
         copies = hidden_folder(repository, f"copies/{kind}")
         for model in os.listdir(copies) if os.path.isdir(copies) else []:
@@ -59,7 +59,7 @@ def finish_copies(repository: str) -> None:
 
 
 def finish_swap(journal: str) -> None:
-    """Do what is left of the journal, each part of which may have been done before a kill."""
+    """Finish what the journal describes; a kill may have come after any part of it."""
     if not (text := read_text(journal)):
         return
     job: dict[str, Any] = json.loads(text)
@@ -70,10 +70,10 @@ def finish_swap(journal: str) -> None:
         for model, inode in job["inodes"].items():
             new = f"{source}/{model}"
             if model in job["harmed"] and not os.path.exists(new) and not os.path.exists(f"{new}~"):
-                continue  # it has gone aside already
+                continue  # it was moved to harmed/ already
             check_movable(f"{repository}/{model}", hidden_folder(repository, "copies/live"))
             swap_folders(new, f"{repository}/{model}", inode)
-            if model in job["harmed"]:  # nothing to roll back to
+            if model in job["harmed"]:  # it is no published version, so a rollback must not bring it back
                 shutil.rmtree(hidden_folder(repository, f"harmed/{model}"), ignore_errors=True)
                 os.makedirs(hidden_folder(repository, "harmed"), exist_ok=True)
                 os.rename(new, hidden_folder(repository, f"harmed/{model}"))
@@ -94,9 +94,10 @@ def finish_swap(journal: str) -> None:
 
 
 def swap_folders(new: str, live: str, inode: int) -> None:
-    """Let two folders change places, unless `new` is no longer the folder with this inode: then they have.
+    """Exchange two folders, unless `new` no longer has this inode: then they were exchanged already.
 
-    inode 0: there is no `new`, `live` only goes; an empty `new` stands for a model that was not there before.
+    If `inode` is 0, there is no `new`, and `live` is moved there.  An empty `new` means that the model did not exist
+    before: `live` is moved there, too.
     """
     aside = f"{new}~"
     if inode == 0:
@@ -124,13 +125,13 @@ def swap_folders(new: str, live: str, inode: int) -> None:
 
 
 def exchange_folders(one: str, other: str) -> None:
-    """Exchange two folders at one stroke: renameat2(2) with RENAME_EXCHANGE, paths relative to here."""
+    """Exchange two folders atomically: renameat2(2) with RENAME_EXCHANGE (2); -100 is AT_FDCWD."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def hidden_folder(repository: str, name: str) -> str:
-    """Return the folder `name` of the hidden folder beside `repository`."""
+    """Return the folder `name` in the hidden folder beside `repository`."""
     head, tail = os.path.split(repository.rstrip("/"))
     return os.path.join(head, f".{tail}", name)

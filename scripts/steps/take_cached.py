@@ -1,9 +1,9 @@
-"""Take from the shared cache, in one go, what make would otherwise ask it for step by step.
+"""Take all results that the goals need from the shared cache at once, instead of step by step.
 
     python3 -sESB -m scripts.steps.take_cached GOAL... -- KNOB=VALUE...
 
-What an absent artifact would be is noted if the cache knows it.  Copied is only what somebody reads: each WANTED file,
-what is to be published, and the inputs of a step that will have to run.  A wanted file is a goal, or what a goal needs.
+If the cache knows what an absent artifact would be, that is noted in its record.  A file is copied only if something
+reads it: if it is wanted (a goal, or needed by a goal), if it will be published, or if a step that has to run reads it.
 """
 
 import fcntl
@@ -32,14 +32,14 @@ from scripts.steps.records import (
 from scripts.steps.step import CLIENT, KEPT, go_on_in_venv, is_cached, put_result, take_note
 from scripts.steps.submake import run_make
 
-AT_ONCE = 8  # files on their way: a bucket answers slowly, and each is noted 20 ms after it came
+AT_ONCE = 8  # files at the same time: a bucket answers slowly, and noting each digest takes 20 ms
 
 
 def take_results(explained: str) -> None:
-    """Take what the steps that make says would write."""
+    """Take from the cache what the steps in make's explanation would write."""
     wanted = set(re.findall(r"^wanted (\S+)$", explained, re.MULTILINE))
     cache, recipes = Cache(), dict[str, str]()
-    stale = set[str]()  # what make will look after: steps that the cache does not know, and all behind them
+    stale = set[str]()  # left to make: steps that the cache does not know, and all that depend on them
     for target, command, inputs in read_steps(explained):
         if command.startswith("publish "):
             copies = [name.partition("=") for name in inputs]
@@ -62,7 +62,7 @@ def take_results(explained: str) -> None:
 
 
 def is_ready(target: str) -> bool:
-    """Tell whether a step can read `target`: an ONNX file is read where it is published."""
+    """Tell whether a step can read `target`; an ONNX file can also be read where it is published."""
     return bool(current_digest(target)) or (
         target.startswith("build/onnx/") and bool(find_content(written_digest(target)))
     )
@@ -78,17 +78,17 @@ def read_steps(explained: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def is_current(target: str, recipe: str) -> bool:
-    """Tell whether there is nothing to do for `target`, be it present or not."""
+    """Tell whether the record of `target` is true; the file itself may be absent."""
     present = current_digest(target)
     if target.startswith(KEPT) and present not in ("", written_digest(target)):
-        return True  # the user's own
+        return True  # an own file
     return read_text(record_path("made", target)) == f"{target}={present or written_digest(target)} {recipe}"
 
 
 def look_up(target: str, recipe: str, cache: Cache) -> bool:
-    """Let the record of `target`, and the file if it is present, be what its step would write, if the cache knows."""
+    """If the cache knows what the step writes, note that in the record and replace `target` if it is present."""
     with lock_file(target):
-        if is_current(target, recipe):  # another make was at it
+        if is_current(target, recipe):  # another make has made it meanwhile
             return True
         started, hit = time.monotonic(), cache.find(target, recipe)
         if not hit:
@@ -102,7 +102,7 @@ def look_up(target: str, recipe: str, cache: Cache) -> bool:
 
 
 def bring_result(target: str, recipe: str, cache: Cache) -> None:
-    """Copy an absent `target`, as its record has it."""
+    """Copy an absent `target` from the cache, with the digest that its record has."""
     with lock_file(target):
         started, hit = time.monotonic(), None if current_digest(target) else cache.find(target, recipe)
         if hit and hit.sha == written_digest(target) and replace_result(target, hit, cache):
@@ -110,12 +110,12 @@ def bring_result(target: str, recipe: str, cache: Cache) -> None:
 
 
 def replace_result(target: str, hit: Result, cache: Cache) -> bool:
-    """Put the cache's file in the place of `target`, unless something else than a step's result appears there."""
+    """Replace `target` by the cache's file, unless it is now something that no step wrote."""
     os.makedirs(os.path.dirname(out := f".make/out/{target}"), exist_ok=True)
     if not cache.fetch(hit, out):
         return False
     with lock_file("publish", fcntl.LOCK_SH):
-        if current_digest(target) not in ("", written_digest(target)):  # the user may have been here meanwhile
+        if current_digest(target) not in ("", written_digest(target)):  # the user may have put a file there meanwhile
             os.remove(out)
             return False
         put_result(out, target)
@@ -125,7 +125,7 @@ def replace_result(target: str, hit: Result, cache: Cache) -> bool:
 
 
 def main(goals: list[str], given: list[str]) -> None:
-    """Ask make about the goals, its client of buckets made before, and take."""
+    """Install the client for buckets if needed, ask make about the goals, and take what the cache has."""
     if os.environ["CACHE"].startswith("s3://"):
         if not current_digest(CLIENT):
             run_make("CACHE=", *(word for word in given if not word.startswith("CACHE=")), CLIENT)
@@ -137,10 +137,10 @@ def main(goals: list[str], given: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.dup2(2, 1)  # make reads what is said on standard output
+    os.dup2(2, 1)  # make reads standard output
     words = sys.argv[1:]
     middle = words.index("--")
     try:
         main(words[:middle], words[middle + 1 :])
     except OSError as error:
-        print_text(f"warning: nothing more is taken from the cache in one go: {error}")
+        print_text(f"warning: nothing more is taken from the cache at once: {error}")

@@ -85,7 +85,7 @@ def test_a_tilde_is_the_home_folder(stand_ins: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["feature%2Fx", "a'b", "a$$b", "a;b", "a(b"])
 def test_a_repository_whose_name_make_or_a_shell_would_read_is_refused(stand_ins: Project, folder: str) -> None:
     said = stand_ins.fail("repository", f"REPOSITORY={folder}")
-    assert "expected a folder without characters that shells or make take for their own" in said
+    assert "expected a folder without characters that have a meaning to shells or make" in said
     assert len(said.splitlines()) == 1
 
 

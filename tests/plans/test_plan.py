@@ -624,7 +624,7 @@ def test_without_a_daemon_make_says_so_and_leaves_the_repository(project: Projec
         (["repository", "FORMAT=both", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["repository", "PLANS=nowhere"], "PLANS=nowhere: no plan there"),
         (["trt", "TRTEXEC_FLAGS=--stripWeights"], "TRTEXEC_FLAGS: --stripWeights; its plan has no weights"),
-        (["repository", "TRTEXEC_FLAGS=--builderOptimizationLevel=4"], "are of no use to FORMAT=onnx"),
+        (["repository", "TRTEXEC_FLAGS=--builderOptimizationLevel=4"], "have no effect with FORMAT=onnx"),
         (["trt", "MODEL=bpr"], "MODEL=bpr: no plan is made of it"),
     ],
 )

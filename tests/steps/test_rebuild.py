@@ -395,7 +395,7 @@ def test_an_environment_that_few_need_is_forgotten_once_its_python_went_away(sta
     (mark := here / ("installed" if folder == ".venv-rtx" else "requirements.txt")).touch()
     judged = stand_ins.path / ".make/made/training%model_repository_running.zip.verdict.json"
     judged.touch()
-    assert f"{folder}: its Python went away (/nowhere/python3.11); it is made anew" in stand_ins.make("status")
+    assert f"{folder}: its Python went away (/nowhere/python3.11); it is made again" in stand_ins.make("status")
     assert not mark.exists()
     assert judged.exists() == (folder != ".venv-prebuilt")
     assert "its Python went away" not in stand_ins.make("status")
@@ -406,7 +406,7 @@ def test_an_environment_whose_python_went_away_is_made_anew_by_the_step_that_nee
     python.unlink()
     python.symlink_to("/nowhere/python3.11")
     said = stand_ins.make("repository")
-    assert ".venv: its Python went away (/nowhere/python3.11); it is made anew when a step needs it" in said
+    assert ".venv: its Python went away (/nowhere/python3.11); it is made again when a step needs it" in said
     assert "up to date" in said
     stand_ins.edit(
         "scripts/steps/venv.sh",
