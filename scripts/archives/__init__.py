@@ -1,3 +1,3 @@
-"""weights.zip and model_repository_running.zip: download, resume, lock, unpack. Make calls these when a step has to
-read an archive; they write training/ and nothing else.
+"""Download, resume, lock and unpack weights.zip and model_repository_running.zip. Make calls these scripts when a step
+has to read an archive. They write training/ and nothing else.
 """

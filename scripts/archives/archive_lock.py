@@ -10,7 +10,7 @@ from scripts.steps.printing import print_text
 
 
 def read_lock(origin: Source) -> Archive | None:
-    """Return what the lock says of the archive, None if it was never recorded."""
+    """Return what the lock says about the archive, None if there is no lock."""
     if not origin.lock.exists():
         return None
     if archive := parse_archive(read_json(origin.lock)):
@@ -19,7 +19,7 @@ def read_lock(origin: Source) -> Archive | None:
 
 
 def write_lock(origin: Source, archive: Archive) -> None:
-    """Write the lock."""
+    """Write the lock of the archive."""
     known = {key: value for key, value in asdict(archive).items() if value != ""}
     draft = origin.lock.with_name(f"{origin.lock.name}~")
     draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
@@ -41,9 +41,9 @@ def describe_change(origin: Source, wrong: str) -> str:
 
 
 def record_lock(origin: Source, told: Archive, got: Archive, path: Path) -> None:
-    """Record the lock if there is none, or none with a sha256, as `told` by it or by the API and completed by `got`.
+    """Write the lock if there is none with a sha256: what the old lock or the API `told`, and the sha256 of `got`.
 
-    SystemExit, and no lock, if `path`, the archive, cannot be read.
+    SystemExit, and no lock is written, if the archive at `path` cannot be read.
     """
     lock = read_lock(origin)
     if not (lock and lock.sha256):
@@ -51,14 +51,14 @@ def record_lock(origin: Source, told: Archive, got: Archive, path: Path) -> None
             check_archive(path)
         except SystemExit as unreadable:
             raise SystemExit(
-                f"{unreadable}\n{origin.lock} is not recorded; of what you pack anew: {origin.by_hand}"
+                f"{unreadable}\n{origin.lock} is not recorded; with an archive that you packed again: {origin.by_hand}"
             ) from None
         write_lock(origin, replace(told, sha256=got.sha256))
-        print_text(f"{origin.lock}: recorded, as it was the first time; commit it")
+        print_text(f"{origin.lock}: recorded, as this is the first archive; commit it")
 
 
 def check_archive(archive: Path) -> None:
-    """Raise SystemExit, with the reason, if the list of what `archive` holds cannot be read or is refused."""
+    """Raise SystemExit, with the reason, if the list of the archive's members cannot be read or is refused."""
     with open_archive(archive) as (_, members):
         if not members:
             raise SystemExit(f"{archive}: a zip archive without a file in it; expected the models' files")

@@ -1,8 +1,8 @@
-"""A base image is the one that was first seen under its name, whatever its tag says later: docker/images.lock.json.
+"""Check that a base image is the one that was first seen under its name, even if its tag was moved later.
 
-The lock has for each name the registry's digest and the identity of the image here, which is all that an image has that
-came as a file (docker load).  Either tells that it is the same.  Commit it, and each machine takes the same images.
-Standard library only.
+The lock, docker/images.lock.json, holds for each name the registry's digest and the image's identity on this machine;
+an image that came as a file (docker load) has only the identity.  If one of them is equal, the image is the same.
+Commit the lock, and each machine takes the same images.  Standard library only.
 """
 
 import json
@@ -16,9 +16,9 @@ LOCK = Path("docker/images.lock.json")
 
 
 def check_base_image(name: str, found: dict[str, Any], accept: bool | None = None) -> str:
-    """Return the identity of an image, `found` as docker image inspect tells; lock it if it has no lock yet.
+    """Return the identity of an image, whose `docker image inspect` is `found`; lock it if it has no lock yet.
 
-    SystemExit where another one is locked under this name, unless `accept` (None: ACCEPT=1 in the environment).
+    SystemExit if another image is locked under this name, unless `accept` (None: ACCEPT=1 in the environment).
     """
     accept = os.environ.get("ACCEPT") == "1" if accept is None else accept
     here = {"digest": find_digest(name, found), "id": str(found["Id"])}
@@ -39,6 +39,6 @@ def check_base_image(name: str, found: dict[str, Any], accept: bool | None = Non
 
 
 def find_digest(name: str, found: dict[str, Any]) -> str:
-    """Return the digest that a registry has for this name, "" if it came from none."""
+    """Return the digest that a registry has for this name, "" if the image came from no registry."""
     told = [one.partition("@") for one in found.get("RepoDigests") or []]
     return next((sha for repository, _, sha in told if repository == name.rpartition(":")[0]), "")

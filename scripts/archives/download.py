@@ -1,4 +1,4 @@
-"""Download an archive from Yandex.Disk, and go on where an earlier run stopped; fetch.py decides whether to."""
+"""Download an archive from Yandex.Disk, from where an earlier run stopped; fetch.py decides whether to download."""
 
 import errno
 import re
@@ -31,7 +31,7 @@ from scripts.steps.printing import print_text
 
 
 def download_archive(origin: Source, lock: Archive | None, out: Path, pause: Pause) -> None:
-    """Bring the archive to `out`, in as many tries as it takes."""
+    """Download the archive to `out`, in several tries if needed."""
     with Partial(out) as part:
         try:
             there = retry_action(
@@ -39,7 +39,7 @@ def download_archive(origin: Source, lock: Archive | None, out: Path, pause: Pau
                 lambda: continue_download(origin, lock, part),
                 reached=lambda: part.best,
                 pause=pause,
-                kept=lambda: f"; {format_bytes(part.size)} of it wait in {part.path}" if part.size else "",
+                kept=lambda: f"; {format_bytes(part.size)} of it are kept in {part.path}" if part.size else "",
             )
         except KeyboardInterrupt:
             print(f"\n{origin.name}: stopped; the next run goes on from {format_bytes(part.size)}", file=sys.stderr)
@@ -52,10 +52,10 @@ def download_archive(origin: Source, lock: Archive | None, out: Path, pause: Pau
         if wrong := describe_difference(there, replace(got, md5=part.md5.hexdigest() if part.md5 else "")):
             bad = part.set_aside()
             raise SystemExit(
-                f"{origin.name}: what came is not what Yandex.Disk announced: {wrong}; it is set aside as {bad}, "
-                f"the next run starts anew\n{origin.way_out}"
+                f"{origin.name}: the download is not what Yandex.Disk announced: {wrong}; it is kept as {bad}, "
+                f"the next run starts from the first byte\n{origin.way_out}"
             )
-        if lock and (wrong := describe_difference(lock, got)):  # the API gave no sha256 to compare beforehand
+        if lock and (wrong := describe_difference(lock, got)):  # the API gave no sha256 to compare before the download
             raise SystemExit(f"{part.set_aside()}: {describe_change(origin, wrong)}")
         if out.exists() and not out.is_symlink():
             print_text(f"{out} was another archive; it is kept as {(old := find_free_name(out))}")
@@ -66,10 +66,10 @@ def download_archive(origin: Source, lock: Archive | None, out: Path, pause: Pau
 
 
 def continue_download(origin: Source, lock: Archive | None, part: Partial) -> Archive:
-    """Go on from where `part` is to its end; return what the API says the archive is."""
+    """Download what `part` still lacks; return what the API says about the archive."""
     there = ask_for_archive(origin)
     check_against_lock(origin, lock, there)
-    part.belong(there)
+    part.begin(there)
     if part.size == there.size:
         return there
     check_free_space(part.path, there.size - part.size, origin.name)
@@ -81,7 +81,7 @@ def continue_download(origin: Source, lock: Archive | None, part: Partial) -> Ar
     with requests.get(ask_for_address(origin), headers=headers, stream=True, timeout=read_timeouts()) as response:
         check_https(origin, response.url)
         seek_to_answer(response, part, there.size)
-        part.guarded_by(response.headers)
+        part.note_guard(response.headers)
         with closing(Progress(origin.name, there.size, part.size)) as progress:
             while block := response.raw.read1(min(CHUNK, there.size + 1 - part.size)):
                 if part.size + len(block) > there.size:
@@ -95,7 +95,7 @@ def continue_download(origin: Source, lock: Archive | None, part: Partial) -> Ar
 
 
 def seek_to_answer(response: requests.Response, part: Partial, size: int) -> None:
-    """Put `part` to the byte at which the answer begins; raise TroubleError if it is not an answer to go on with."""
+    """Make `part` end where the answer begins; raise TroubleError or RefusedError if the answer cannot be used."""
     status, kind = response.status_code, response.headers.get("Content-Type", "")
     if status in (403, 404, 410):
         raise TroubleError(f"the download address has expired ({status})")
@@ -116,18 +116,18 @@ def seek_to_answer(response: requests.Response, part: Partial, size: int) -> Non
         return
     length = response.headers.get("Content-Length")
     if part.size and ("Content-Range" in response.headers or length == str(size - part.size)):
-        part.restart()  # some of the rest, called all of it: asked again from the first byte
+        part.restart()  # the server sent only the rest with status 200: ask again from the first byte
         raise TroubleError("the server answered a range as if it were all (200)")
     if length and length != str(size):
         part.restart()
         raise TroubleError(f"the file is being replaced: {length} bytes instead of {size}")
     if part.size:
-        print("the server starts from the first byte again", file=sys.stderr, flush=True)
+        print("the server sends the archive from the first byte again", file=sys.stderr, flush=True)
         part.restart()
 
 
 def check_free_space(path: Path, needed: int, name: str) -> None:
-    """Raise SystemExit if the disk has not `needed` bytes free."""
+    """Raise SystemExit if the disk has less than `needed` bytes free."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise SystemExit(
@@ -137,7 +137,7 @@ def check_free_space(path: Path, needed: int, name: str) -> None:
 
 
 def find_free_name(path: Path) -> Path:
-    """Return a free name for a file that `path` was."""
+    """Return a free name under which the present file at `path` can be kept."""
     number = 0
     while (old := path.with_name(f"{path.name}.old{number or ''}")).exists():
         number += 1

@@ -1,10 +1,10 @@
-"""Download an archive from Yandex.Disk, or take one fetched by hand, if it is what its lock says.
+"""Download an archive from Yandex.Disk, or take a file fetched by hand, if it is what its lock says.
 
     python -m scripts.archives.fetch [--from FILE] NAME OUT
 
-NAME is an entry of training/archives.json; its lock, training/NAME.lock.json, is recorded by the first download, but
-not under CI=true.  What has come so far is OUT.part, and OUT.part.json says of what; the next run goes on from there.
-With --from, OUT becomes a symbolic link to FILE.  An OUT that is right already is left as it is.  Variables of the
+NAME is an entry of training/archives.json.  The first download records its lock, training/NAME.lock.json, but not with
+CI=true.  An unfinished download is OUT.part, described by OUT.part.json; the next run goes on from there.  With --from,
+OUT becomes a symbolic link to FILE.  If OUT is the right archive already, it stays as it is.  Variables of the
 environment: scripts/archives/yandex_disk.py.
 """
 
@@ -43,7 +43,7 @@ from scripts.steps.records import current_digest
 
 
 def fetch_archive(name: str, out: Path, given: Path | None = None, pause: Pause = time.sleep) -> None:
-    """Make `out` the archive `name`, from `given` or from Yandex.Disk; SystemExit if it is not what the lock says."""
+    """Put the archive `name`, from `given` or from Yandex.Disk, to `out`; SystemExit if it is not the locked one."""
     origin = read_source(name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(out):
@@ -51,7 +51,7 @@ def fetch_archive(name: str, out: Path, given: Path | None = None, pause: Pause 
         if os.environ.get("CI", "").lower() in ("true", "1") and (lock is None or not lock.sha256):
             lack = "is missing" if lock is None else "has no sha256"
             raise SystemExit(
-                f"{origin.lock} {lack}, and CI records none; run make weights on a desk and commit it"
+                f"{origin.lock} {lack}, and CI records none; run make weights on your own machine and commit it"
                 + (f"\nOr do without it: {origin.without}" if origin.without else "")
             )
         if given is not None:
@@ -71,7 +71,7 @@ def fetch_archive(name: str, out: Path, given: Path | None = None, pause: Pause 
 
 
 def link_given(origin: Source, lock: Archive | None, given: Path, out: Path) -> None:
-    """Make `out` a link to an archive that was fetched by hand, if it is the right one."""
+    """Make `out` a link to the archive `given`, which was fetched by hand, if it is the right one."""
     if not given.is_file():
         raise SystemExit(f"{given}: there is no such file; expected {origin.name}, fetched from {origin.link}")
     if is_part(given):
@@ -91,7 +91,7 @@ def link_given(origin: Source, lock: Archive | None, given: Path, out: Path) -> 
         and is_unreadable(out)
         and not describe_difference(told, identify_file(out, told))
     ):
-        check_archive(given)  # it was packed anew, since what Yandex.Disk has cannot be read
+        check_archive(given)  # the user packed it again, because the archive on Yandex.Disk cannot be read
         print_text(f"{out} cannot be read; {given} takes its place: {wrong}")
         here = told = identify_file(given, Archive(given.stat().st_size))
         write_lock(origin, told)
@@ -106,14 +106,14 @@ def link_given(origin: Source, lock: Archive | None, given: Path, out: Path) -> 
     if out.is_symlink():
         out.unlink()
     elif out.exists():
-        print_text(f"{out} makes room for a link; it is kept as {(old := find_free_name(out))}")
+        print_text(f"{out} is replaced by a link; the file is kept as {(old := find_free_name(out))}")
         out.rename(old)
     out.symlink_to(given.resolve())
     print_text(f"{out}: a link to {given.resolve()}, {format_bytes(here.size)}, sha256 {here.sha256}")
 
 
 def is_unreadable(archive: Path) -> bool:
-    """Tell whether `archive` is there and cannot be read."""
+    """Tell whether `archive` exists and cannot be read."""
     try:
         if archive.exists():
             check_archive(archive)
@@ -123,7 +123,7 @@ def is_unreadable(archive: Path) -> bool:
 
 
 def identify_file(path: Path, like: Archive) -> Archive:
-    """Return what the file is: digests only if it has the size of `like`, MD5 only if `like` has no SHA-256."""
+    """Return size and digests of a file: no digest if the size is not that of `like`, MD5 only without a SHA-256."""
     size = path.stat().st_size
     if size != like.size:
         return Archive(size)
@@ -138,7 +138,7 @@ def identify_file(path: Path, like: Archive) -> Archive:
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Wait, and say so, until no other process works on `path`; whoever is killed has let go of it."""
+    """Wait, with a message, until no other process works on `path`; a killed process releases its lock."""
     guard = path.with_name(f"{path.name}.busy")
     while True:
         with guard.open("a") as file:
@@ -151,7 +151,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
                 held = os.path.samestat(os.fstat(file.fileno()), guard.stat())
             except FileNotFoundError:
                 held = False
-            if held:  # else the one before removed it between our opening and locking it
+            if held:  # else the other process removed the file between our open and our lock
                 try:
                     yield
                 finally:
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         fetch_archive(options.name, options.out, options.given)
-        if Path(".make").is_dir():  # noted, so that make need not look again
+        if Path(".make").is_dir():  # note the digests, so that make need not read the files again
             for path in options.out, Path(f"{options.out}.lock.json"):
                 current_digest(str(path))
     except OSError as error:

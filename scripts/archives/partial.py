@@ -1,4 +1,4 @@
-"""The part of a download that has come so far: OUT.part, and in OUT.part.json what it is a part of."""
+"""Keep an unfinished download: OUT.part, and OUT.part.json, which says what it is a part of."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ CHUNK = 1 << 20
 
 
 class Partial:
-    """OUT.part, its digests, and in OUT.part.json what it is a part of and the guard for the next Range."""
+    """OUT.part with its digests; OUT.part.json holds the whole archive's identity and the `guard` for If-Range."""
 
     def __init__(self, out: Path) -> None:
         self.path, self.note = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
@@ -30,8 +30,8 @@ class Partial:
             self.path.unlink()
             self.note.unlink(missing_ok=True)
 
-    def belong(self, whole: Archive) -> None:
-        """Keep what is there if it is a part of `whole`, else start anew."""
+    def begin(self, whole: Archive) -> None:
+        """Keep the bytes that came if they are a part of `whole`, else start from the first byte."""
         if self.whole == whole:
             return
         try:
@@ -39,19 +39,19 @@ class Partial:
         except (FileNotFoundError, ValueError):
             noted = None
         self.whole = whole
-        if isinstance(noted, dict) and noted.get("of") == self.identity() and self.size <= whole.size:
+        if isinstance(noted, dict) and noted.get("of") == self.describe_whole() and self.size <= whole.size:
             self.guard = str(noted.get("guard", ""))
-            self.digest()
+            self.hash_content()
         else:
             self.restart()
 
-    def identity(self) -> dict[str, object]:
-        """Return what tells the whole from another: its digests, and its date only if it has none."""
+    def describe_whole(self) -> dict[str, object]:
+        """Return what identifies the whole archive: size and digests, and its date only if there is no digest."""
         assert self.whole
         return asdict(replace(self.whole, modified="") if self.whole.sha256 or self.whole.md5 else self.whole)
 
-    def digest(self) -> None:
-        """Read what came in an earlier run."""
+    def hash_content(self) -> None:
+        """Compute the digests of what came in an earlier run."""
         self.sha256 = hashlib.sha256()
         self.md5 = None
         if self.whole and self.whole.md5 and not self.whole.sha256:
@@ -64,14 +64,14 @@ class Partial:
         self.best = max(self.best, self.size)
 
     def restart(self) -> None:
-        """Forget what came."""
+        """Drop all bytes that came."""
         self.file.truncate(0)
         self.size, self.guard = 0, ""
         self.write_note()
-        self.digest()
+        self.hash_content()
 
-    def guarded_by(self, headers: Mapping[str, str]) -> None:
-        """Note what tells this file on the server from a later one: its entity tag if strong, else its date."""
+    def note_guard(self, headers: Mapping[str, str]) -> None:
+        """Note what identifies this version on the server: its entity tag if it is strong, else its date."""
         tag = headers.get("ETag", "")
         guard = tag if tag.startswith('"') else headers.get("Last-Modified", "")
         if guard != self.guard:
@@ -80,15 +80,15 @@ class Partial:
 
     def write_note(self) -> None:
         """Write OUT.part.json."""
-        noted = {"of": self.identity(), "guard": self.guard}
+        noted = {"of": self.describe_whole(), "guard": self.guard}
         draft = self.note.with_name(f"{self.note.name}~")
         draft.write_text(json.dumps(noted) + "\n", encoding="utf-8")
         draft.replace(self.note)
 
     def write(self, block: bytes) -> None:
-        """Append to the file."""
+        """Append a block to the file."""
         written = 0
-        while written < len(block):  # an unbuffered write may take less, on a disk that is full
+        while written < len(block):  # an unbuffered write may write less, for instance to a full disk
             written += self.file.write(memoryview(block)[written:])
         self.sha256.update(block)
         if self.md5:
@@ -97,14 +97,14 @@ class Partial:
         self.best = max(self.best, self.size)
 
     def set_aside(self) -> Path:
-        """Keep a bad file under a name of its own, and return that."""
+        """Rename a bad file and return its new name."""
         bad = self.path.with_name(f"{self.path.name.removesuffix('.part')}.bad")
         self.path.replace(bad)
         self.note.unlink(missing_ok=True)
         return bad
 
     def finish(self, out: Path) -> None:
-        """Make the file `out`."""
+        """Rename the complete file to `out`."""
         os.fsync(self.file.fileno())
         self.path.replace(out)
         self.note.unlink(missing_ok=True)

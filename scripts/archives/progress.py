@@ -1,4 +1,4 @@
-"""Show how far a long job over bytes is: a bar on a terminal, in a log a line every 10 % or 30 s."""
+"""Show the progress of a long job over bytes: a bar on a terminal, a line every 10 % or 30 s in a log."""
 
 import shutil
 import sys
@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-REDRAW = 0.2  # s between two pictures of the bar
+REDRAW = 0.2  # s between two drawings of the bar
 SILENCE = 30.0  # s without a line in a log
-WINDOW = 10.0  # s over which the rate is taken
+WINDOW = 10.0  # s over which the rate is averaged
 
 
 class Progress:
-    """Tell on `stream` how many of `total` bytes are done; `begin` of them were done before.
+    """Show on `stream` how many of `total` bytes are done; `begin` of them were done before.
 
-    `clock` gives seconds, `terminal` says whether a bar may be redrawn in place; both are asked for by tests only.
+    `clock` returns seconds; `terminal` says whether the bar can be drawn again in place. Only tests set these two.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Progress:
         self.clock = clock
         self.shown, self.shown_at = begin, clock()
         self.past = deque([(self.shown_at, begin)])
-        self.open = False  # a bar is standing in an unfinished line
+        self.open = False  # the bar stands in an unfinished line
 
     def add(self, count: int) -> None:
-        """Count `count` more bytes, and show it if it is time to."""
+        """Count `count` more bytes, and show the progress if enough time or bytes have passed."""
         self.done += count
         now = self.clock()
         waited = now - self.shown_at
@@ -65,7 +65,7 @@ class Progress:
         self.shown, self.shown_at, self.open = self.done, now, self.terminal
 
     def close(self) -> None:
-        """Leave the bar's line, so that what is printed next begins a new one."""
+        """End the bar's line, so that the next output begins a new line."""
         if self.open:
             self.stream.write("\n")
             self.stream.flush()
@@ -84,7 +84,7 @@ def format_status(title: str, done: int, total: int, rate: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes as people say it: "512 bytes", "3.2 GB" (decimal units)."""
+    """Return a number of bytes in decimal units: "512 bytes", "3.2 GB"."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale * 0.99995:
             return f"{count / scale:.1f} {unit}"

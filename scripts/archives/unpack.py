@@ -39,9 +39,9 @@ NOT_IN_ARCHIVE = 3  # exit status, see scripts/steps/step.py
 
 
 def unpack_member(archive: Path, member: str, out: Path) -> None:
-    """Make `out` the content of `member`, which may lie in one more top folder of the archive.
+    """Write the content of `member` to `out`; the archive may hold it below one or two more folders.
 
-    SystemExit(NOT_IN_ARCHIVE) if there is none, and a file of the user's own is where a step would put it.
+    SystemExit(NOT_IN_ARCHIVE) if the archive has no such member, and an own file lies where a step would put it.
     """
     target = Path(str(out).removeprefix(".make/out/"))
     with open_archive(archive) as (content, members):
@@ -57,7 +57,7 @@ def unpack_member(archive: Path, member: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         check_free_space(out.parent, info.file_size, archive)
         draft = out.with_name(f"{out.name}.part")
-        draft.unlink(missing_ok=True)  # of a run that was killed
+        draft.unlink(missing_ok=True)  # left by a run that was killed
         try:
             extract_member(content, info, draft)
             draft.replace(out)
@@ -66,7 +66,7 @@ def unpack_member(archive: Path, member: str, out: Path) -> None:
 
 
 def mention_others(target: Path) -> None:
-    """Say which files beside an absent `target` may be meant for it: the same name but for the end, or nearly so."""
+    """Print which files beside an absent `target` may be meant for it: those with a similar name."""
     if target.exists() or not target.parent.is_dir():
         return
     names = sorted(path.name for path in target.parent.iterdir() if path.is_file())
@@ -89,10 +89,11 @@ def unpack_all(
     wrote: Callable[[str, str], None],
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
-    """Make every file of the archive's `tree` be in `folder`; return those kept although they differ.
+    """Put every file of the archive's `tree` into `folder`; return the files there that differ and were kept.
 
-    ours(path, sha256): did a step write this content there?  wrote(path, sha256): it has just been written, or found.
-    All new content is written and checked beside the tree before the first file of it is replaced.
+    `ours(path, sha256)` tells whether a step wrote this content there.  `wrote(path, sha256)` is called for each file
+    that was written, or that was there already.
+    All new content is written and checked beside the tree before the first file of the tree is replaced.
     """
     with open_archive(archive) as (content, members):
         kept, new = [], []
@@ -109,11 +110,11 @@ def unpack_all(
         folder.mkdir(parents=True, exist_ok=True)
         check_free_space(folder, sum(info.file_size for _, info in new), archive)
         drafts = folder / DRAFTS
-        shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(drafts, ignore_errors=True)  # left by a run that was killed
         try:
             drafts.mkdir()
             digests = []
-            for target, info in new:  # under its own name, which the file system may refuse
+            for target, info in new:  # under its final name, because the file system may refuse the name
                 place = target.relative_to(folder)
                 with explain_name_errors(archive, place):
                     (drafts / place).parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def unpack_all(
 
 
 def is_replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
-    """Tell whether nothing is in the way of `target` but a file that a step wrote and nobody has changed since."""
+    """Tell whether `target` is free, or a file that a step wrote and nobody has changed since."""
     above = target.relative_to(folder).parents
     if any(os.path.lexists(folder / parent) and not (folder / parent).is_dir() for parent in above):
         return False
@@ -138,7 +139,7 @@ def is_replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool])
 
 @contextmanager
 def explain_name_errors(archive: Path, name: Path) -> Iterator[None]:
-    """SystemExit, naming it, where the file system does not take a new file of this name."""
+    """Turn the error of a file system that does not take this name into a SystemExit that says so."""
     try:
         yield
     except OSError as error:
@@ -154,7 +155,7 @@ def explain_name_errors(archive: Path, name: Path) -> Iterator[None]:
 def extract_member(
     content: zipfile.ZipFile, info: zipfile.ZipInfo, out: Path, progress: Callable[[int], None] = lambda count: None
 ) -> str:
-    """Write the member to `out`, with the modes of any new file; return its SHA-256."""
+    """Write the member to `out`, with the usual mode of a new file; return its SHA-256."""
     digest = hashlib.sha256()
     with out.open("xb") as file:
         for block in read_blocks(content, info):
@@ -165,7 +166,7 @@ def extract_member(
 
 
 def move_draft(draft: Path, target: Path) -> None:
-    """Put a finished file in its place at one stroke, also where a folder of the tree is on another disk."""
+    """Move a finished file to its place atomically, also if a folder of the tree is on another disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         draft.replace(target)
@@ -178,7 +179,7 @@ def move_draft(draft: Path, target: Path) -> None:
 
 
 def check_free_space(folder: Path, needed: int, archive: Path) -> None:
-    """Raise SystemExit if the disk has not `needed` bytes free."""
+    """Raise SystemExit if the disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         where = folder.resolve()
@@ -188,7 +189,7 @@ def check_free_space(folder: Path, needed: int, archive: Path) -> None:
 
 
 def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
-    """Unpack all, keep account of it in `folder`/.unpacked, and say what was kept and what the archive takes."""
+    """Unpack all members, list them in `folder`/.unpacked, and print which files were kept and the archive's size."""
     account = read_list(folder)
     total = 0
     with open_archive(archive) as (_, members):
@@ -216,7 +217,7 @@ def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
 
 
 def read_list(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that unpacking has put into `folder`; the last line about a file counts."""
+    """Return the SHA-256 of each file that was unpacked into `folder`; the last line about a file counts."""
     path = folder / LIST
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

@@ -2,8 +2,8 @@
 
     python -m scripts.archives.update [--accept] NAME...
 
-Exit status, of several the largest: 0 it is, or --accept has recorded what is there now; 1 it is another; 2 that cannot
-be told.
+Exit status, the largest of all names: 0 it is the locked one, or --accept has recorded the present one; 1 it is another
+one; 2 it cannot be told.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def compare_with_lock(lock: Archive | None, there: Archive) -> tuple[int, str]:
 
 
 def format_comparison(origin: Source, lock: Archive | None, there: Archive) -> str:
-    """Return a table: what the lock says, and what the API says now."""
+    """Return a table of what the lock says and what the API says now."""
     rows = [("", "locked", "on Yandex.Disk now")]
     for key in ("size", "modified", "md5", "sha256"):
         rows.append((key, str(getattr(lock, key, "")) or "-", str(getattr(there, key)) or "-"))
@@ -64,7 +64,7 @@ def format_comparison(origin: Source, lock: Archive | None, there: Archive) -> s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--accept", action="store_true", help="record what is there now")
+    parser.add_argument("--accept", action="store_true", help="record what is on Yandex.Disk now")
     parser.add_argument("names", nargs="+", metavar="NAME")
     options = parser.parse_args()
     worst = CURRENT
@@ -74,7 +74,7 @@ def main() -> None:
         except SystemExit as trouble:
             print(trouble, file=sys.stderr)
             status = UNKNOWN
-        except Exception:  # Python would exit with 1, and that means: changed
+        except Exception:  # Python would exit with 1, which here means "changed"
             traceback.print_exc()
             status = UNKNOWN
         worst = max(worst, status)

@@ -1,7 +1,7 @@
-"""A public file on Yandex.Disk: where it is (training/archives.json), what it was (its lock), what the API says it is.
+"""Ask the API of Yandex.Disk about a public file that training/archives.json names, and try again after errors.
 
-Variables: YANDEX_DISK_API and YANDEX_DISK_LINK replace the API's address and the public link; FETCH_TIMEOUT is the
-longest silence of a server and FETCH_BACKOFF the first pause between two tries, in seconds.
+Variables of the environment: YANDEX_DISK_API and YANDEX_DISK_LINK replace the API's address and the public link;
+FETCH_TIMEOUT is the longest silence of a server, FETCH_BACKOFF the first pause between two tries, both in seconds.
 """
 
 import json
@@ -20,9 +20,9 @@ import requests
 import urllib3
 
 SOURCES = Path("training/archives.json")
-TRIES = 6  # in a row that bring nothing
-GAIN = 16 << 20  # bytes that count as having brought something
-PATIENCE = 900.0  # s; a server that asks for a longer pause is not waited for
+TRIES = 6  # tries in a row that bring nothing
+GAIN = 16 << 20  # bytes; a try that brings fewer brings nothing
+PATIENCE = 900.0  # s; if a server asks for a longer pause, give up
 FIELDS = "name,type,size,md5,sha256,modified"
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ Pause = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Archive:
-    """What a file is; "" is not known."""
+    """What is known about an archive file; "" means unknown."""
 
     size: int
     sha256: str = ""
@@ -44,7 +44,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an archive is, and the commands that go on with one that was fetched by hand, or without any."""
+    """Where an archive is, and the commands that work with an archive fetched by hand, or without one."""
 
     name: str
     api: str
@@ -64,7 +64,7 @@ class Source:
 
 
 class TroubleError(Exception):
-    """What may be better at the next try, after `pause` seconds if the server named a time."""
+    """An error that may pass until the next try; `pause` is the server's wish in seconds, if it has one."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -72,11 +72,11 @@ class TroubleError(Exception):
 
 
 class RefusedError(Exception):
-    """What another try would not change."""
+    """An error that another try would not change."""
 
 
 def read_source(name: str) -> Source:
-    """Return where the archive `name` is, by training/archives.json and the environment."""
+    """Return where the archive `name` is, from training/archives.json and the environment."""
     entries = read_json(SOURCES)
     known = entries.get("archives")
     if not isinstance(known, dict) or name not in known:
@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_archive(entries: Mapping[str, Any]) -> Archive | None:
-    """Return the archive that a JSON object describes, None if it does not."""
+    """Return the archive that a JSON object describes, None if it describes none."""
     size = entries.get("size")
     texts = {key: entries.get(key) or "" for key in ("sha256", "md5", "modified")}
     if type(size) is not int or size < 0 or not all(isinstance(text, str) for text in texts.values()):
@@ -115,7 +115,7 @@ def parse_archive(entries: Mapping[str, Any]) -> Archive | None:
 
 
 def describe_difference(old: Archive, new: Archive) -> str:
-    """Return in words where the contents differ, "" if nothing known to both does; `modified` is no content."""
+    """Say how the contents differ, "" if nothing that is known of both differs; `modified` is not compared."""
     pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("size", "sha256", "md5")]
     return ", ".join(f"{key} {was} -> {now}" for key, was, now in pairs if was != now and was != "" and now != "")
 
@@ -127,26 +127,28 @@ def ask_for_archive(origin: Source) -> Archive:
         raise RefusedError(f"{origin.path} in {origin.link} is a folder, not a file")
     if archive := parse_archive(entries):
         return archive
-    raise RefusedError(f"{host_of(origin.api)} names no size of {origin.path}; this API is not the one we know")
+    raise RefusedError(
+        f"{find_host(origin.api)} names no size of {origin.path}; this is not the API that this program knows"
+    )
 
 
 def ask_for_address(origin: Source) -> str:
-    """Return a fresh address of the archive's content; its life is short."""
+    """Return a fresh address of the archive's content; it expires soon."""
     href = call_api(origin, "/download").get("href")
     if not isinstance(href, str) or not href.startswith(("https://", "http://")):
-        raise RefusedError(f"{host_of(origin.api)} gave no address to download {origin.path} from")
+        raise RefusedError(f"{find_host(origin.api)} gave no address to download {origin.path} from")
     return check_https(origin, href)
 
 
-def host_of(url: str) -> str:
-    """Return the host of `url`, without the user and password that may stand before it."""
+def find_host(url: str) -> str:
+    """Return the host of `url`, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def check_https(origin: Source, url: str) -> str:
-    """Return `url`, unless it would leave HTTPS."""
+    """Return `url`; raise RefusedError if it leads from HTTPS to another scheme."""
     if origin.api.startswith("https:") and not url.startswith("https:"):
-        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{host_of(url)}")
+        raise RefusedError(f"the download leads from HTTPS to {urlsplit(url).scheme}://{find_host(url)}")
     return url
 
 
@@ -155,7 +157,7 @@ def call_api(origin: Source, action: str, **query: str) -> dict[str, Any]:
     query |= {"public_key": origin.link, "path": origin.path}
     url = origin.api.rstrip("/") + action
     with requests.get(url, params=query, headers={"Accept": "application/json"}, timeout=read_timeouts()) as response:
-        name = host_of(response.url)
+        name = find_host(response.url)
         try:
             entries = response.json()
         except ValueError:
@@ -177,16 +179,16 @@ def call_api(origin: Source, action: str, **query: str) -> dict[str, Any]:
 
 
 def make_busy_error(response: requests.Response, said: str) -> TroubleError:
-    """Return the trouble of a server that may answer later, with the pause it asks for."""
-    name, status = host_of(response.url), response.status_code
+    """Return the error of a server that may answer later, with the pause that it asks for."""
+    name, status = find_host(response.url), response.status_code
     reason = f"{name} asks for fewer requests" if status == 429 else f"{name} has an error of its own"
     return TroubleError(
-        f"{reason} ({f'{status} {said}'.strip()})", retry_after(response.headers.get("Retry-After", ""))
+        f"{reason} ({f'{status} {said}'.strip()})", parse_retry_after(response.headers.get("Retry-After", ""))
     )
 
 
-def retry_after(header: str) -> float | None:
-    """Return the seconds that a Retry-After header asks for, a number or a date; None if it does not."""
+def parse_retry_after(header: str) -> float | None:
+    """Return the seconds that a Retry-After header (a number or a date) asks for, None if it asks for none."""
     if header.strip().isdecimal():
         return float(header)
     try:
@@ -196,7 +198,7 @@ def retry_after(header: str) -> float | None:
 
 
 def read_timeouts() -> tuple[float, float]:
-    """Return the longest wait for a connection and for the next bytes, in seconds."""
+    """Return the longest waits for a connection and for the next bytes, in seconds."""
     silence = read_seconds("FETCH_TIMEOUT", 60.0)
     return min(15.0, silence), silence
 
@@ -220,9 +222,10 @@ def retry_action(
     pause: Pause = time.sleep,
     kept: Callable[[], str] = lambda: "",
 ) -> Result:
-    """Return what `action` returns, tried again after trouble: TRIES times in a row without GAIN more bytes `reached`.
+    """Call `action` and return its result; try again after an error.
 
-    Raise SystemExit with the last trouble, what is `kept` of the work, and the way out.
+    Give up after TRIES tries in a row in which `reached` did not grow by GAIN bytes: SystemExit with the last error, a
+    sentence about what is `kept`, and the way out.
     """
     tries, mark = 0, reached()
     while True:
@@ -238,8 +241,8 @@ def retry_action(
         except TroubleError as error:
             trouble = error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            if isinstance(error, ValueError):  # a URL that is none
-                said = re.sub(r"//[^/@\s]*@", "//", str(error))  # without a password
+            if isinstance(error, ValueError):  # the text is no URL
+                said = re.sub(r"//[^/@\s]*@", "//", str(error))  # without user and password
                 raise SystemExit(f"{origin.name}: {said}; see {SOURCES} and YANDEX_DISK_API") from None
             trouble = TroubleError(find_cause(error))
         tries += 1
@@ -257,7 +260,7 @@ def retry_action(
 
 
 def find_cause(error: BaseException) -> str:
-    """Return the cause of a network error, which comes wrapped in several others, in a few words."""
+    """Say in a few words what caused a network error, which is wrapped in several other errors."""
     if isinstance(error, TroubleError | RefusedError):
         return str(error)
     causes = [error]

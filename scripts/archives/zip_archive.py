@@ -39,7 +39,7 @@ Members = dict[str, zipfile.ZipInfo]
 
 @contextmanager
 def open_archive(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
-    """Open the archive and give its members by their path; SystemExit for one that is damaged or hostile."""
+    """Open the archive and yield it with its members by path; SystemExit if it is damaged or hostile."""
     try:
         content = zipfile.ZipFile(archive)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def open_archive(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
 
 
 def is_part(archive: Path) -> bool:
-    """Tell whether a file is one of several, by its first bytes (zip -s) or its name (7-Zip: weights.zip.002)."""
+    """Tell whether a file is one part of several, by its first bytes (zip -s) or its name (7-Zip: weights.zip.002)."""
     if re.search(r"\.(z\d\d|zip\.\d{3})$", archive.name.lower()):
         return True
     with archive.open("rb") as file:
@@ -69,7 +69,7 @@ def is_part(archive: Path) -> bool:
 
 
 def list_members(content: zipfile.ZipFile, archive: Path) -> Members:
-    """Return the files in the archive by their path; SystemExit, naming the member, for whatever no honest one has."""
+    """Return the files in the archive by path; SystemExit with the member's name if no harmless archive holds it."""
     members: Members = {}
     end = total = 0
     if any(info.volume for info in content.infolist()):
@@ -94,7 +94,7 @@ def list_members(content: zipfile.ZipFile, archive: Path) -> Members:
         }
         if reason := next((reason for reason, found in reasons.items() if found), ""):
             raise SystemExit(f"{archive}: refused, nothing was unpacked: {name!r} has {reason}")
-        end = info.header_offset + 30 + info.compress_size  # 30: the least that a member's own header takes
+        end = info.header_offset + 30 + info.compress_size  # 30 bytes: the smallest header of a member
         if folder or "__MACOSX" in path.parts or path.name == ".DS_Store" or path.name.startswith("._"):
             continue
         if info.compress_type not in READABLE:
@@ -115,10 +115,10 @@ def list_members(content: zipfile.ZipFile, archive: Path) -> Members:
 
 
 def decode_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name with `/` between its folders, as its archiver meant it.
+    """Return a member's name with `/` between its folders, decoded as its archiver meant it.
 
-    Windows PowerShell 5 (.NET before 4.6.1) writes backslashes. A name without the flag of UTF-8 is read by zipfile as
-    cp437; programs on a Russian Windows write cp866, some on Linux UTF-8 without the flag.
+    Windows PowerShell 5 (.NET before 4.6.1) writes backslashes. zipfile reads a name without the UTF-8 flag as cp437,
+    but programs on a Russian Windows write cp866, and some on Linux write UTF-8 without the flag.
     """
     name = info.orig_filename.replace("\\", "/")
     if info.flag_bits & UTF8 or name.isascii():
@@ -131,7 +131,7 @@ def decode_name(info: zipfile.ZipInfo) -> str:
 
 
 def select_members(archive: Path, members: Members, pattern: str) -> Members:
-    """Return the members below the folder, the archive's top or one or two below it, from which `pattern` is found."""
+    """Return the members of the tree in which `pattern` is found, by their path in that tree; SystemExit if none is."""
     places = sorted({top for name in members for top in list_tops(name)})
     roots = [root for root in places if any(matches_pattern(name, root, pattern) for name in members)]
     if not roots:
@@ -148,19 +148,19 @@ def select_members(archive: Path, members: Members, pattern: str) -> Members:
 
 
 def list_tops(name: str) -> set[str]:
-    """Return the folders from which a member may be found: the archive's top, and one or two below it."""
+    """Return the folders in which the tree of a member may begin: the archive's top, and one or two levels below it."""
     above = PurePosixPath(name).parts[:-1]
     return {"", *("/".join(above[:depth]) for depth in (1, 2))}
 
 
 def matches_pattern(name: str, root: str, pattern: str) -> bool:
-    """Tell whether a member is what `pattern` says, seen from the folder `root`."""
+    """Tell whether a member matches `pattern` below the folder `root`."""
     path, wanted = PurePosixPath(name), PurePosixPath(glob.escape(root), pattern)
     return len(path.parts) == len(wanted.parts) and path.match(str(wanted))
 
 
 def compare_content(content: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
-    """Return the file's SHA-256 if it has the member's content, else "": by size, by CRC, only then byte for byte."""
+    """Return the file's SHA-256 if it has the member's content, else ""; size and CRC are compared before the bytes."""
     if path.stat().st_size != info.file_size:
         return ""
     crc, digest = 0, hashlib.sha256()
@@ -178,9 +178,9 @@ def compare_content(content: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path)
 
 
 def read_blocks(content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Give the member's content; raise BadZipFile if its CRC or its size is not the declared one."""
+    """Yield the member's content; raise BadZipFile if its CRC or its size is not the declared one."""
     probe = copy.copy(info)
-    probe.file_size += 2 * CHUNK  # zipfile stops at the declared size and would not notice that there is more
+    probe.file_size += 2 * CHUNK  # else zipfile stops at the declared size and does not see that there is more
     count = 0
     with content.open(probe) as member:
         while block := member.read(CHUNK):

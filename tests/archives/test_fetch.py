@@ -174,7 +174,7 @@ def test_a_connection_that_brings_nothing_is_given_up_after_six_tries(disk: Yand
     disk.faults["content"] = [Fault(cut=HALF)]
     disk.always["content"] = Fault(cut=0)
     message = failure(quickly)
-    assert "gave up after 6 tries; 150.1 kB of it wait in weights.zip.part" in message
+    assert "gave up after 6 tries; 150.1 kB of it are kept in weights.zip.part" in message
     assert f"fetch weights.zip by hand from {LINK} and run: make repository WEIGHTS_ZIP=/path" in message
     assert disk.kinds().count("content") == 6
     disk.always.clear()
@@ -295,10 +295,10 @@ def test_retry_after_is_honoured(disk: YandexDisk, kind: str) -> None:
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert yandex_disk.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert (yandex_disk.retry_after("Wed, 21 Oct 2099 07:28:00 GMT") or 0) > 3e7
-    assert yandex_disk.retry_after("soon") is None
-    assert yandex_disk.retry_after("") is None
+    assert yandex_disk.parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert (yandex_disk.parse_retry_after("Wed, 21 Oct 2099 07:28:00 GMT") or 0) > 3e7
+    assert yandex_disk.parse_retry_after("soon") is None
+    assert yandex_disk.parse_retry_after("") is None
 
 
 def test_a_pause_of_hours_is_not_waited_for(disk: YandexDisk) -> None:
@@ -426,7 +426,7 @@ def test_a_file_that_changes_while_the_api_still_tells_of_the_old_one_is_not_mix
     disk.about["/weights.zip"]["md5"] = None
     disk.faults["content"] = [Fault(cut=HALF, then=lambda: disk.files.update({"/weights.zip": zipped(3)}))]
     message = failure(quickly)
-    assert "what came is not what Yandex.Disk announced: sha256" in message
+    assert "the download is not what Yandex.Disk announced: sha256" in message
     assert not OUT.exists()
 
 
@@ -449,8 +449,8 @@ def test_wrong_bytes_are_set_aside_and_the_next_run_starts_clean(disk: YandexDis
     disk.about["/weights.zip"] = {other: None}
     disk.faults["content"] = [Fault(lie=zipped(2))]
     message = failure(quickly)
-    assert f"what came is not what Yandex.Disk announced: {known}" in message
-    assert "set aside as weights.zip.bad" in message
+    assert f"the download is not what Yandex.Disk announced: {known}" in message
+    assert "it is kept as weights.zip.bad" in message
     assert Path("weights.zip.bad").read_bytes() == zipped(2)
     assert not OUT.exists()
     assert not LOCK.exists()
