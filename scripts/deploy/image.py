@@ -74,7 +74,7 @@ def build_image(repository: str, base: str, tag: str, verdict: str) -> None:
 
 def find_signed_digest(repository: str, files: Mapping[str, str]) -> str:
     """Return the digest that the repository's signature signs, "" without a signature or if it signs other files."""
-    if not os.path.exists(bundle := signature.bundle_path(repository)):
+    if not os.path.exists(bundle := signature.find_bundle(repository)):
         return ""
     digest, signed = signature.read_bundle(bundle)
     if signed != files:

@@ -1,3 +1,3 @@
-"""What is published, from what, and how to go back. Make calls these once the verdict is there; only this room writes
-the published repository.
+"""Publish a set of models, say what it was made from, go back to the earlier one. Make calls these scripts after the
+verdict. No other room writes to the published repository.
 """

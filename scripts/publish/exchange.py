@@ -1,6 +1,6 @@
 """Fill the folder next/ with the new files of each model that changes, then exchange the models' folders.
 
-How the exchange works, and survives a kill: scripts/steps/swap.py.
+scripts/steps/swap.py does the exchange, and finishes it after a kill.
 """
 
 import json
@@ -18,10 +18,10 @@ MOVED = ("build/onnx/", "build/prebuilt/")
 
 
 def replace_models(repository: str, weights: str, models: list[str], sources: dict[str, tuple[str, str]]) -> None:
-    """Let `models` in the repository be what the sources are, each with its digest."""
+    """Replace `models` in the repository by copies of `sources`: path there -> (source, digest)."""
     if os.path.isdir(following := hidden_folder(repository, "next")):
         shutil.rmtree(following)
-    os.makedirs(following)  # stays empty where models are only dropped
+    os.makedirs(following)  # stays empty if models are only removed
     os.makedirs(repository, exist_ok=True)
     make_readable(repository, ".")
     notes = {}
@@ -53,11 +53,11 @@ def place_file(source: str, path: str) -> None:
     """Move or copy a finished file to `path`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if source.startswith(MOVED) and not os.path.exists(source):
-        source = find_content(written_digest(source)) or source  # published already
+        source = find_content(written_digest(source)) or source  # it was moved to the published folder already
     if source.startswith(MOVED):
         try:
             os.rename(source, path)
-            os.utime(path)  # the newest mtime in a model's folder tells a running Triton to load it again
+            os.utime(path)  # a running Triton loads a model again if the newest mtime in its folder changes
             return
         except OSError:
             pass  # another file system
@@ -65,7 +65,7 @@ def place_file(source: str, path: str) -> None:
 
 
 def make_readable(folder: str, path: str) -> None:
-    """Let the server, another user, read `path` and the folders above it in `folder`, whatever the umask."""
+    """Let every user (the server has its own) read `path` and the folders above it in `folder`, whatever the umask."""
     place = os.path.normpath(f"{folder}/{path}")
     while len(place) >= len(os.path.normpath(folder)):
         mode = os.stat(place).st_mode & 0o7777
@@ -78,7 +78,7 @@ def make_readable(folder: str, path: str) -> None:
 def begin_swap(
     repository: str, models: list[str], source: str, record_after: str, notes: dict[str, str], harmed: list[str]
 ) -> None:
-    """Write down which folders change places, then let them."""
+    """Write the journal of an exchange of folders, then do the exchange."""
     folder = hidden_folder(repository, source)
     os.makedirs(repository, exist_ok=True)
     for path in [repository, *(f"{repository}/{model}" for model in models)]:

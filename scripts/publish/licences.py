@@ -1,4 +1,4 @@
-"""Whose the weights of a family of models are, as their makers say: SPDX identifier ("": there is none), and words."""
+"""The licence of each family's weights, as their makers state it: SPDX identifier ("" if there is none), and words."""
 
 LICENCES = {
     "vit": ("CC-BY-NC-SA-4.0", "CC BY-NC-SA 4.0 (CT-CLIP, CT-RATE)"),

@@ -1,11 +1,11 @@
-"""Judge an archive of finished models: unpack it aside, check it offline, let a real Triton serve it, ask each model.
+"""Judge an archive of finished models: unpack it, check it offline, serve it with a real Triton, ask each model.
 
     python -m scripts.publish.prebuilt --models build/models training/model_repository_running.zip build/prebuilt OUT
 
-OUT is written only if nothing is wrong: per model what it answered, the sha256 of each file.  What this machine cannot
-serve is named with the reason: a plan or KIND_GPU where there is no GPU, requirements that cannot be installed, a
+OUT is written only if nothing is wrong: the answer of each model and the sha256 of each file.  A model that cannot be
+served on this machine is printed with the reason: a plan or KIND_GPU without a GPU, requirements that cannot be installed, a
 Python model that does not start or answer here.  With ACCEPT=unserved in the environment OUT is written all the same.
-That excuses nothing else: every model passes the offline check, and each ONNX model is served where it may run.
+That allows nothing else: every model must pass the offline check, and each ONNX model is served if it can run here.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ALWAYS = ["numpy<2"]  # with NumPy 2 Triton's Python stub returns empty tensors
 SIGNING = Path(".venv-signing")
 STAGING = Path("build/staging-prebuilt")
 LOG = Path("build/logs/prebuilt.log")
-# A line that names a package of the index, which versions of it, and where; no option, address, path or variable
+# A line with a package of the index, its versions and markers; no option, address, path or variable
 PLAIN = re.compile(r"\s*(#.*|[A-Za-z0-9][\w.-]*\s*(\[[\w\s,.-]*\])?\s*([<>=!~][^;@#/$\\]*)?(;[^#$\\]*)?(\s#.*)?)?")
 GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -63,9 +63,9 @@ def judge_archive(
     key: str = "",
     signature: str = "",
 ) -> dict[str, Any]:
-    """What OUT holds; SystemExit with the model and the reason where anything is wrong.
+    """Return the content of OUT; SystemExit with the model and the reason if anything is wrong.
 
-    With a public `key` first of all the tree must be what its `signature` says.
+    With a public `key`, the tree is first verified against its `signature`.
     """
     files = unpack_models(archive, tree)
     if key:
@@ -82,7 +82,7 @@ def judge_archive(
         raise SystemExit("\n".join([*faults, f"{archive.name}: {len(faults)} findings; nothing was published"]))
     configs = {name: read_config(tree / name / "config.pbtxt") for name in names}
     for name, config in configs.items():
-        config.backend = find_backend(config, sorted((tree / name).iterdir()))  # a config may leave it unsaid
+        config.backend = find_backend(config, sorted((tree / name).iterdir()))  # config.pbtxt need not name it
     unserved = {name: reason for name, config in configs.items() if (reason := explain_unservable(config, gpu))}
     own_code = [name for name in names if configs[name].backend == "python" and name not in unserved]
     venv, trouble = make_environment(tree) if own_code else (None, "")
@@ -97,7 +97,7 @@ def judge_archive(
             raise SystemExit(str(error)) from None
         try:
             answers = serve_models(tree, files, others, models, None, timeout)
-        except UnservedError as fault:  # not the Python model's, then
+        except UnservedError as fault:  # so the Python model was not the cause
             raise SystemExit(str(fault)) from None
         unserved |= {name: str(error) for name in served if name not in others}
     for name, answer in answers.items():
@@ -113,7 +113,7 @@ def judge_archive(
 
 
 def unpack_models(archive: Path, tree: Path) -> dict[str, str]:
-    """Make `tree` the archive's models anew; return the sha256 of each file by its path."""
+    """Unpack the archive's models into a new `tree`; return the sha256 of each file by its path."""
     shutil.rmtree(tree, ignore_errors=True)
     digests: dict[str, str] = {}
 
@@ -121,7 +121,7 @@ def unpack_models(archive: Path, tree: Path) -> dict[str, str]:
         digests[Path(path).relative_to(tree).as_posix()] = digest
 
     unpack_all(archive, tree, tree="*/config.pbtxt", ours=lambda path, digest: False, wrote=wrote)
-    for cache in list(tree.rglob("__pycache__")):  # of the machine that packed it
+    for cache in list(tree.rglob("__pycache__")):  # from the machine that packed the archive
         shutil.rmtree(cache)
     files = {path: digest for path, digest in sorted(digests.items()) if "/" in path and "/__pycache__/" not in path}
     for path in files:
@@ -133,14 +133,14 @@ def unpack_models(archive: Path, tree: Path) -> dict[str, str]:
 
 
 def verify_signature(tree: Path, key: str, signature: str) -> None:
-    """Say what was signed; SystemExit where the tree is not that."""
+    """Print what was signed; SystemExit if the tree differs from it."""
     pythons = sorted(SIGNING.glob("bin/python3.??"))
     if not pythons:
         raise SystemExit(f"{SIGNING}: not installed; make {SIGNING}/installed")
     words = ["-m", "scripts.publish.signature", "verify", key, str(tree), "--bundle", signature]
     said = subprocess.run([pythons[0], *words], capture_output=True, text=True, check=False)
     if said.returncode:
-        raise SystemExit(f"{said.stderr.strip()}; nothing of it was run, nothing published")
+        raise SystemExit(f"{said.stderr.strip()}; no code of it was run, nothing was published")
     print(said.stdout, end="", flush=True)
 
 
@@ -154,10 +154,10 @@ def explain_unservable(config: Any, gpu: bool) -> str:
 
 
 def make_environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
-    """Return the environment for a tree's own code (None: the usual one does), and why it cannot be made or ""."""
+    """Return the environment for a tree's own code (None: the usual one fits), and the reason if it cannot be made."""
     theirs = [path.read_text(encoding="utf-8") for path in sorted(tree.glob("*/*/requirements.txt"))]
     if all(text == OURS.read_text(encoding="utf-8") for text in theirs):
-        shutil.rmtree(venv, ignore_errors=True)  # of an earlier archive; `make serve` would take it
+        shutil.rmtree(venv, ignore_errors=True)  # it belongs to an earlier archive, and `make serve` would use it
         return None, ""
     if odd := [line for text in theirs for line in text.splitlines() if not PLAIN.fullmatch(line)]:
         return None, f"its requirements hold more than names and versions, and are not installed: {odd[0].strip()!r}"
@@ -174,7 +174,7 @@ def make_environment(tree: Path, venv: Path = VENV) -> tuple[Path | None, str]:
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text(text, encoding="utf-8")
     Path(".make/lock").mkdir(parents=True, exist_ok=True)
-    # Wheels alone, and nothing started in the environment afterwards: installing runs none of their code
+    # Only wheels, and nothing is started in the environment afterwards: installing runs no code of theirs
     command = ["scripts/steps/venv.sh", sys.executable, str(venv), str(listed), os.devnull]
     wheels = os.environ | {"PIP_ONLY_BINARY": ":all:"}
     made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=wheels)
@@ -194,9 +194,9 @@ def serve_models(
     venv: Path | None,
     timeout: float,
 ) -> dict[str, Any]:
-    """Start Triton strictly on these models of the tree and ask each one.
+    """Start Triton with these models of the tree only, and ask each one.
 
-    UnservedError where it does not start, or a Python model does not answer; SystemExit where an answer is wrong.
+    UnservedError if Triton does not start or a Python model does not answer; SystemExit if an answer is wrong.
     """
     if not configs:
         return {}
@@ -222,7 +222,7 @@ def serve_models(
 
 
 def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
-    """Load, ask twice and unload one model, as the client does."""
+    """Load one model, ask it twice and unload it, as the client does."""
     answers: list[NDArray[Any]] = []
     client = grpc.InferenceServerClient(server.grpc, channel_args=CHANNEL)
     start = time.perf_counter()
@@ -245,7 +245,7 @@ def ask_model(server: Server, name: str, config: Any, entry: dict[str, Any] | No
 
 
 def check_contract(name: str, answers: Sequence[NDArray[Any] | None], entry: dict[str, Any]) -> str:
-    """Return in words what a model answered; SystemExit if that is not what the client reads."""
+    """Return in words what a model answered; SystemExit if the client could not read it."""
     if entry["family"] == "bpr":
         one = answers[0]
         if one is None or one.shape != (1,) or not isinstance(one[0], bytes) or not one[0]:
@@ -268,11 +268,11 @@ def check_contract(name: str, answers: Sequence[NDArray[Any] | None], entry: dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, metavar="ARCHIVE")
-    parser.add_argument("tree", type=Path, metavar="FOLDER", help="made anew")
+    parser.add_argument("tree", type=Path, metavar="FOLDER", help="where the models are unpacked")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="folder of the models' entries")
-    parser.add_argument("--release", help="NVIDIA's release, by whose limits it is checked (nothing: NGC_RELEASE)")
-    parser.add_argument("--key", default="", help="public key of who signed it")
+    parser.add_argument("--release", help="NVIDIA's release whose limits count (default: NGC_RELEASE)")
+    parser.add_argument("--key", default="", help="public key of the signer")
     parser.add_argument("--signature", default="", metavar="FILE", help="its model-signing bundle")
     given = parser.parse_args()
     if given.release:

@@ -5,13 +5,13 @@
 
 The JSON, standard library only, no clock and no absolute path in it:
 
-    published  file in the repository: its sha256, what it is a copy of, what of its checkpoint was guessed
-    made       artifact: its sha256, command, versions of the packages that shape it, sha256 of each input
-    origin     what nothing of ours made: file, its sha256 and kind: source, archive, or local (the user's own)
-    verdict    the artifact that tells how the set did; its record is among `made`
+    published  for each file in the repository: its sha256, its source, what was guessed about its checkpoint
+    made       for each artifact: its sha256, command, versions of the packages that shape it, sha256 of each input
+    origin     for each file that no step made: its sha256 and kind: source, archive, or local (an own file)
+    verdict    the artifact with the verdict on the set; its record is in `made`
 
-A checkpoint that was made here of seeded numbers is an artifact like any other; `weights` says which kind it is.
-It is no proof of origin: whoever can change the files can change an unsigned JSON beside them.
+A synthetic checkpoint, made here from seeded numbers, is an artifact like any other; `weights` says which kind it is.
+The JSON proves no origin: anyone who can change the files can change an unsigned JSON beside them.
 """
 
 import json
@@ -37,11 +37,11 @@ READ_AS = b"\x0a\x12checkpoint_read_as"  # a key of 18 letters, as protobuf writ
 
 
 def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
-    """Return the provenance of every published file by the records; SystemExit if a file is not what they vouch for."""
+    """Return the provenance of every published file by the records; SystemExit if a file differs from its record."""
     copies = {file: source for step in steps.values() for file, source in step.files.items()}
     verdict = next(name for name in steps if Path(name).name == "verdict.json")
     judgement = read_inputs(verdict)
-    again = "the records do not tell what it was made from; make repository"
+    again = "the records do not say what it was made from; make repository"
     told: dict[str, Any] = {
         "version": read_text("VERSION").strip(),
         "weights": "",
@@ -91,12 +91,12 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
 
 
 def describe_checkpoint(file: str) -> str:
-    """Return what an ONNX file says of how its checkpoint was understood: its metadata, which are field 14."""
+    """Return what was guessed about the checkpoint of an ONNX file, from its metadata (field 14), "" if nothing was."""
     if not file.endswith(".onnx"):
         return ""
     with open(file, "rb") as onnx:
 
-        def varint() -> int:
+        def read_varint() -> int:
             value = shift = 0
             while byte := onnx.read(1):
                 value, shift = value | (byte[0] & 127) << shift, shift + 7
@@ -106,26 +106,26 @@ def describe_checkpoint(file: str) -> str:
 
         end = os.fstat(onnx.fileno()).st_size
         while onnx.tell() < end:
-            field, kind = divmod(varint(), 8)
+            field, kind = divmod(read_varint(), 8)
             if kind == 0:
-                varint()
+                read_varint()
             elif kind != 2:
                 return ""
-            elif (length := varint()) and field == 14 and onnx.read(length).startswith(READ_AS):
+            elif (length := read_varint()) and field == 14 and onnx.read(length).startswith(READ_AS):
                 onnx.seek(len(READ_AS) + 1 - length, os.SEEK_CUR)
-                return onnx.read(varint()).decode()
+                return onnx.read(read_varint()).decode()
             elif field != 14:
                 onnx.seek(length, os.SEEK_CUR)
     return ""
 
 
 def read_archive_lock(lock: str) -> dict[str, Any]:
-    """Return what the lock with this digest says of weights.zip; its own sha256 only, if it has changed since."""
+    """Return what the lock with this digest says about weights.zip; only the digest, if the lock has changed since."""
     return read_lock() if known_digest(f"{ARCHIVE}.lock.json") == lock else {"sha256": "", "lock_sha256": lock}
 
 
 def list_differences(repository: str, told: dict[str, Any]) -> list[str]:
-    """Return how the files of a repository, each read anew, differ from the published ones of a provenance."""
+    """Return how the files of a repository, each read again, differ from the published files of a provenance."""
     expected = {name: entry["sha256"] for name, entry in told["published"].items()}
     here = {
         os.path.relpath(f"{folder}/{name}", repository)
@@ -142,7 +142,7 @@ def list_differences(repository: str, told: dict[str, Any]) -> list[str]:
 
 
 def check_provenance(repository: str, file: str) -> None:
-    """Print each difference, SystemExit 1 if there is one."""
+    """Compare a repository with a provenance; SystemExit with each difference."""
     try:
         told = json.loads(read_text(file))
         lines = list_differences(repository, told)

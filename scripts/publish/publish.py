@@ -1,15 +1,16 @@
-"""Put models that were made anew into the published repository, each by one exchange of folders; or undo that.
+"""Put new models into the published repository, each by one exchange of folders; or undo that.
 
     python3 -sES -m scripts.publish.publish REPOSITORY --weights KIND --verdict FILE FILE=SOURCE...
     python3 -sES -m scripts.publish.publish REPOSITORY --prebuilt ARCHIVE FOLDER
     python3 -sES -m scripts.publish.publish REPOSITORY --rollback
 
---prebuilt: what scripts/publish/prebuilt.py judged of ARCHIVE, from FOLDER; unpacked again where that is lacking.
-Beside REPOSITORY lies its .REPOSITORY/ with next/ (about to be published), previous/ (what was replaced, to roll back
-to) and harmed/ (what was replaced because it was no longer what had been published).
-.make/journal/REPOSITORY is a publication under way: `finish` may be cut short at any point and called again.
-.make/published/REPOSITORY: kind of weights, then a line for all that a model was ever published as: those alone are
-ours to replace.
+--prebuilt publishes from FOLDER what scripts/publish/prebuilt.py judged of ARCHIVE; if files are absent, ARCHIVE is
+unpacked again.
+Beside REPOSITORY lies .REPOSITORY/ with next/ (models about to be published), previous/ (the replaced models, for a
+rollback) and harmed/ (replaced models that someone had altered after they were published).
+.make/journal/REPOSITORY describes a publication under way: `finish_swap` can be killed at any point and called again.
+.make/published/REPOSITORY holds the kind of weights, then a line for each version of a model that was published: only
+these versions may be replaced.
 """
 
 import argparse
@@ -45,7 +46,7 @@ VERIFIED = "build/verify-gpu.json"
 
 
 def publish_models(repository: str, weights: str, verdict: str, sources: dict[str, str]) -> None:
-    """Publish the models that differ, if the whole set is what its records say and what the verdict was passed on."""
+    """Publish the models that differ, if the whole set is what its records say and what the verdict is about."""
     make_absent(repository, weights, sources)
     with lock_file("publish"):
         finish_copies(repository)
@@ -61,7 +62,7 @@ def publish_models(repository: str, weights: str, verdict: str, sources: dict[st
         files = {path: (source, known_digest(source)) for path, source in sources.items()}
         refuse_slow_plans({path: sha for path, (_, sha) in files.items()})
         right = {path: sha for path, (_, sha) in files.items()}
-        # Another make may have published them while this one waited; once more would cost what rollback goes back to
+        # Another make may have published these models while this one waited; to publish them again would lose previous/
         missed = sorted(name.removesuffix("_trt") for name in {path.partition("/")[0] for path in sources})
         missed = [f"{name}_onnx" for name in missed if f"{name}_trt/config.pbtxt" in sources]
         if missed and f"{missed[0]}/config.pbtxt" not in sources:
@@ -75,7 +76,7 @@ def publish_models(repository: str, weights: str, verdict: str, sources: dict[st
 
 
 def find_differing(repository: str, sources: dict[str, str]) -> list[str]:
-    """Return the models of which a published file is not what it is to be a copy of, and those no longer built."""
+    """Return the models of which a published file differs from its source, and the models that are no longer built."""
     models = {
         path.partition("/")[0]
         for path, source in sources.items()
@@ -87,7 +88,7 @@ def find_differing(repository: str, sources: dict[str, str]) -> list[str]:
 
 
 def make_absent(repository: str, weights: str, sources: dict[str, str]) -> None:
-    """Have make make each file that is to be published anew and that is nowhere."""
+    """Make by make each file that will be published and is absent."""
     models = find_differing(repository, sources)
     refuse_what_is_not_ours(repository, weights, models)
     lacking = [source for path, source in sources.items() if path.partition("/")[0] in models and not is_ready(source)]
@@ -113,7 +114,7 @@ def refuse_slow_plans(files: dict[str, str]) -> None:
 
 
 def publish_archive(repository: str, archive: str, folder: str) -> None:
-    """Publish the models of a finished archive; where what was judged is nowhere, it is unpacked again."""
+    """Publish the models of a finished archive; if judged files are absent, unpack the archive again."""
     verdict = f"{archive}.verdict.json"
     try:
         publish_prebuilt(repository, verdict, folder)
@@ -129,7 +130,7 @@ def publish_archive(repository: str, archive: str, folder: str) -> None:
 
 
 def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
-    """Publish the models that are not what `verdict` was passed on; SystemExit(LACKING) if their files are nowhere."""
+    """Publish the models that differ from those of `verdict`; SystemExit(LACKING) if their files are absent."""
     with lock_file("publish"):
         finish_copies(repository)
         finish_swap(record_path("journal", repository))
@@ -153,15 +154,15 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
                     if not (copy := find_content(sha)) or copy.startswith(
                         (f"{folder}/", hidden_folder(repository, "next"))
                     ):
-                        print_text(f"{source} is to be published and is there no more")
+                        print_text(f"{source} has to be published and is absent")
                         raise SystemExit(LACKING)
                     sources[path] = copy, sha
             replace_models(repository, "prebuilt", models, sources)
-        shutil.rmtree(folder, ignore_errors=True)  # the rest of it is published already
+        shutil.rmtree(folder, ignore_errors=True)  # what is left there is published already
 
 
 def roll_back(repository: str) -> None:
-    """Let the published models and those that they replaced change places."""
+    """Exchange the published models and those that they replaced."""
     with lock_file("publish"):
         finish_copies(repository)
         finish_swap(record_path("journal", repository))

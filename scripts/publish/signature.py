@@ -5,7 +5,7 @@
 
 The bundle of FOLDER is FOLDER.sig, in the format of https://github.com/ossf/model-signing-spec: a list of every file
 with its sha256, signed with an elliptic key (P-256, P-384, P-521).  KEY_PASSWORD in the environment opens a private
-key.  With --verdict a folder is signed only if it is just what the verdict was passed on.
+key.  With --verdict a folder is signed only if it is exactly what the verdict is about.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 from scripts.publish.vouch import check_vouched
 from scripts.steps.records import hash_file, lock_file
 
-# Of ours and not the model's: Git's mark of an empty folder
+# Git's mark of an empty folder, no part of a model
 IGNORED = (".gitkeep",)
 NEW_KEY = (
     "openssl ecparam -name prime256v1 -genkey -noout -out key.pem && openssl ec -in key.pem -pubout -out key.pub; "
@@ -28,20 +28,20 @@ NEW_KEY = (
 )
 
 
-def bundle_path(folder: str) -> str:
-    """Return where the bundle of a folder lies: beside it."""
+def find_bundle(folder: str) -> str:
+    """Return the path of a folder's bundle, which lies beside the folder."""
     return f"{folder.rstrip('/')}.sig"
 
 
 def sign_folder(folder: str, key: str, verdict: str = "") -> str:
-    """Write the bundle of a folder and return the digest that it signs; SystemExit where there is nothing to sign."""
+    """Write the bundle of a folder and return the digest that it signs; SystemExit if the folder cannot be signed."""
     from model_signing import signing  # type: ignore[import-not-found]
 
     if not Path(folder).is_dir():
         raise SystemExit(f"{folder}: no such folder; expected one with models")
-    bundle = Path(bundle_path(folder))
+    bundle = Path(find_bundle(folder))
     draft = bundle.with_name(f"{bundle.name}~")
-    with lock_file("publish", fcntl.LOCK_SH):  # nobody publishes while it is read
+    with lock_file("publish", fcntl.LOCK_SH):  # no other make publishes while the folder is read
         right = check_vouched(folder, verdict, "it is not signed") if verdict else {}
         password = os.environ.get("KEY_PASSWORD", "").encode() or None
         try:
@@ -65,11 +65,11 @@ def sign_folder(folder: str, key: str, verdict: str = "") -> str:
 
 
 def verify_folder(folder: str, key: str, bundle: str = "") -> str:
-    """Return the digest that was signed; SystemExit names each file that was altered, added or removed since."""
+    """Return the digest that was signed; SystemExit with each file that was altered, added or removed since."""
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying
 
-    bundle = bundle or bundle_path(folder)
+    bundle = bundle or find_bundle(folder)
     for path, what in ((bundle, "the signature"), (key, "the public key"), (folder, "the folder")):
         if not Path(path).exists():
             raise SystemExit(f"{path}: no such file; expected {what}; make sign KEY=key.pem writes a signature")
@@ -81,8 +81,8 @@ def verify_folder(folder: str, key: str, bundle: str = "") -> str:
         config.set_hashing_config(choose_hashing()).verify(Path(folder), bundle)
     except InvalidSignature:
         raise SystemExit(f"{bundle}: not signed by KEY={key}, or altered since") from None
-    except Exception as error:  # of a bundle that is none the library says so in many ways
-        if not str(error).startswith("Signature mismatch"):  # which it says after the signature itself was right
+    except Exception as error:  # the library raises many kinds of errors for a broken bundle
+        if not str(error).startswith("Signature mismatch"):  # this text comes only if the signature itself was right
             raise SystemExit(f"{folder}: {bundle} cannot be verified with KEY={key}: {error}") from None
         wrong = list_differences(read_bundle(bundle)[1], list_files(folder)) or [str(error)]
         raise SystemExit(
@@ -92,14 +92,14 @@ def verify_folder(folder: str, key: str, bundle: str = "") -> str:
 
 
 def choose_hashing() -> Any:
-    """Return how files are hashed: each whole, by sha256; nothing but .gitkeep left out, where the library would."""
+    """Return how files are hashed: each whole, by sha256; only .gitkeep is left out, not the library's own list."""
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=IGNORED, ignore_git_paths=False)
 
 
 def read_bundle(bundle: str) -> tuple[str, dict[str, str]]:
-    """Return what a bundle says, which is worth nothing until it is verified: digest of all; sha256 of each file."""
+    """Return the digest of all and the sha256 of each file in a bundle; they prove nothing until it is verified."""
     try:
         payload = json.loads(Path(bundle).read_bytes())["dsseEnvelope"]["payload"]
         statement = json.loads(base64.b64decode(payload))
@@ -128,11 +128,11 @@ def main() -> None:
     parser.add_argument("key", metavar="KEY")
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
     parser.add_argument("--verdict", default="")
-    parser.add_argument("--bundle", default="", help="of a single folder, where it lies elsewhere")
+    parser.add_argument("--bundle", default="", help="bundle of a single folder, if it lies elsewhere")
     given = parser.parse_args()
     for folder in given.folders:
         if given.verb == "sign":
-            print(f"{bundle_path(folder)}: {folder} signed, digest {sign_folder(folder, given.key, given.verdict)}")
+            print(f"{find_bundle(folder)}: {folder} signed, digest {sign_folder(folder, given.key, given.verdict)}")
         else:
             print(f"{folder} is what was signed, digest {verify_folder(folder, given.key, given.bundle)}")
 

@@ -1,4 +1,4 @@
-"""Is the published repository just what the verdict was passed on?  What is signed or put into an image must be."""
+"""Check that the published repository is exactly what the verdict is about; else it is not signed or put in an image."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from scripts.steps.records import current_digest, read_text, written_digest
 
 
 def check_vouched(repository: str, verdict: str, then: str = "no image is made of it") -> dict[str, str]:
-    """Return each published file and its digest; SystemExit unless they are just what the verdict was passed on."""
+    """Return each published file and its digest; SystemExit unless they are exactly what the verdict is about."""
     if current_digest(verdict) != written_digest(verdict) or not (told := read_text(verdict)):
         raise SystemExit(f"{verdict}: not what its step wrote, so that {then}; make {verdict}")
     if unserved := json.loads(told).get("unserved"):

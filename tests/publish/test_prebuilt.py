@@ -101,7 +101,7 @@ def test_with_a_key_nothing_runs_that_its_owner_did_not_sign(
     (finished / "bpr_model/1/model.py").write_text("import os")
     said = refused(lambda: judge_signed("key.pub"))
     assert said.startswith("build/prebuilt/bpr_model/1/model.py: altered since it was signed\n")
-    assert said.endswith("is not what was signed; nothing of it was run, nothing published") and not served
+    assert said.endswith("is not what was signed; no code of it was run, nothing was published") and not served
 
 
 def test_a_python_model_that_does_not_start_is_named_and_the_others_are_judged(

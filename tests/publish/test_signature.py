@@ -113,7 +113,7 @@ def test_a_finished_archive_is_published_if_its_signature_fits(
     project.make("sign", f"KEY={keys}/key.pem")
     shutil.copy(project.path / f"{REPOSITORY}.sig", f"{archive}.sig")
     said = project.fail(*take, f"KEY={keys}/other.pub")
-    assert "Key mismatch" in said and "nothing of it was run, nothing published" in said
+    assert "Key mismatch" in said and "no code of it was run, nothing was published" in said
     assert not (project.path / "others").exists()
     said = project.make(*take, f"KEY={keys}/key.pub")
     assert "build/prebuilt is what was signed, digest " in said and "published: others/" in said
