@@ -1,4 +1,4 @@
-"""What every conversion shares: a network as one reproducible ONNX file."""
+"""Write a network as one reproducible ONNX file; every conversion uses this."""
 
 import argparse
 import gc
@@ -21,14 +21,14 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from convertation.checkpoint import read_guesses
-from convertation.onnx_file import write
+from convertation.onnx_file import write_model
 
-ANY_SIZE = 2**40  # bytes; constants are folded however large they are
-BEGINNING = 64  # numbers of a weight that say whether another may be equal
-SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node is inside of, outermost first
+ANY_SIZE = 2**40  # bytes; so constants of any size are folded
+BEGINNING = 64  # numbers; weights are compared only if these first ones are equal
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter lists here the modules around a node, outermost first
 
 
-def export(
+def export_network(
     network: nn.Module,
     sample_input: Tensor,
     out: Path,
@@ -41,19 +41,19 @@ def export(
 ) -> None:
     """Write `network` as the ONNX file `out`: `input` (batch, …) -> `output` (batch, …), batch 1 … `batch_max`.
 
-    `sample_input` gives shape and type; its batch must be 2 or more, values do not matter. If `inner` is given, the
-    network returns (output, *inner) and the file has values of those names inside the graph.
-    `alike` names each ModuleList whose modules are called in turn, float tensor in, one out, and differ in their
-    weights alone: the first is traced, which takes seconds, and its nodes are copied for the others.
+    `sample_input` gives shape and type; its batch must be 2 or more, its values do not matter. With `inner`, the
+    network returns (output, *inner), and the graph in the file has values of these names.
+    `alike` names each ModuleList whose modules are called one after another, each with one float tensor in and one out,
+    and differ only in their weights: tracing takes seconds, so only the first is traced, and its nodes are copied.
     The same network gives the same bytes: no path, time or version is written.
     """
     print("  tracing the network", flush=True)
-    chains = {name: network.get_submodule(name) for name in alike if _stands_alone(network, f"{name}.0.")}
+    chains = {name: network.get_submodule(name) for name in alike if is_independent(network, f"{name}.0.")}
     for name, chain in chains.items():
         network.set_submodule(name, nn.ModuleList(islice(chain.children(), 1)))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # or it tells that torchvision is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it prints that torchvision is not installed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.onnx.export(
             network,
             (sample_input,),
@@ -69,32 +69,32 @@ def export(
     model = program.model
     for name, chain in chains.items():
         network.set_submodule(name, chain)
-        _repeat(model.graph, name, list(chain.children()))
+        copy_nodes(model.graph, name, list(chain.children()))
     NameFixPass()(model)
     print("  folding what depends on weights alone", flush=True)
     onnxscript.optimizer.optimize(model, num_iterations=1, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-    _share_equal_weights(model)
+    share_equal_weights(model)
     print("  writing", flush=True)
     guessed = read_guesses(network)
-    write(model, out, metadata | ({"checkpoint_read_as": guessed} if guessed else {}))
+    write_model(model, out, metadata | ({"checkpoint_read_as": guessed} if guessed else {}))
 
 
-def _stands_alone(network: nn.Module, prefix: str) -> bool:
-    """Tell whether no tensor under `prefix` is one elsewhere, too: the exporter would know it by either name."""
+def is_independent(network: nn.Module, prefix: str) -> bool:
+    """Tell whether no tensor below `prefix` is also used elsewhere: the exporter might take its other name."""
     places: dict[bool, set[int]] = {True: set(), False: set()}
-    for name, tensor in _tensors(network):
+    for name, tensor in list_tensors(network):
         if tensor.numel():
             places[name.startswith(prefix)].add(tensor.data_ptr())
     return not places[True] & places[False]
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def list_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
-    """Let copies of the first module's nodes follow them, with the weights of the second, the third and so on."""
+def copy_nodes(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
+    """Copy the nodes of the first module behind it, with the weights of the second module, the third and so on."""
     body = [node for node in graph if f"'{name}.0'" in node.metadata_props[SCOPES]]
     inside = {value for node in body for value in node.outputs}
     read = dict.fromkeys(value for node in body for value in node.inputs if value and value not in inside)
@@ -104,7 +104,7 @@ def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
     layer = onnx_ir.GraphView(list(read), [leaves], nodes=body)
     last, result = body[-1], leaves
     for index, module in enumerate(modules[1:], 1):
-        weights = dict(_tensors(module))
+        weights = dict(list_tensors(module))
         copy = layer.clone()
         for value, parameter in zip(read, list(copy.inputs), strict=True):
             path = str(value.name).removeprefix(f"{name}.0.")
@@ -123,35 +123,37 @@ def _repeat(graph: onnx_ir.Graph, name: str, modules: list[nn.Module]) -> None:
             node.replace_input_with(place, result)
 
 
-def _share_equal_weights(model: onnx_ir.Model) -> None:
-    """Keep one of equal initializers: folding gives each use of a transposed weight a copy of its own."""
+def share_equal_weights(model: onnx_ir.Model) -> None:
+    """Keep one of several equal initializers: folding makes a copy for each use of a transposed weight."""
     kept: dict[tuple[object, ...], list[onnx_ir.Value]] = {}
     for name, value in sorted(model.graph.initializers.items()):
-        array = _array(value)
-        # Reading all of each would cost as long as writing it: only what begins alike is compared
+        array = read_array(value)
+        # To read a whole weight takes as long as to write it, so only those with the same beginning are compared
         alike = kept.setdefault((value.dtype, array.shape, array.flat[:BEGINNING].tobytes()), [])
-        if first := next((other for other in alike if np.array_equal(_array(other), array)), None):
+        if first := next((other for other in alike if np.array_equal(read_array(other), array)), None):
             onnx_ir.convenience.replace_all_uses_with(value, first)
             del model.graph.initializers[name]
         else:
             alike.append(value)
 
 
-def _array(value: onnx_ir.Value) -> NDArray[Any]:
+def read_array(value: onnx_ir.Value) -> NDArray[Any]:
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
 def main(convert: Callable[..., None], targets: Sequence[str] = ()) -> None:
-    """The command line of every torch2onnx: `convert(checkpoint, entry, out, opset=…, metadata=…)`.
+    """Run the command line of a torch2onnx: `convert(checkpoint, entry, out, opset=…, metadata=…)`.
 
-    Where there are `targets`, --for chooses one, else the first, and `convert` takes it as `target`, too.
+    With `targets`, the option --for chooses one of them (default: the first), and `convert` gets it as `target`.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--weights", choices=["synthetic", "real"], required=True, help="what the checkpoint holds")
     if targets:
-        parser.add_argument("--for", dest="target", choices=targets, default=targets[0], help="what will compute it")
+        parser.add_argument(
+            "--for", dest="target", choices=targets, default=targets[0], help="the device that it is made for"
+        )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("entry", type=Path, help="the model's entry, JSON")
     parser.add_argument("out", type=Path)
@@ -160,7 +162,7 @@ def main(convert: Callable[..., None], targets: Sequence[str] = ()) -> None:
     gc.disable()  # tracing makes very many objects, and this process ends soon
     entry = json.loads(given.entry.read_text())
     options = {"target": given.target} if targets else {}
-    metadata = identity(given.checkpoint, given.weights)
+    metadata = describe_model(given.checkpoint, given.weights)
     try:
         convert(given.checkpoint, entry, given.out, opset=given.opset, metadata=metadata, **options)
     except OSError as error:
@@ -169,8 +171,8 @@ def main(convert: Callable[..., None], targets: Sequence[str] = ()) -> None:
         ) from None
 
 
-def identity(checkpoint: Path, weights: str) -> dict[str, str]:
-    """What a model file says about itself: the kind of weights, the model's name, the sha256 of its checkpoint."""
+def describe_model(checkpoint: Path, weights: str) -> dict[str, str]:
+    """Return the metadata of a model file: the kind of weights, the model's name, the sha256 of its checkpoint."""
     if not checkpoint.is_file():
         raise SystemExit(f"{checkpoint}: no such file; put it there, or run make with WEIGHTS=synthetic")
     with checkpoint.open("rb") as file:

@@ -1,8 +1,8 @@
 """Round an ONNX model to fp16 where the range of its values allows; scripts/convert/round_fp16.py measures and writes.
 
-Every value has a type of its own, as TensorRT wants it under --stronglyTyped: float16 where the work and memory are,
-float32 where a value comes near the largest of float16, and at the two ends where rounding would change codes. Inputs
-and outputs stay float32, values keep their names.
+Each value gets its own type, as TensorRT expects with --stronglyTyped: float16 for the nodes that need most time and
+memory; float32 for values near the largest of float16, and at both ends of the network, where rounding would change
+codes. Inputs and outputs stay float32, and values keep their names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir
 from onnx_ir import DataType, Graph, Model, Node, Value
 
-# Products, whose sums hardware adds up in float32
+# Products; hardware adds up their sums in float32
 PRODUCTS = {"MatMul", "Gemm", "Conv"}
 HALF = {
     *PRODUCTS,
@@ -26,7 +26,7 @@ HALF = {
     "Sqrt",
     "Sub",
 }
-# These compute nothing
+# Operators that move values and compute nothing
 MOVES = {
     "Reshape",
     "Transpose",
@@ -43,22 +43,21 @@ MOVES = {
 FLOATS = (DataType.FLOAT, DataType.FLOAT16)
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 LEAST = float(np.finfo(np.float16).smallest_subnormal)  # 6e-8
-HEADROOM = 8  # other volumes than the measured ones may have larger values
+HEADROOM = 8  # other volumes may give larger values than the measured ones
 
 
-def fp16(model: Model, largest: Mapping[str, float]) -> list[str]:
-    """In place: weights and values become float16, and the names of nodes that could, but for their range, return.
+def round_model(model: Model, largest: Mapping[str, float]) -> list[str]:
+    """In place: make weights and values float16; return the nodes that stay float32 because of their range.
 
-    `largest`: of each float value that `measured` names, the largest absolute one. A node with a value of more than an
-    eighth of 65504 computes in float32; so does what comes before the first product (the norm of pixels), the norm
-    before the quantiser, and its similarities.
-
-    SystemExit: a weight that float16 cannot hold, or a value that is not finite even in float32.
+    `largest` has for each value of `list_measured` its largest absolute number. A node with a value above an eighth of
+    65504 computes in float32. So do the nodes before the first product (the norm of the pixels), the norm before the
+    quantiser, and the quantiser's product.
+    SystemExit: float16 cannot hold a weight, or a value is not finite even in float32.
     """
     graph = model.graph
-    exact = exact_nodes(graph)
-    tell_types(graph)
-    reach = {value: largest[value.name] for value in measured(graph) if value.name}
+    exact = find_exact_nodes(graph)
+    fill_types(graph)
+    reach = {value: largest[value.name] for value in list_measured(graph) if value.name}
     typed: dict[tuple[Value, DataType], Value] = {}
     kept = []
     for node in list(graph):
@@ -75,7 +74,7 @@ def fp16(model: Model, largest: Mapping[str, float]) -> list[str]:
                 f"{node.name} ({node.op_type}): its values are not finite, in float32; no fp16 is made of it"
             )
         near = max(ranges, default=0.0)
-        kind = chosen(node, passing)
+        kind = choose_type(node, passing)
         if node in exact:
             kind = DataType.FLOAT
         elif node.op_type in HALF and near * HEADROOM > LARGEST:
@@ -84,13 +83,13 @@ def fp16(model: Model, largest: Mapping[str, float]) -> list[str]:
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in FLOATS and value.dtype != kind:
                 if (value, kind) not in typed:
-                    typed[value, kind] = cast(model, node, value, kind)
+                    typed[value, kind] = cast_value(model, node, value, kind)
                 node.replace_input_with(index, typed[value, kind])
         for value in made:
             value.dtype = kind
     for index, value in enumerate(graph.outputs):
         if value.dtype == DataType.FLOAT16:
-            graph.outputs[index] = back(model, value)
+            graph.outputs[index] = cast_output_back(model, value)
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
@@ -98,17 +97,17 @@ def fp16(model: Model, largest: Mapping[str, float]) -> list[str]:
     return kept
 
 
-def tell_types(graph: Graph) -> None:
-    """In place: the exporter leaves the types of values inside the graph unsaid that it was asked to name."""
+def fill_types(graph: Graph) -> None:
+    """In place: fill in types; the exporter leaves them out for the values inside the graph that it must name."""
     for node in graph:
         for value in node.outputs:
             if value.dtype is None and node.op_type in MOVES and node.inputs[0] is not None and node.inputs[0].dtype:
                 value.dtype = node.inputs[0].dtype
 
 
-def exact_nodes(graph: Graph) -> set[Node]:
-    """What stays float32 whatever its range: nodes before the first product, the quantiser's product, and the
-    LayerNormalization that it takes its tokens from.
+def find_exact_nodes(graph: Graph) -> set[Node]:
+    """Return the nodes that stay float32 whatever their range: those before the first product, the quantiser's
+    product, and the LayerNormalization that its tokens come from.
     """
     inputs, found = set(graph.inputs), set[Node]()
     for node in graph:
@@ -118,16 +117,16 @@ def exact_nodes(graph: Graph) -> set[Node]:
             found.add(node)
     for node in graph:
         if node.op_type == "ArgMax":
-            found |= set(tokens_from(node))
+            found |= set(walk_to_norm(node))
     return found
 
 
-def tokens_from(quantiser: Node) -> Iterable[Node]:
-    """The product that an ArgMax is taken of; with what moves its tokens, the norm that they come from."""
-    product, *_ = before(quantiser)
+def walk_to_norm(quantiser: Node) -> Iterable[Node]:
+    """Yield the product before an ArgMax; then the norm that its tokens come from, with the nodes that move them."""
+    product, *_ = walk_back(quantiser)
     yield product
     moves = []
-    for node in before(product):
+    for node in walk_back(product):
         moves.append(node)
         if node.op_type == "LayerNormalization":
             yield from moves
@@ -135,23 +134,23 @@ def tokens_from(quantiser: Node) -> Iterable[Node]:
             return
 
 
-def before(node: Node) -> Iterable[Node]:
-    """The node that made the first input, then the one before that, and so on."""
+def walk_back(node: Node) -> Iterable[Node]:
+    """Yield the node that made the first input, then the node before that one, and so on."""
     while node.inputs and node.inputs[0] is not None and (made_by := node.inputs[0].producer()) is not None:
         yield made_by
         node = made_by
 
 
-def measured(graph: Graph) -> Iterable[Value]:
-    """The float values whose range counts: the graph's inputs and what nodes compute; moving changes no range."""
+def list_measured(graph: Graph) -> Iterable[Value]:
+    """Yield the float values that are measured: inputs and computed values; a moved value keeps its range."""
     yield from (value for value in graph.inputs if value.dtype in FLOATS)
     for node in graph:
         if node.op_type not in MOVES:
             yield from (value for value in node.outputs if value.dtype in FLOATS)
 
 
-def chosen(node: Node, passing: list[Value]) -> DataType:
-    """The type that a node computes in where nothing speaks against it; what moves values keeps theirs."""
+def choose_type(node: Node, passing: list[Value]) -> DataType:
+    """Return the type that a node computes in if its range allows; a node that moves values keeps their type."""
     if node.op_type in HALF:
         return DataType.FLOAT16
     if node.op_type in MOVES and all(value.dtype == DataType.FLOAT16 for value in passing):
@@ -159,10 +158,10 @@ def chosen(node: Node, passing: list[Value]) -> DataType:
     return DataType.FLOAT
 
 
-def cast(model: Model, user: Node, value: Value, kind: DataType) -> Value:
-    """`value` as `kind`: another initializer, or the output of a Cast before `user`.
+def cast_value(model: Model, user: Node, value: Value, kind: DataType) -> Value:
+    """Return `value` as `kind`: another initializer, or the output of a Cast before `user`.
 
-    A weight of which nothing would be left, such as the 1e-24 that keeps a divisor from 0, becomes the least of fp16.
+    A weight that would become 0, such as the 1e-24 that keeps a divisor from 0, becomes the smallest number of fp16.
     """
     name = f"{value.name}_{'fp16' if kind == DataType.FLOAT16 else 'fp32'}"
     if value.const_value is not None:
@@ -187,8 +186,8 @@ def cast(model: Model, user: Node, value: Value, kind: DataType) -> Value:
     return made
 
 
-def back(model: Model, value: Value) -> Value:
-    """A float32 output of the same name in place of `value`."""
+def cast_output_back(model: Model, value: Value) -> Value:
+    """Return a float32 output that takes the name of `value`."""
     node = Node("", "Cast", [value], [onnx_ir.AttrInt64("to", DataType.FLOAT)], name=f"{value.name}_cast")
     made = node.outputs[0]
     made.name, value.name = value.name, f"{value.name}_fp16"

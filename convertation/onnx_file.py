@@ -1,4 +1,4 @@
-"""Writing an ONNX file: the same model, the same bytes, each weight read when it is written and never held twice."""
+"""Write an ONNX file: the same model gives the same bytes; each weight is read only when it is written."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +11,20 @@ import onnx_ir
 IR_VERSION = 10  # read by the ONNX Runtime of every release in scripts/serve/releases.yaml
 
 
-def write(model: onnx_ir.Model, out: Path, metadata: dict[str, str]) -> None:
-    """Write a model of one output as ONNX, weight by weight; takes the weights out of `model`."""
+def write_model(model: onnx_ir.Model, out: Path, metadata: dict[str, str]) -> None:
+    """Write a model with one output as ONNX, weight by weight; the weights are removed from `model`."""
     weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
     model.graph.initializers.clear()
-    skeleton = _skeleton(onnx_ir.to_proto(model), metadata)
-    _check(skeleton, weights)
+    skeleton = strip_model(onnx_ir.to_proto(model), metadata)
+    check_graph(skeleton, weights)
     with out.open("wb") as file:
         file.write(skeleton.SerializeToString(deterministic=True))
         for name, tensor in weights.items():
-            _append_initializer(file, name, tensor)
+            append_initializer(file, name, tensor)
 
 
-def _skeleton(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The model without its weights and without what the exporter says about itself and this machine."""
+def strip_model(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Remove what the exporter says about itself and this machine, and all outputs but the first; set the metadata."""
     model.ir_version = IR_VERSION
     model.producer_version = ""
     del model.metadata_props[:]
@@ -38,8 +38,8 @@ def _skeleton(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelPro
     return model
 
 
-def _check(skeleton: onnx.ModelProto, weights: dict[str, Any]) -> None:
-    """onnx.checker on the graph with its weights declared as inputs, which holds no weight a second time."""
+def check_graph(skeleton: onnx.ModelProto, weights: dict[str, Any]) -> None:
+    """Run onnx.checker on the graph with its weights declared as inputs, so that no weight is copied."""
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     for name, tensor in weights.items():
@@ -48,24 +48,24 @@ def _check(skeleton: onnx.ModelProto, weights: dict[str, Any]) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def _append_initializer(file: BinaryIO, name: str, tensor: Any) -> None:
-    """Append `graph { initializer { … } }`: a message may come in pieces, so weights are never copied."""
+def append_initializer(file: BinaryIO, name: str, tensor: Any) -> None:
+    """Append `graph { initializer { … } }`: protobuf lets a message come in pieces, so no weight is copied."""
     header = onnx.TensorProto(name=name, dims=[int(size) for size in tensor.shape], data_type=int(tensor.dtype))
     data = np.ascontiguousarray(tensor.numpy())
-    raw = _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, data.nbytes)
+    raw = encode_field_start(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, data.nbytes)
     start = header.SerializeToString(deterministic=True) + raw
-    initializer = _field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(start) + data.nbytes)
-    file.write(_field(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(initializer) + len(start) + data.nbytes))
+    initializer = encode_field_start(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(start) + data.nbytes)
+    file.write(encode_field_start(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(initializer) + len(start) + data.nbytes))
     file.write(initializer + start)
     file.write(data.data)
 
 
-def _field(number: int, size: int) -> bytes:
-    """The key and length before a length-delimited protobuf field."""
-    return bytes(_varint(number << 3 | 2)) + bytes(_varint(size))
+def encode_field_start(number: int, size: int) -> bytes:
+    """Return the key and the length that stand before a length-delimited protobuf field."""
+    return bytes(encode_varint(number << 3 | 2)) + bytes(encode_varint(size))
 
 
-def _varint(value: int) -> Iterator[int]:
+def encode_varint(value: int) -> Iterator[int]:
     while value > 0x7F:
         yield value & 0x7F | 0x80
         value >>= 7

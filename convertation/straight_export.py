@@ -1,9 +1,9 @@
-"""What a hand-run export gives, kept as a benchmark only.
+"""Export a network as one would by hand; this is only for the benchmark.
 
     python -m convertation.straight_export CHECKPOINT ENTRY.json OUT.onnx
 
-The network as its authors wrote it down, the checkpoint read whole, the exporter's own optimisation, one file saved at
-one go. Nothing is folded: the spatial bias and the codebook's normalisation stay in the graph.
+The network is computed as its authors wrote it, the checkpoint is read whole, the exporter optimises as it likes, and
+the file is saved at once. Nothing is folded: the spatial bias and the codebook's normalisation stay in the graph.
 """
 
 import argparse
@@ -17,11 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convertation.head.mlp import MLP
-from convertation.vit.ctvit import LOGIT_SCALE, Attention, CTViT, as_grid, as_sequences, cut_patches, split_heads
+from convertation.vit.ctvit import (
+    LOGIT_SCALE,
+    Attention,
+    CTViT,
+    cut_patches,
+    reshape_to_grid,
+    reshape_to_sequences,
+    split_heads,
+)
 
 
 class Straight(nn.Module):
-    """A CT-ViT step by step; shapes as in ctvit.py."""
+    """A CT-ViT, computed step by step; shapes as in ctvit.py."""
 
     def __init__(self, network: CTViT) -> None:
         super().__init__()
@@ -33,32 +41,32 @@ class Straight(nn.Module):
         t, h, w = grid
         x = vit.to_patch_emb(cut_patches(volume, self.network.patch))
         d = x.shape[-1]
-        bias = self.bias()
+        bias = self.compute_bias()
         x = x.reshape(-1, h * w, d)
         for layer in vit.enc_spatial_transformer.layers:
             position, attention, _, feed_forward = layer.children()
             x = position(x.reshape(-1, t, h, w, d)).reshape(-1, h * w, d) + x
-            x = attend(attention, x, bias) + x
-            x = gated(feed_forward, x) + x
+            x = apply_attention(attention, x, bias) + x
+            x = apply_feed_forward(feed_forward, x) + x
         x = vit.enc_spatial_transformer.norm_out(x)
         x = x.reshape(-1, t, h, w, d).permute(0, 2, 3, 1, 4)
         for layer in vit.enc_temporal_transformer.layers:
             position, attention, _, feed_forward = layer.children()
             x = x.reshape(-1, h * w, t, d)
-            x = as_sequences(position(as_grid(x, grid)), grid) + x
+            x = reshape_to_sequences(position(reshape_to_grid(x, grid)), grid) + x
             x = x.reshape(-1, t, d)
-            x = attend(attention, x) + x
-            x = gated(feed_forward, x) + x
+            x = apply_attention(attention, x) + x
+            x = apply_feed_forward(feed_forward, x) + x
         x = vit.enc_temporal_transformer.norm_out(x)
         x = x.reshape(-1, h, w, t, d).permute(0, 3, 1, 2, 4)
-        rows = self.network.rows()
-        cosines = torch.einsum("bnd,cd->bnc", unit(x.reshape(-1, t * h * w, d)), unit(rows))
+        rows = self.network.get_rows()
+        cosines = torch.einsum("bnd,cd->bnc", normalise(x.reshape(-1, t * h * w, d)), normalise(rows))
         x = functional.embedding(cosines.argmax(dim=-1), rows).reshape(-1, t, h * w * d)
         embedding: Tensor = functional.linear(x.mean(dim=1), self.network.projection_layer.weight)
         return embedding
 
-    def bias(self) -> Tensor:
-        """-> (heads, h·w, h·w), the small network asked about every pair of places"""
+    def compute_bias(self) -> Tensor:
+        """-> (heads, h·w, h·w); the small network is computed for every pair of places."""
         _, h, w = self.network.grid
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         places = torch.stack([y.flatten(), x.flatten()], dim=-1)
@@ -67,19 +75,19 @@ class Straight(nn.Module):
         return bias.permute(2, 0, 1)
 
 
-def attend(part: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+def apply_attention(part: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """(sequences, n, d), bias (heads, n, n) -> (sequences, n, d)"""
     assert isinstance(part, Attention)
     keys_values = part.to_kv(x).chunk(2, dim=-1)
     q, k, v = (split_heads(tokens, part.heads) for tokens in (part.to_q(part.norm(x)), *keys_values))
-    logits = torch.einsum("bhid,bhjd->bhij", unit(q) * part.q_scale, unit(k) * part.k_scale) * LOGIT_SCALE
+    logits = torch.einsum("bhid,bhjd->bhij", normalise(q) * part.q_scale, normalise(k) * part.k_scale) * LOGIT_SCALE
     weights = (logits if bias is None else logits + bias).softmax(dim=-1)
     mixed = torch.einsum("bhij,bhjd->bhid", weights, v)
     moved: Tensor = part.to_out(mixed.transpose(1, 2).flatten(-2))
     return moved
 
 
-def gated(part: nn.Module, x: Tensor) -> Tensor:
+def apply_feed_forward(part: nn.Module, x: Tensor) -> Tensor:
     """(…, d) -> (…, d), the feed-forward"""
     norm, up, _, _, down = part.children()
     value, gate = up(norm(x)).chunk(2, dim=-1)
@@ -87,7 +95,7 @@ def gated(part: nn.Module, x: Tensor) -> Tensor:
     return moved
 
 
-def unit(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     return functional.normalize(x, dim=-1)
 
 

@@ -1,8 +1,8 @@
-"""Triton's `bpr_model`: a CT series in, the part of the body it shows out.
+"""Triton's `bpr_model`: it takes a CT series and answers which part of the body the series shows.
 
 `input` INT16 [1, D, H, W] (z, y, x; Hounsfield units) and `metadata` FP32 [1, 3] (spacing x, y, z in mm)
 -> `output` BYTES [1].
-Beside this file lie `bpreg/` and `weights/` with `model.onnx` and `inference-settings.json`.
+`bpreg/` and `weights/`, with `model.onnx` and `inference-settings.json`, lie beside this file.
 """
 
 import sys
@@ -13,12 +13,12 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-HERE = Path(__file__).absolute().parent  # where the link lies, if this file is one
-sys.path.insert(0, str(HERE))  # Triton appends it, behind a `bpreg` that someone may have installed
+HERE = Path(__file__).absolute().parent  # if this file is a link, the folder of the link
+sys.path.insert(0, str(HERE))  # Triton appends it at the end, and an installed `bpreg` would come first
 
 from bpreg import Settings, preprocess, tag  # type: ignore[import-not-found]  # noqa: E402
 
-BATCH = 8  # slices at a time: more are no faster on a CPU, and memory stays below half a gigabyte
+BATCH = 8  # slices at a time; more are not faster on a CPU, and memory stays below half a gigabyte
 BATCH_GPU = 32
 
 
@@ -30,8 +30,8 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             options = {
                 "device_id": args["model_instance_device_id"],
-                "use_tf32": "0",  # float32 as compared with PyTorch
-                "cudnn_conv_algo_search": "HEURISTIC",  # or each new batch size costs seconds
+                "use_tf32": "0",  # float32, which was compared with PyTorch
+                "cudnn_conv_algo_search": "HEURISTIC",  # else each new batch size costs seconds
                 "arena_extend_strategy": "kSameAsRequested",
             }
             providers.insert(0, ("CUDAExecutionProvider", options))
@@ -39,7 +39,7 @@ class TritonPythonModel:
         self.side = self.session.get_inputs()[0].shape[-1]
         on_gpu = self.session.get_providers()[0] == "CUDAExecutionProvider"
         self.batch = BATCH_GPU if on_gpu else BATCH
-        if on_gpu:  # the first run of a GPU takes long; it is not READY before
+        if on_gpu:  # the first run on a GPU takes long, so do it before the model is READY
             size = (self.batch, *self.session.get_inputs()[0].shape[1:])
             self.session.run(["output"], {"input": np.zeros(size, np.float32)})
         if on_gpu or len(providers) == 1:
@@ -54,7 +54,7 @@ class TritonPythonModel:
         return [self.respond(request) for request in requests]
 
     def respond(self, request: Any) -> Any:
-        """The tag, or the error that this request alone gets."""
+        """Return the tag, or an error for this request only."""
         try:
             volume, spacing = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("input", "metadata")

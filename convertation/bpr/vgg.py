@@ -19,7 +19,7 @@ from convertation.checkpoint import load_state_dict
 # Width in multiples of `channels`, number of 3x3 convolutions; a pool follows each block
 BLOCKS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
-# The synthetic network's score: a line in the intensity (+ 1) of a slice's brightest parts, and a little
+# The synthetic network's score: linear in the intensity (+ 1) of a slice's brightest parts, and a little noise
 GAIN, OFFSET, LITTLE = 25.2, -38.2, 0.1
 
 
@@ -49,20 +49,20 @@ class VGG(nn.Module):
 
 
 def build_network(entry: dict[str, Any]) -> VGG:
-    """The network an entry of models.yaml describes, without memory for its weights."""
+    """Return the network that an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return VGG(**entry["network"], side=entry["input"][-1])
 
 
 def load_network(checkpoint: Path, entry: dict[str, Any]) -> VGG:
-    """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
+    """Return the network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`."""
     network = build_network(entry)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""))
     return network
 
 
 def count_multiply_adds(entry: dict[str, Any]) -> int:
-    """Multiplications (each with its addition) that one slice costs: the unit of the benchmark."""
+    """Return the multiplications (each with its addition) for one slice: the unit of the benchmark."""
     side, total = entry["input"][-1], 0
     for module in build_network(entry).modules():
         if isinstance(module, nn.MaxPool2d):
@@ -75,10 +75,10 @@ def count_multiply_adds(entry: dict[str, Any]) -> int:
 
 
 def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
-    """A seeded state dict of `entry` with which a series that brightens from slice to slice has a tag.
+    """Return a seeded state dict of `entry` that gives a tag to a series that brightens from slice to slice.
 
-    Channel 0 carries intensity + 1 from end to end, the others random features that change the score a little; so every
-    weight counts in a comparison, and the score still is, nearly, a line in the intensity.
+    Channel 0 carries intensity + 1 through the whole network; the other channels carry random features that change the
+    score a little. So every weight counts in a comparison, and the score is still almost linear in the intensity.
     """
     state = {key: _random_tensor(key, tuple(tensor.shape)) for key, tensor in build_network(entry).state_dict().items()}
     for key, tensor in state.items():
@@ -87,7 +87,7 @@ def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
             tensor[0, 0, tensor.shape[2] // 2, tensor.shape[3] // 2] = 1
         elif key != "fc7.weight":
             tensor[0] = 0
-    # v + 1 = relu(v) - relu(-v) + 1, for the first convolution has no bias
+    # v + 1 = relu(v) - relu(-v) + 1, since the first convolution has no bias
     state["model.0.weight"][1] = -state["model.0.weight"][0]
     state["model.2.weight"][0, 1, 1, 1] = -1
     state["model.2.bias"][0] = 1
@@ -98,13 +98,13 @@ def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Weights by their fan-in, so that what they make of ReLUs keeps its size; small biases."""
+    """Return weights scaled by their fan-in, so that values keep their size through ReLUs; biases are small."""
     tensor = torch.from_numpy(np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32))
     return tensor.mul_(2).sub_(1).mul_(math.sqrt(6 / math.prod(shape[1:])) if len(shape) > 1 else 0.05)
 
 
 def make_synthetic_settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """An inference-settings.json for synthetic weights: landmarks evenly from -9 to 9, thresholds as published."""
+    """Return inference settings for synthetic weights: landmarks evenly from -9 to 9, thresholds as published."""
     names = ["pelvis_start", "femur_end", "pelvis_end", *(f"L{i}" for i in range(5, 0, -1))]
     names += [*(f"Th{i}" for i in range(12, 0, -1)), *(f"C{i}" for i in range(7, 0, -1)), "eyes_end", "head_end"]
     last = names.index("eyes_end")

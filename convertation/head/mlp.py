@@ -1,8 +1,9 @@
-"""The heads: from the ViT's embedding to logits.
+"""The heads: they turn the ViT's embedding into logits.
 
-Layers of one Sequential, so that the attribute names are the checkpoints' keys: `layers.0` Linear, `.1` BatchNorm1d,
-`.2` activation, `.3` Dropout, and so on per hidden size, then a last Linear. A head without hidden sizes is activation,
-Dropout, Linear: `layers.2`, or `classifier` as in CT-CLIP (Hamamci et al. 2024, arXiv 2403.17834).
+The layers are one Sequential, so that attribute names are the checkpoints' keys: `layers.0` Linear, `.1` BatchNorm1d,
+`.2` activation, `.3` Dropout, and so on for each hidden size, then a last Linear. A head without hidden sizes is
+activation, Dropout, Linear: the Linear is `layers.2`, or `classifier` as in CT-CLIP (Hamamci et al. 2024, arXiv
+2403.17834).
 """
 
 import itertools
@@ -23,7 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "leaky_relu": nn.Lea
 
 
 class MLP(nn.Module):
-    """sizes = (input, *hidden, output); `classifier`: without hidden sizes, the Linear bears CT-CLIP's name."""
+    """sizes = (input, *hidden, output); with `classifier`, the Linear of a head without hidden sizes has that name."""
 
     def __init__(self, sizes: list[int], activation: str = "relu", classifier: bool = True) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class MLP(nn.Module):
         return logits
 
     def fold(self) -> "MLP":
-        """In place, for export: each normalisation goes into the Linear before it, in float64, rounded once."""
+        """In place, for export: fold each normalisation into the Linear before it, in float64, rounded once."""
         layers: list[Any] = list(self.layers)
         for linear, norm in itertools.pairwise(layers):
             if isinstance(norm, nn.BatchNorm1d):
@@ -62,15 +63,15 @@ class MLP(nn.Module):
 
 
 def build_network(entry: dict[str, Any], classifier: bool = True) -> MLP:
-    """The network an entry of models.yaml describes, without memory for its weights."""
+    """Return the network that an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return MLP(**entry["network"], classifier=classifier)
 
 
 def load_network(checkpoint: Path, entry: dict[str, Any]) -> MLP:
-    """The network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`.
+    """Return the network of `entry` with the weights of `checkpoint`; errors as in `load_state_dict`.
 
-    The checkpoint's keys tell under which of its two names a head without hidden sizes was saved.
+    A head without hidden sizes was saved with one of two names; the checkpoint's keys tell which.
     """
     in_layers = any(re.search(r"(^|\.)2\.weight$", key) for key in walk_keys(read_checkpoint(checkpoint)))
     network = build_network(entry, classifier=not in_layers)
@@ -79,7 +80,7 @@ def load_network(checkpoint: Path, entry: dict[str, Any]) -> MLP:
 
 
 def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
-    """A seeded state dict of `entry`; every tensor depends on the file's name, its own key and shape only."""
+    """Return a seeded state dict of `entry`; each tensor depends only on the file's name, its own key and shape."""
     seed = str(entry.get("checkpoint"))
     return {
         key: _random_tensor(seed + key, tuple(tensor.shape))
@@ -88,7 +89,7 @@ def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """As after training: means and shifts around 0, variances and factors around 1, weights by their fan-in."""
+    """Return numbers as after training: means, shifts around 0; variances, factors around 1; weights by fan-in."""
     if key.endswith("num_batches_tracked"):
         return torch.tensor(1000)
     tensor = torch.from_numpy(np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32))

@@ -1,6 +1,6 @@
 """Convert a head: python -m convertation.head.torch2onnx --weights synthetic|real CHECKPOINT ENTRY.json OUT.onnx
 
-Without arguments, as `cd convertation/head && python torch2onnx.py`: make onnx MODEL=head
+Without arguments, as in `cd convertation/head && python torch2onnx.py`, it runs: make onnx MODEL=head
 """
 
 import os
@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from convertation.export import export, main
+from convertation.export import export_network, main
 from convertation.head.mlp import load_network
 
 
 def torch2onnx(checkpoint: Path, entry: dict[str, Any], out: Path, *, opset: int, metadata: dict[str, str]) -> None:
     """Write the head of `checkpoint` as ONNX: `input` (batch, input) float32 -> `output` (batch, output) logits."""
     sample = torch.zeros(2, *entry["input"])
-    export(
+    export_network(
         load_network(checkpoint, entry).fold(),
         sample,
         out,

@@ -1,8 +1,9 @@
-"""CT-ViT with its projection: a CT volume becomes 512 numbers.
+"""CT-ViT with its projection: it turns a CT volume into 512 numbers.
 
 The encoder of CT-CLIP (Hamamci et al. 2024, arXiv 2403.17834; CT-ViT: arXiv 2305.16037), written for inference.
 Attribute names are the checkpoints' keys; a few weights that the files hold are registered and never used.
 Shapes: b batch, t h w the grid of tokens, d = dim, n = tokens of one sequence.
+The file is long because it is one architecture, which is easiest to read in one file from top to bottom.
 """
 
 import math
@@ -18,18 +19,18 @@ from torch.nn import functional
 
 from convertation.checkpoint import load_state_dict
 
-LOGIT_SCALE = 8.0  # of the attention between unit vectors
-CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees itself and what came before
-PARTIAL_SUMS = 8  # of the projection
-PIECES = 4  # along t, where the whole would take hundreds of megabytes at once; for a GPU nothing is cut
-# Keys of real files that inference does not need: the decoder, what training knew of the codebook
+LOGIT_SCALE = 8.0  # factor of the attention's logits, which are cosines
+CAUSAL = (1, 1, 1, 1, 2, 0)  # zeros around width, height and time: a token sees its own frame and earlier ones
+PARTIAL_SUMS = 8  # in the projection
+PIECES = 4  # along t, because the whole needs hundreds of megabytes at once; for a GPU nothing is cut
+# Keys of real files that inference does not need: the decoder, and the codebook's statistics from training
 UNUSED = r"VIT\.(to_pixels(_first_frame)?\.|vq\._codebook\.(initted|cluster_size|embed_avg)$)"
 FEED_FORWARD_PIECES = 2  # along t, or along the places
-MULTIPLE = 32  # an inner size of this kind takes a GPU's fast kernels
+MULTIPLE = 32  # GPUs have fast kernels for inner sizes that are multiples of this
 
 
 class Norm(nn.Module):
-    """LayerNorm under the names `gamma` and `beta`."""
+    """LayerNorm whose parameters are named `gamma` and `beta`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Norm(nn.Module):
 
 
 class Position(nn.Module):
-    """A depthwise 3×3×3 convolution that tells tokens where they are; causal along the first of the three axes."""
+    """A depthwise 3×3×3 convolution that gives tokens their position; causal along the first of the three axes."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -51,23 +52,23 @@ class Position(nn.Module):
         self.taps: nn.ParameterList | None = None
 
     def fold(self, gpu: bool) -> None:
-        """In place: for a GPU, the weights of each frame that a token sees become weights of their own."""
+        """In place: for a GPU, split the weights by the three frames that a token sees."""
         if gpu:
             self.taps = freeze_parts([tap.contiguous() for tap in self.dsconv.weight.unbind(dim=2)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d)"""
         if self.taps is not None:
-            return self.by_frames(x, list(self.taps))
+            return self.convolve_frames(x, list(self.taps))
         padded = functional.pad(x.permute(0, 4, 1, 2, 3), CAUSAL)
         moved: Tensor = self.dsconv(padded).permute(0, 2, 3, 4, 1)
         return moved
 
-    def by_frames(self, x: Tensor, taps: list[Tensor]) -> Tensor:
-        """The same as three convolutions of whole frames: a GPU has no fast kernel for the one of three dimensions."""
+    def convolve_frames(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """The same as three 2-D convolutions of frames: a GPU has no fast kernel for the 3-D one."""
         t, dim = x.shape[1], x.shape[-1]
         frames = x.permute(0, 1, 4, 2, 3)
-        zeros = frames[:, :1] * 0  # joined, for ONNX Runtime's Pad is slow on a GPU
+        zeros = frames[:, :1] * 0  # concatenated, because ONNX Runtime's Pad is slow on a GPU
         before, after = CAUSAL[4:]
         frames = torch.cat([zeros] * before + [frames] + [zeros] * after, dim=1)
         parts = [
@@ -85,7 +86,7 @@ class Position(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention between unit vectors; queries from normed tokens, keys and values from the tokens as they are."""
+    """Attention between unit vectors; queries come from normed tokens, keys and values from tokens without the norm."""
 
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -105,9 +106,9 @@ class Attention(nn.Module):
         self.pieces = PIECES
 
     def fold(self, gpu: bool) -> None:
-        """In place: the three factors of the logits become one, the weights of keys and values two.
+        """In place: make one factor of the three factors of the logits; split the weights of keys and values in two.
 
-        For a GPU the factor goes into that of the lengths, which become mean squares: ONNX Runtime fuses these.
+        For a GPU, lengths become mean squares, which ONNX Runtime fuses, and the factor goes into theirs.
         """
         scale = self.q_scale.double() * self.k_scale.double() * LOGIT_SCALE
         self.scale = scale.float()
@@ -119,10 +120,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, sequences, n, d), bias (heads, n, n) -> (b, sequences, n, d)"""
-        q, (k, v) = self.to_q(self.norm(x)), self.keys_values(x)
-        if (
-            self.gains is not None
-        ):  # before heads are split, or ONNX Runtime moves k's transposes into it and fuses less
+        q, (k, v) = self.to_q(self.norm(x)), self.project_keys_values(x)
+        # For a GPU, normalise before heads are split: else ONNX Runtime moves k's transposes into it and fuses less
+        if self.gains is not None:
             split = [torch.unflatten(part, -1, (self.heads, -1)) for part in (q, k)]
             q, k = [(normalise_mean_square(p) * gain).flatten(-2) for p, gain in zip(split, self.gains, strict=True)]
         q, k, v = [split_heads(part, self.heads) for part in (q, k, v)]
@@ -140,13 +140,13 @@ class Attention(nn.Module):
         moved: Tensor = self.to_out(mixed.transpose(-3, -2).flatten(-2))
         return moved
 
-    def keys_values(self, x: Tensor) -> list[Tensor]:
+    def project_keys_values(self, x: Tensor) -> list[Tensor]:
         """(…, n, d) -> two of (…, n, heads·dim_head)"""
         return [functional.linear(x, half) for half in self.halves or split_in_two(self.to_kv.weight)]
 
 
 class FeedForward(nn.Sequential):
-    """LayerNorm, Linear, gate, Linear; the numbers in the keys count the parts between, too."""
+    """LayerNorm, Linear, gate, Linear; the numbers in the keys count gate and dropout, too."""
 
     def __init__(self, dim: int) -> None:
         inner = dim * 8 // 3
@@ -157,9 +157,9 @@ class FeedForward(nn.Sequential):
         self.pieces = FEED_FORWARD_PIECES
 
     def fold(self, gpu: bool) -> None:
-        """In place: the halves of the first Linear become weights of their own, and the inner size a multiple of 32.
+        """In place: split the first Linear into its halves, and pad the inner size to a multiple of 32.
 
-        What is added is zeros, which change no sum; GPUs are slow with an odd size.
+        The padding is zeros, which change no sum; GPUs are slow with an odd size.
         """
         (value, gate), down = split_in_two(self[1].get_parameter("weight")), self[4].get_parameter("weight")
         more = -len(value) % MULTIPLE
@@ -170,7 +170,10 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(b, sequences, n, d) -> (b, sequences, n, d)"""
         norm, up, down = self[0], self[1].get_parameter("weight"), self[4].get_parameter("weight")
-        value, gate, down = self.parts or (*split_in_two(up), down)  # cut the weights, not what passes through
+        value, gate, down = self.parts or (
+            *split_in_two(up),
+            down,
+        )  # the weights are cut, not the values that pass through
 
         def gated(x: Tensor) -> Tensor:
             return functional.linear(functional.linear(x, value) * functional.gelu(functional.linear(x, gate)), down)
@@ -179,7 +182,7 @@ class FeedForward(nn.Sequential):
 
 
 class Layer(nn.ModuleList):
-    """Position, attention, feed-forward, each added to what came in."""
+    """Position, attention, feed-forward; the result of each is added to its input."""
 
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__([Position(dim), Attention(dim, heads, dim_head), nn.Identity(), FeedForward(dim)])
@@ -205,7 +208,7 @@ class TemporalLayer(Layer):
     def forward(self, x: Tensor, grid: list[int]) -> Tensor:
         """(b, h·w, t, d), grid t h w -> (b, h·w, t, d)"""
         position, attention, _, feed_forward = self.children()
-        x = x + as_sequences(position(as_grid(x, grid)), grid)
+        x = x + reshape_to_sequences(position(reshape_to_grid(x, grid)), grid)
         x = x + attention(x)
         moved: Tensor = x + feed_forward(x)
         return moved
@@ -221,7 +224,7 @@ class Transformer(nn.Module):
 
 
 class SpatialBias(nn.Module):
-    """What each head adds to the attention between two places of a frame: a small network of their distance."""
+    """What each head adds to the logits between two places of a frame: a small network of their distance."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -232,12 +235,12 @@ class SpatialBias(nn.Module):
         )
 
     def forward(self, height: int, width: int) -> Tensor:
-        """-> (heads, h·w, h·w); the network sees each of the (2h-1)·(2w-1) distances once."""
+        """-> (heads, h·w, h·w); the network is computed once for each of the (2h-1)·(2w-1) distances."""
         last = self.net[2]
         assert isinstance(last, nn.Linear)
         distance = list_distances(height, width, like=last.weight)
         bias: Tensor = self.net(distance.sign() * distance.abs().log1p())
-        return bias.T[:, distance_index(height, width).to(bias.device)]
+        return bias.T[:, index_distances(height, width).to(bias.device)]
 
 
 class Codebook(nn.Module):
@@ -254,7 +257,7 @@ class Quantiser(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The weights of the part named `VIT`; `frame` = pixels of a patch in one frame."""
+    """The weights of the part named `VIT`; `frame` is the number of pixels of a patch in one frame."""
 
     def __init__(
         self,
@@ -269,15 +272,15 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_rel_pos_bias = SpatialBias(dim, heads)
-        self.to_patch_emb_first_frame = patch_embedding(frame, dim)
-        self.to_patch_emb = patch_embedding(frame * frames, dim)
+        self.to_patch_emb_first_frame = make_patch_embedding(frame, dim)
+        self.to_patch_emb = make_patch_embedding(frame * frames, dim)
         self.enc_spatial_transformer = Transformer(SpatialLayer, dim, spatial_depth, heads, dim_head)
         self.enc_temporal_transformer = Transformer(TemporalLayer, dim, temporal_depth, heads, dim_head)
         self.vq = Quantiser(codebook, dim)
 
 
 class Projection(nn.Module):
-    """A Linear of very many inputs, added up in parts: one float32 sum of 294,912 products would lose a digit more."""
+    """A Linear with very many inputs, summed in parts: one float32 sum of 294,912 products loses one more digit."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -285,15 +288,15 @@ class Projection(nn.Module):
         self.columns: nn.ParameterList | None = None
 
     def fold(self, gpu: bool) -> None:
-        """In place: the parts become weights of their own."""
-        self.columns = freeze_parts(self.parts())
+        """In place: make each part a weight."""
+        self.columns = freeze_parts(self.cut_columns())
 
-    def parts(self) -> Sequence[Tensor]:
+    def cut_columns(self) -> Sequence[Tensor]:
         return self.weight.chunk(PARTIAL_SUMS, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, inputs) -> (b, outputs)"""
-        weights = self.parts() if self.columns is None else list(self.columns)
+        weights = self.cut_columns() if self.columns is None else list(self.columns)
         parts = torch.split(x, [weight.shape[1] for weight in weights], dim=1)
         first, *rest = map(functional.linear, parts, weights)
         return sum(rest, start=first)
@@ -332,12 +335,12 @@ class CTViT(nn.Module):
         self.pieces = PIECES
 
     def fold(self, gpu: bool = False) -> "CTViT":
-        """In place, for export: what depends on weights alone becomes constant, in float64 and rounded once.
+        """In place, for export: compute what depends only on weights in float64, and round it once.
 
-        `gpu`: in one piece and in the operators that a GPU is fast with; a CPU would need more memory and time.
+        `gpu`: compute in one piece and with operators that are fast on a GPU; a CPU would need more memory and time.
         """
-        self.bias = self.attention_bias(torch.float64).float()
-        self.directions = self.codebook_directions(torch.float64).float()
+        self.bias = self.compute_bias(torch.float64).float()
+        self.directions = self.compute_directions(torch.float64).float()
         self.centred = True
         self.pieces = 1 if gpu else PIECES
         for module in self.modules():
@@ -351,23 +354,23 @@ class CTViT(nn.Module):
 
     def encode(self, volume: Tensor) -> Tensor:
         """(b, 1, frames, height, width) -> tokens (b, t, h, w, d)"""
-        return self.temporal(self.spatial(self.patches(volume)))
+        return self.attend_along_time(self.attend_in_frames(self.embed_volume(volume)))
 
-    def patches(self, volume: Tensor) -> Tensor:
+    def embed_volume(self, volume: Tensor) -> Tensor:
         """(b, c, frames, height, width) -> (b, t, h, w, d)"""
         if self.pieces == 1:
-            return self.embed(volume)
+            return self.embed_frames(volume)
         embedded, end, step = [], volume.shape[2], math.ceil(self.grid[0] / self.pieces) * self.patch[0]
-        for start in range(0, end, step):  # by index, for ONNX Runtime would merge slices into one copy of the volume
+        for start in range(0, end, step):  # by index, because ONNX Runtime merges slices into one copy of the volume
             frames = torch.arange(start, min(start + step, end), device=volume.device)
-            embedded.append(self.embed(volume.index_select(2, frames)))
+            embedded.append(self.embed_frames(volume.index_select(2, frames)))
         return torch.cat(embedded, dim=1)
 
-    def embed(self, volume: Tensor) -> Tensor:
+    def embed_frames(self, volume: Tensor) -> Tensor:
         """(b, c, frames, height, width) -> (b, t, h, w, d)
 
-        Folded, each patch loses its mean before LayerNorm, which is blind to it: ONNX Runtime, still 1.22, takes the
-        variance as the mean square minus the square of the mean, and of that of air, at -1, nothing is left.
+        After `fold`, the mean of each patch is subtracted before LayerNorm, which gives the same result: ONNX Runtime
+        (still 1.22) computes the variance as mean square minus squared mean, and for air, at -1, that loses all digits.
         """
         pixels = cut_patches(volume, self.patch)
         if self.centred:
@@ -375,15 +378,15 @@ class CTViT(nn.Module):
         embedded: Tensor = self.VIT.to_patch_emb(pixels)
         return embedded
 
-    def spatial(self, x: Tensor) -> Tensor:
+    def attend_in_frames(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention within each frame"""
-        bias = self.bias if self.bias is not None else self.attention_bias()
+        bias = self.bias if self.bias is not None else self.compute_bias()
         for layer in self.VIT.enc_spatial_transformer.layers:
             x = layer(x, bias)
         normed: Tensor = self.VIT.enc_spatial_transformer.norm_out(x)
         return normed
 
-    def temporal(self, x: Tensor) -> Tensor:
+    def attend_along_time(self, x: Tensor) -> Tensor:
         """(b, t, h, w, d) -> (b, t, h, w, d), attention along t at each place"""
         t, h, w, d = *self.grid, x.shape[-1]
         x = x.permute(0, 2, 3, 1, 4).reshape(-1, h * w, t, d)
@@ -393,20 +396,20 @@ class CTViT(nn.Module):
         return torch.unflatten(x, 1, (h, w)).permute(0, 3, 1, 2, 4)
 
     def quantise(self, tokens: Tensor) -> Tensor:
-        """tokens (b, t, h, w, d) -> codes (b, t, h, w) int64, the codebook row of the greatest cosine.
+        """tokens (b, t, h, w, d) -> codes (b, t, h, w) int64: the codebook row with the greatest cosine.
 
-        The length of a token is a positive factor of all its cosines and changes no argmax.
+        The length of a token is a positive factor of all its cosines, so it does not change the argmax.
         """
-        rows = self.directions if self.directions is not None else self.codebook_directions()
+        rows = self.directions if self.directions is not None else self.compute_directions()
         return compute_in_pieces(lambda piece: (piece @ rows.T).argmax(dim=-1), self.pieces, tokens)
 
     def project(self, codes: Tensor) -> Tensor:
         """codes (b, t, h, w) -> (b, output)"""
-        quantised = functional.embedding(codes, self.rows())
+        quantised = functional.embedding(codes, self.get_rows())
         embedding: Tensor = self.projection_layer(quantised.mean(dim=1).flatten(1))
         return embedding
 
-    def attention_bias(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def compute_bias(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """-> (heads, h·w, h·w)"""
         network = self.VIT.spatial_rel_pos_bias
         bias: Tensor = torch.func.functional_call(
@@ -414,17 +417,17 @@ class CTViT(nn.Module):
         )
         return bias
 
-    def rows(self) -> Tensor:
+    def get_rows(self) -> Tensor:
         """-> (codebook, d), as stored"""
         return self.VIT.vq._codebook.embed.flatten(0, 1)
 
-    def codebook_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def compute_directions(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """-> (codebook, d), rows of length 1"""
-        return normalise(self.rows().to(dtype))
+        return normalise(self.get_rows().to(dtype))
 
 
 def compute_in_pieces(work: Callable[..., Tensor], pieces: int, *tensors: Tensor) -> Tensor:
-    """What `work` makes of the tensors, a part at a time, cut and joined along the second axis."""
+    """Return `work(*tensors)`, computed part by part: tensors are cut and results joined along the second axis."""
     if pieces == 1:
         return work(*tensors)
     parts = zip(*[x.chunk(pieces, dim=1) for x in tensors], strict=True)
@@ -439,16 +442,16 @@ def normalise(x: Tensor) -> Tensor:
 
 def normalise_mean_square(x: Tensor) -> Tensor:
     """(…, d) -> (…, d) of length √d; zeros stay zeros."""
-    tiny = x.new_full((1,), 1e-24)  # not a number: the exporter would take it for a zero and leave it out
+    tiny = x.new_full((1,), 1e-24)  # a tensor: the exporter takes such a small number for a zero and leaves it out
     return x / (x.pow(2).mean(dim=-1, keepdim=True) + tiny).sqrt()
 
 
-def patch_embedding(pixels: int, dim: int) -> nn.Sequential:
+def make_patch_embedding(pixels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Identity(), nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
 
 
 def freeze_parts(parts: Sequence[Tensor]) -> nn.ParameterList:
-    """Parts of a weight as weights, still mapped from the file."""
+    """Return the parts of a weight as weights, still mapped from the file."""
     return nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in parts)
 
 
@@ -471,13 +474,13 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return parts.transpose(-3, -2)
 
 
-def as_grid(x: Tensor, grid: list[int]) -> Tensor:
-    """(b, h·w, t, d) -> (b, t, h, w, d) by reshaping alone: axes stay where they are, the weights were trained so."""
+def reshape_to_grid(x: Tensor, grid: list[int]) -> Tensor:
+    """(b, h·w, t, d) -> (b, t, h, w, d) by reshaping only: no axis is moved, as in the training."""
     return x.reshape(-1, *grid, x.shape[-1])
 
 
-def as_sequences(x: Tensor, grid: list[int]) -> Tensor:
-    """The way back from `as_grid`."""
+def reshape_to_sequences(x: Tensor, grid: list[int]) -> Tensor:
+    """The inverse of `reshape_to_grid`."""
     return x.reshape(-1, grid[1] * grid[2], grid[0], x.shape[-1])
 
 
@@ -488,34 +491,34 @@ def list_distances(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-def distance_index(height: int, width: int) -> Tensor:
-    """(h·w, h·w) int64: where the distance (yᵢ - yⱼ, xᵢ - xⱼ) stands in the list of all distances."""
+def index_distances(height: int, width: int) -> Tensor:
+    """(h·w, h·w) int64: the index of the distance (yᵢ - yⱼ, xᵢ - xⱼ) in the list of all distances."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
 
 
 def build_network(entry: dict[str, Any]) -> CTViT:
-    """The network an entry of models.yaml describes, without memory for its weights."""
+    """Return the network that an entry of models.yaml describes, without memory for its weights."""
     with torch.device("meta"):
         return CTViT(input=entry["input"], output=entry["output"], **entry["network"])
 
 
 def load_network(checkpoint: Path, entry: dict[str, Any]) -> CTViT:
-    """The network of `entry` with the weights of `checkpoint`, unfolded; errors as in `load_state_dict`."""
+    """Return the network of `entry` with the weights of `checkpoint`, not folded; errors as in `load_state_dict`."""
     network = build_network(entry)
     load_state_dict(checkpoint, network, state_dict=entry.get("state_dict", ""), unused=UNUSED)
     return network
 
 
 def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
-    """A seeded state dict of `entry` with all the keys of real files, the decoder and the codebook's statistics too.
+    """Return a seeded state dict of `entry` with all keys of real files, also the decoder and codebook statistics.
 
-    Every tensor depends on the file's name, its own key and shape only. Weights keep the size of what passes through.
+    Each tensor depends only on the file's name, its own key and shape. Weights keep the size of the values.
     """
     network, (channels, *_), patch = build_network(entry), entry["input"], entry["network"]["patch"]
     dim, size = entry["network"]["dim"], entry["network"]["codebook"]
-    seed = str(entry.get("checkpoint"))  # the variants of the network differ
+    seed = str(entry.get("checkpoint"))  # so the variants of the network differ
     tensors = {key: _random_tensor(seed + key, tuple(tensor.shape)) for key, tensor in network.state_dict().items()}
     for decoder, pixels in (("to_pixels_first_frame", patch[1] * patch[2]), ("to_pixels", math.prod(patch))):
         for part, shape in (("weight", (channels * pixels, dim)), ("bias", (channels * pixels,))):
@@ -526,7 +529,7 @@ def make_synthetic_state_dict(entry: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Uniform, around 1 for what multiplies (norms, scales), else around 0 and as wide as its fan-in allows."""
+    """Return uniform numbers: around 1 for factors (norms, scales), else around 0, scaled by the fan-in."""
     draw = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
     tensor = torch.from_numpy(draw).mul_(2).sub_(1)
     if key.endswith("embed"):

@@ -2,7 +2,7 @@
 
 python -m convertation.vit.torch2onnx --weights synthetic|real [--for cpu|gpu] CHECKPOINT ENTRY.json OUT.onnx
 
-Without arguments, as `cd convertation/vit && python torch2onnx.py`: make onnx MODEL=vit
+Without arguments, as in `cd convertation/vit && python torch2onnx.py`, it runs: make onnx MODEL=vit
 """
 
 import os
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convertation.export import export, main
+from convertation.export import export_network, main
 from convertation.vit.ctvit import CTViT, load_network
 
 
 class Visible(nn.Module):
-    """The network with what lies inside it, so that the ONNX file names it: a check compares there, too."""
+    """The network with tokens and codes as outputs, so that the ONNX file names them: a check compares them, too."""
 
     def __init__(self, network: CTViT) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ def torch2onnx(
 ) -> None:
     """Write the CT-ViT of `checkpoint` as ONNX: `input` (batch, 1, frames, height, width) -> `output` (batch, output).
 
-    Inside, the values `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 bear these names.
-    `target` is what computes it: "gpu" fast, "cpu" with little memory; either runs on both.
+    The values inside named `tokens` (batch, t, h, w, d) and `codes` (batch, t, h, w) int64 keep these names.
+    `target`: with "gpu" the file is fast on a GPU, with "cpu" it needs little memory; each file runs on both.
     """
     network = Visible(load_network(checkpoint, entry).fold(gpu=target == "gpu")).eval()
     sample = torch.empty(2, *entry["input"])
     batch_max, inner = entry["batch"][-1], ("tokens", "codes")
     alike = [f"network.VIT.enc_{kind}_transformer.layers" for kind in ("spatial", "temporal")]
-    export(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner, alike=alike)
+    export_network(network, sample, out, opset=opset, batch_max=batch_max, metadata=metadata, inner=inner, alike=alike)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import onnx_ir
 from onnx_ir import DataType, Model, Node, Value
 
 from convertation.fp16 import MOVES
-from convertation.onnx_file import write
+from convertation.onnx_file import write_model
 
 
 def emulate_fp16(model: Model) -> Model:
@@ -60,5 +60,5 @@ def emulated_file(rounded: Path) -> Iterator[Path]:
     """Yield a temporary float32 file that computes what the fp16 file `rounded` computes on a GPU."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, rounded.name)
-        write(emulate_fp16(onnx_ir.load(rounded)), file, {})
+        write_model(emulate_fp16(onnx_ir.load(rounded)), file, {})
         yield file

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 from onnx_ir import DataType
 
-from convertation.fp16 import LARGEST, fp16, measured, tell_types
-from convertation.onnx_file import write
+from convertation.fp16 import LARGEST, fill_types, list_measured, round_model
+from convertation.onnx_file import write_model
 from scripts.convert.onnx_session import open_session
 from scripts.convert.sample import make_sample
 
@@ -27,14 +27,14 @@ SEED, SAMPLES = 0, 2  # as in the build's comparisons
 def round_fp16(onnx: Path, entry: dict[str, Any], out: Path) -> tuple[list[str], float]:
     """Write `onnx` rounded to `out`. Return the nodes that stay float32 for their range, and the largest fp16 value."""
     model = onnx_ir.load(onnx)
-    tell_types(model.graph)
-    names = [str(value.name) for value in measured(model.graph)]
+    fill_types(model.graph)
+    names = [str(value.name) for value in list_measured(model.graph)]
     largest = measure_largest(onnx, names, make_sample(entry, SEED, SAMPLES)["input"])
     metadata = dict(model.metadata_props)
-    kept = fp16(model, largest)
-    rounded = [largest[name] for value in measured(model.graph) if value.dtype == DataType.FLOAT16
+    kept = round_model(model, largest)
+    rounded = [largest[name] for value in list_measured(model.graph) if value.dtype == DataType.FLOAT16
                and (name := str(value.name)) in largest]  # fmt: skip
-    write(model, out, metadata | {"precision": "fp16"})
+    write_model(model, out, metadata | {"precision": "fp16"})
     return kept, max(rounded, default=0.0)
 
 

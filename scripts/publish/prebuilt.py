@@ -3,9 +3,10 @@
     python -m scripts.publish.prebuilt --models build/models training/model_repository_running.zip build/prebuilt OUT
 
 OUT is written only if nothing is wrong: the answer of each model and the sha256 of each file.  A model that cannot be
-served on this machine is printed with the reason: a plan or KIND_GPU without a GPU, requirements that cannot be installed, a
-Python model that does not start or answer here.  With ACCEPT=unserved in the environment OUT is written all the same.
-That allows nothing else: every model must pass the offline check, and each ONNX model is served if it can run here.
+served on this machine is printed with the reason: a plan or KIND_GPU without a GPU, requirements that cannot be
+installed, a Python model that does not start or answer here.  With ACCEPT=unserved in the environment OUT is written
+all the same.  That allows nothing else: every model must pass the offline check, and each ONNX model is served if it
+can run here.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Check that the published repository is exactly what the verdict is about; else it is not signed or put in an image."""
+"""Check that the published repository is exactly what the verdict is about, before it is signed or made an image."""
 
 import json
 from pathlib import Path

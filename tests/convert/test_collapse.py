@@ -180,4 +180,4 @@ def test_the_old_way_to_embed_patches_gives_the_same_numbers_in_pytorch(build: P
     network = ctvit.load_network(build / "vit.pt", entry_of(build))
     volume = torch.from_numpy(make_sample(entry_of(build), 0, 1)["input"])
     with torch.inference_mode():
-        assert torch.allclose(straight(network, volume), network.patches(volume), atol=1e-4)
+        assert torch.allclose(straight(network, volume), network.embed_volume(volume), atol=1e-4)

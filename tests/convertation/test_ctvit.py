@@ -49,15 +49,15 @@ def mismatches(fold: bool = False, gpu: bool = False) -> list[str]:
     reference: dict[str, Tensor] = load_file(REFERENCE / "ctvit_small.safetensors")
     network = ctvit.load_network(REFERENCE / "ProjectionVIT_small.pt", SMALL)
     network = network.fold(gpu) if fold else network
-    spatial = network.spatial(network.patches(reference["input"]))
-    tokens = network.temporal(spatial)
+    spatial = network.attend_in_frames(network.embed_volume(reference["input"]))
+    tokens = network.attend_along_time(spatial)
     codes = network.quantise(tokens)
     values = {
-        "attention_bias": network.bias if network.bias is not None else network.attention_bias(),
+        "attention_bias": network.bias if network.bias is not None else network.compute_bias(),
         "tokens_after_spatial": spatial.flatten(2, 3).flatten(0, 1),
         "tokens_after_temporal": tokens.permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(0, 1),
         "codes": codes.flatten(1),
-        "quantized": network.rows()[codes],
+        "quantized": network.get_rows()[codes],
         "embedding": network(reference["input"]),
     }
     assert set(values) | {"input"} == set(reference)
@@ -84,13 +84,13 @@ def test_folding_changes_no_value(gpu: bool) -> None:
 
 
 def keys_and_values_of_normed_tokens(patch: pytest.MonkeyPatch) -> None:
-    original = ctvit.Attention.keys_values
-    patch.setattr(ctvit.Attention, "keys_values", lambda self, x: original(self, self.norm(x)))
+    original = ctvit.Attention.project_keys_values
+    patch.setattr(ctvit.Attention, "project_keys_values", lambda self, x: original(self, self.norm(x)))
 
 
 def temporal_positions_with_axes_moved(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ctvit, "as_grid", lambda x, grid: x.unflatten(1, grid[1:]).permute(0, 3, 1, 2, 4))
-    patch.setattr(ctvit, "as_sequences", lambda x, grid: x.permute(0, 2, 3, 1, 4).flatten(1, 2))
+    patch.setattr(ctvit, "reshape_to_grid", lambda x, grid: x.unflatten(1, grid[1:]).permute(0, 3, 1, 2, 4))
+    patch.setattr(ctvit, "reshape_to_sequences", lambda x, grid: x.permute(0, 2, 3, 1, 4).flatten(1, 2))
 
 
 def positions_that_see_the_future(patch: pytest.MonkeyPatch) -> None:
@@ -121,12 +121,12 @@ def heads_swapped(patch: pytest.MonkeyPatch) -> None:
 
 
 def codebook_rows_of_length_one(patch: pytest.MonkeyPatch) -> None:
-    original = ctvit.CTViT.rows
-    patch.setattr(ctvit.CTViT, "rows", lambda self: functional.normalize(original(self), dim=-1))
+    original = ctvit.CTViT.get_rows
+    patch.setattr(ctvit.CTViT, "get_rows", lambda self: functional.normalize(original(self), dim=-1))
 
 
 def codes_by_product_instead_of_cosine(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ctvit.CTViT, "codebook_directions", lambda self, dtype=None: self.rows())
+    patch.setattr(ctvit.CTViT, "compute_directions", lambda self, dtype=None: self.get_rows())
 
 
 MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [

@@ -17,8 +17,8 @@ from conftest import REPOSITORY, ROOT, Project
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convertation.fp16 import fp16
-from convertation.onnx_file import write
+from convertation.fp16 import round_model
+from convertation.onnx_file import write_model
 from scripts.convert.compare_fp16 import compare_fp16
 from scripts.convert.emulate_fp16 import emulated_file
 from scripts.convert.round_fp16 import measure_largest, round_fp16
@@ -91,8 +91,8 @@ def rounded(model: Path, largest: float = 1.0, **named: float) -> tuple[onnx.Mod
     """A small model in fp16, and the nodes that stay float32 for their range; `named`: the largest of some values."""
     ours = onnx_ir.load(model)
     ranges = dict.fromkeys(("input", "moved", "cosines", "output"), largest)
-    kept = fp16(ours, ranges | named)
-    write(ours, model.with_name("rounded.onnx"), {})
+    kept = round_model(ours, ranges | named)
+    write_model(ours, model.with_name("rounded.onnx"), {})
     return onnx.load(model.with_name("rounded.onnx")), kept
 
 
@@ -295,8 +295,8 @@ def chain(folder: Path) -> Path:
 def test_each_operator_is_rounded_where_onnx_runtime_on_a_cpu_rounds_none(tmp_path: Path) -> None:
     """From 2048 on fp16 has even numbers alone: 3 + 2048 is 2052, and 1 + 2048 is 2048."""
     model = onnx_ir.load(chain(tmp_path))
-    fp16(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
-    write(model, tmp_path / "rounded.onnx", {})
+    round_model(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
+    write_model(model, tmp_path / "rounded.onnx", {})
     request = {"input": np.array([[3], [1], [0.1]], np.float32)}
 
     with emulated_file(tmp_path / "rounded.onnx") as file:
@@ -306,8 +306,8 @@ def test_each_operator_is_rounded_where_onnx_runtime_on_a_cpu_rounds_none(tmp_pa
 
 def test_an_overflow_is_infinite_there(tmp_path: Path) -> None:
     model = onnx_ir.load(chain(tmp_path))
-    fp16(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
-    write(model, tmp_path / "rounded.onnx", {})
+    round_model(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
+    write_model(model, tmp_path / "rounded.onnx", {})
 
     with emulated_file(tmp_path / "rounded.onnx") as file:
         assert answer(file, {"input": np.array([[65000]], np.float32)}).item() == np.inf

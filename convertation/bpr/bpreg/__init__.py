@@ -1,4 +1,4 @@
-"""Body part regression, inference only: which part of the body a CT series shows.
+"""Body part regression, inference only: tell which part of the body a CT series shows.
 
     slices = preprocess(volume, spacing)
     scores = ...                                  # one per slice, by the network

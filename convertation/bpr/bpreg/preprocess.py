@@ -1,4 +1,4 @@
-"""From a CT series to the slices that the network scores."""
+"""Turn a CT series into the slices that the network scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ HU_MIN, HU_MAX = -1000, 1500  # become -1 and 1
 PIXEL = 3.5  # mm
 SIGMA = 0.8 * 0.25  # of the blur before shrinking, in resampled pixels
 TRUNCATE = 3  # sigmas
-SPACING = 0.01, 1000.0  # mm; beyond these no volume is meant
+SPACING = 0.01, 1000.0  # mm; no real volume is beyond these
 SLAB = 1 << 22  # voxels worked on at a time, so that memory does not grow with the series
 
 
@@ -20,8 +20,8 @@ def preprocess(
     """int16 (z, y, x) Hounsfield units, spacing (x, y, z) mm -> float32 (kept z, 1, side, side): z, 1, x, y; -1 to 1.
 
     Blur, bilinear resampling to 3.5 mm and centre crop are linear in a slice, so they are two small matrices per
-    volume; what a smaller slice leaves free is -1. Slices whose sum is exactly 0 are dropped, as the original does.
-    ValueError: no such volume or spacing, or one that resamples to less than 2 pixels in x or y.
+    volume. Where a slice is smaller, the rest is -1. Slices whose sum is exactly 0 are dropped, as in the original.
+    ValueError: wrong type or shape of volume or spacing, or less than 2 resampled pixels in x or y.
     """
     if volume.ndim != 3 or 0 in volume.shape or volume.dtype != np.int16:
         raise ValueError(f"volume is {volume.dtype} {list(volume.shape)}, expected int16 (z, y, x), none of them 0")
@@ -32,7 +32,7 @@ def preprocess(
     depth, height, width = volume.shape
     across = axis_matrix(width, float(spacing[0]), side)
     down = axis_matrix(height, float(spacing[1]), side)
-    # From the middle of the range a slice of its value all over gives zeros, not almost zeros: such slices are dropped
+    # With the middle of the range subtracted, a slice that has this value everywhere is exactly 0, and so it is dropped
     middle, half = (HU_MIN + HU_MAX) // 2, (HU_MAX - HU_MIN) / 2
     across /= half
     x, y = (side - len(across)) // 2, (side - len(down)) // 2
@@ -49,10 +49,10 @@ def preprocess(
 
 
 def axis_matrix(size: int, spacing: float, side: int) -> NDArray[np.float32]:
-    """(pixels, size), pixels <= side: what one axis of `size` voxels of `spacing` mm gives to each resampled pixel.
+    """(pixels, size), pixels <= side: the share of each of `size` voxels of `spacing` mm in each resampled pixel.
 
     Gaussian blur (edges mirrored, SciPy's `reflect`) and bilinear interpolation at (i + 0.5) * size / resampled - 0.5
-    (OpenCV's INTER_LINEAR), of the centre `side` pixels where there are more.
+    (OpenCV's INTER_LINEAR); if there are more than `side` pixels, only those in the centre.
     """
     resampled = int(size * spacing / PIXEL + 0.5)
     if resampled < 2:

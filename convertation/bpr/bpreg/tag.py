@@ -1,4 +1,4 @@
-"""From the scores of the slices to the name of what the series shows."""
+"""Turn the scores of the slices into the name of what the series shows."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
 
-EMPTY = 110.83, 6.14, 108.92, 6.22  # what published networks say to an empty slice
+EMPTY = 110.83, 6.14, 108.92, 6.22  # the scores that published networks give to an empty slice
 SMOOTHING = 10.0  # mm
-NEAR = 10.0  # how close to 0 or 100 a score must come to be a boundary
+NEAR = 10.0  # a score is a boundary if it is this close to 0 or 100
 SLOPE_TOLERANCE = 0.28  # relative to the expected slope
 SHORT = 100.0  # mm
 
@@ -38,7 +38,7 @@ EXTENT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What of inference-settings.json the tag depends on."""
+    """The part of inference-settings.json that the tag depends on."""
 
     low: float  # score that becomes 0
     high: float  # score that becomes 100
@@ -49,7 +49,7 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
-        """ValueError: no such file, no JSON, or something that the tag needs is missing from it or no number."""
+        """Read the file; ValueError if it is absent, no JSON, or lacks a number that the tag needs."""
         try:
             return cls.parse(json.loads(path.read_text()))
         except FileNotFoundError:
@@ -63,7 +63,7 @@ class Settings:
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "Settings":
-        """KeyError, TypeError or ValueError where `settings` is no inference-settings.json."""
+        """Take the settings from a JSON object; KeyError, TypeError or ValueError if it is not of this kind."""
         original, transformed = (settings["lookuptable_train_val"][key] for key in ("original", "transformed"))
         needed = " ".join([*LANDMARKS.values(), *(" ".join(pair) for pair in EXTENT.values())]).split()
         result = cls(
@@ -90,14 +90,14 @@ class Reading:
 
     @property
     def reverse(self) -> bool:
-        """The series goes from head to feet."""
+        """True if the series goes from head to feet."""
         return self.slope < 0
 
 
 def tag(scores: ArrayLike, z_spacing: float, settings: Settings) -> str:
-    """The scores of a series' kept slices, in order, and mm between them -> "CHEST", "NECK-CHEST", …, "NONE".
+    """Scores of a series' kept slices, in order, and the mm between them -> "CHEST", "NECK-CHEST", …, "NONE".
 
-    ValueError without a single score.
+    ValueError if there is no score.
     """
     reading = read(scores, z_spacing, settings)
     if not reading.valid:
@@ -106,11 +106,11 @@ def tag(scores: ArrayLike, z_spacing: float, settings: Settings) -> str:
     if not included or len(reading.scores) * z_spacing < SHORT:
         return _most_frequent(reading.scores, settings)
     lowest, highest = PARTS.index(included[0]), PARTS.index(included[-1])
-    return "-".join(reversed(PARTS[lowest : highest + 1]))  # what lies between counts as shown
+    return "-".join(reversed(PARTS[lowest : highest + 1]))  # the parts between count as shown, too
 
 
 def read(scores: ArrayLike, z_spacing: float, settings: Settings) -> Reading:
-    """Scores (slices,) of the network -> the same scaled, smoothed and without outliers, with their slope."""
+    """Scores (slices,) of the network -> scores scaled, smoothed and without outliers, and their slope."""
     raw = np.array(scores, np.float64)
     if raw.ndim != 1 or not raw.size:
         raise ValueError(f"scores have shape {list(raw.shape)}, expected one score per slice and at least one slice")
@@ -128,7 +128,7 @@ def read(scores: ArrayLike, z_spacing: float, settings: Settings) -> Reading:
 
 
 def _cut_outliers(values: Scores, rising: bool, z_spacing: float, settings: Settings) -> None:
-    """Beyond the body's ends (0 and 100), where the slope is no body's, scores become NaN up to the series' end."""
+    """Beyond the body's ends (0 and 100), from an impossible slope to the end of the series, set scores to NaN."""
     if len(values) < 2:
         return
     start, end = _nearest(values, 0), _nearest(values, 100)
@@ -146,7 +146,7 @@ def _cut_outliers(values: Scores, rising: bool, z_spacing: float, settings: Sett
 
 
 def _nearest(values: Scores, target: float) -> float:
-    """Index of the score nearest to `target`, NaN if none comes near."""
+    """Return the index of the score nearest to `target`, NaN if no score is near."""
     distance = np.abs(values - target)
     distance[np.isnan(distance)] = np.inf
     index = int(distance.argmin())
@@ -154,7 +154,7 @@ def _nearest(values: Scores, target: float) -> float:
 
 
 def _slope(x: NDArray[Any], y: Scores) -> float:
-    """Of the least-squares line through the points; NaN with fewer than 2."""
+    """Return the slope of the least-squares line through the points, NaN with fewer than 2."""
     if len(x) < 2:
         return math.nan
     x = x - x.mean()
@@ -162,7 +162,7 @@ def _slope(x: NDArray[Any], y: Scores) -> float:
 
 
 def _smooth(values: Scores, sigma: float) -> Scores:
-    """Gaussian, truncated at 4 sigmas, edges mirrored: scipy.ndimage.gaussian_filter's defaults."""
+    """Smooth by a Gaussian, truncated at 4 sigmas, edges mirrored: the defaults of scipy.ndimage.gaussian_filter."""
     if not values.size:
         return values
     radius = int(4 * sigma + 0.5)
@@ -171,7 +171,7 @@ def _smooth(values: Scores, sigma: float) -> Scores:
 
 
 def _included(values: Scores, settings: Settings) -> list[str]:
-    """Parts, upwards, of which enough landmarks have scores on both sides."""
+    """Return the parts, upwards, of which enough landmarks have scores on both sides."""
 
     def is_present(landmark: str) -> bool:
         position = settings.landmarks[landmark]
@@ -181,7 +181,7 @@ def _included(values: Scores, settings: Settings) -> list[str]:
 
 
 def _most_frequent(values: Scores, settings: Settings) -> str:
-    """The part that most slices lie in, the first met of equals; NONE if no slice lies in any."""
+    """Return the part with most slices, the first one found if several have as many; NONE if no slice is in a part."""
     extents = {part: [settings.landmarks[name] for name in EXTENT[part]] for part in PARTS}
     found = [part for value in values for part, (low, high) in extents.items() if low < value < high]
     return Counter(found).most_common(1)[0][0] if found else "NONE"
