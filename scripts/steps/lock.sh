@@ -1,9 +1,9 @@
 #!/bin/bash
-# Write the hash of each wheel beside its pin: requirements.lock of requirements.txt, and so on; asks the package index.
+# Write the lock of each requirements file: requirements.txt gets requirements.lock with the hash of each wheel.
 #
-#   scripts/steps/lock.sh            after each change of a pin
+#   scripts/steps/lock.sh            run it after each change of a pin; it asks the package index
 #
-# PyTorch has no hash: its builds for the CPU and for CUDA come from indexes of their own.
+# PyTorch has no hash, because its builds for the CPU and for CUDA come from other indexes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

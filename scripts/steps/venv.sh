@@ -1,12 +1,12 @@
 #!/bin/bash
-# Make or bring up to date a virtual environment; list what is in it in OUT (/dev/null: it is not started once more).
+# Make or update a virtual environment; list its packages in OUT (/dev/null: no list, and its Python is not started).
 #
 #   scripts/steps/venv.sh PYTHON FOLDER REQUIREMENTS.txt OUT
 #
-# The pinned packages have wheels for Python 3.11 and 3.12.  Where PYTHON is another, python3.12 of this machine is taken,
-# or else one that uv, from the package index, downloads: https://docs.astral.sh/uv/concepts/python-versions/
+# The pinned packages have wheels for Python 3.11 and 3.12.  If PYTHON is another version, this machine's python3.12 is
+# used, or else one that uv, itself from the package index, downloads: https://docs.astral.sh/uv/concepts/python-versions/
 #
-# With REQUIREMENTS.lock beside it (scripts/steps/lock.sh) each wheel must have a hash of it; PyTorch alone has none there.
+# If REQUIREMENTS.lock lies beside it (scripts/steps/lock.sh), each wheel must have a hash from there, except PyTorch.
 set -euo pipefail
 uv=0.13.9 share=~/.local/share/uv
 python=$1 folder=$2 requirements=$3 out=$4

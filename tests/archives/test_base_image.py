@@ -1,4 +1,4 @@
-"""The lock of base images: first seen, kept; another one under the same name is refused unless it is wanted."""
+"""The lock of base images: the first image under a name is kept; another one is refused without consent."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""From the two archives on a local Yandex.Disk to a published repository: the real Makefile, and nothing done twice.
+"""The real Makefile makes a published repository from two archives on a local Yandex.Disk, and does nothing twice.
 
-Where networks do not matter, a stand-in for Python makes the ONNX files (see conftest); what fetches is always real.
+Where networks do not matter, a stand-in for Python makes the ONNX files (see conftest); fetching is always real.
 """
 
 import io
@@ -39,7 +39,7 @@ def zipped(files: dict[str, bytes], top: str = "") -> bytes:
 
 
 class Desk:
-    """A project, and the Yandex.Disk that its downloads come from."""
+    """A project and the stand-in for Yandex.Disk that it downloads from."""
 
     def __init__(self, project: Project, disk: YandexDisk) -> None:
         self.project, self.path, self.disk = project, project.path, disk
@@ -70,7 +70,7 @@ class Desk:
 
 @pytest.fixture
 def desk(stand_ins: Project) -> Iterator[Desk]:
-    """A project that has built nothing yet, with stand-ins for all but fetching and unpacking."""
+    """A project that has built nothing yet; everything but fetching and unpacking is a stand-in."""
     for folder in ("build", REPOSITORY, f".{REPOSITORY}", ".make/published", ".make/seen"):
         shutil.rmtree(stand_ins.path / folder, ignore_errors=True)
     for made in (stand_ins.path / ".make/made").iterdir():
@@ -161,7 +161,7 @@ age:
 
 
 def add_age(desk: Desk) -> None:
-    """A head of the user's own: an entry, a config.pbtxt, a checkpoint that no archive has."""
+    """Add a head of the user's: an entry, a config.pbtxt, and a checkpoint that is in no archive."""
     desk.project.append("convertation/models.yaml", AGE)
     config = (desk.path / "convertation/head/binary.pbtxt").read_text().replace("binary", "age")
     (desk.path / "convertation/head/age.pbtxt").write_text(config)
@@ -206,7 +206,7 @@ def test_a_head_without_a_config_is_told_what_to_type(ready: Desk) -> None:
 
 @pytest.mark.parametrize("link", [BINARY, "CT-RATE", "../weights"])
 def test_a_link_whose_target_is_away_stops_make(ready: Desk, link: str) -> None:
-    """A share that is not mounted is the user's file too: the archive's does not take its place."""
+    """A file on a share that is not mounted is an own file, too: the archive's file does not replace it."""
     before, path = ready.project.published(), ready.path / "training/weights" / link
     path = path.parent.resolve() / path.name
     path.rename(path.with_name("moved"))

@@ -52,7 +52,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[YandexDisk
 
 
 def failure(action: Callable[[], object]) -> str:
-    """The message that ends the program; its exit status is not 0."""
+    """Return the message that ends the program with a status other than 0."""
     with pytest.raises(SystemExit) as stop:
         action()
     assert isinstance(stop.value.code, str)
@@ -81,7 +81,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def nothing_else() -> bool:
-    """Only the archive and its lock are left, no partial file, note or guard."""
+    """Tell whether only the archive and its lock are left, no unfinished download."""
     return sorted(path.name for path in Path().iterdir()) == ["training", "weights.zip"]
 
 

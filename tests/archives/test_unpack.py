@@ -116,7 +116,7 @@ def test_same_size_and_crc_are_not_yet_the_same_content() -> None:
 
 
 def forge(data: bytes, crc: int) -> bytes:
-    """`data` and four more bytes that give it this CRC-32: run the register backwards from the wanted end."""
+    """Return `data` and four more bytes that give it this CRC-32, by running the register backwards from it."""
     table = [zlib.crc32(bytes([value])) ^ zlib.crc32(b"\0") for value in range(256)]
     register, state = crc ^ 0xFFFFFFFF, zlib.crc32(data) ^ 0xFFFFFFFF
     picks: list[int] = []
@@ -302,7 +302,7 @@ def with_size(data: bytes, size: int) -> bytes:
 
 
 def hostile(kind: str) -> bytes:
-    """An archive whose last member is of that kind."""
+    """Write an archive whose last member is hostile in this way."""
     with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(BINARY, b"new")
         members: dict[str, str | zipfile.ZipInfo] = {
@@ -450,7 +450,7 @@ def test_a_part_of_a_split_archive_is_called_so() -> None:
 def test_a_name_that_the_file_system_refuses_leaves_the_tree_as_it_was(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As shares of Windows refuse a colon, and encrypted folders names of more than 143 bytes."""
+    """Windows shares refuse a colon, for instance, and encrypted folders a name of more than 143 bytes."""
     pack(FILES)
     run_all()
     before = everything()
@@ -480,7 +480,7 @@ def test_a_name_that_the_file_system_refuses_leaves_the_tree_as_it_was(
 
 
 def test_two_names_that_are_one_to_the_file_system_leave_the_tree_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on disks of Windows and macOS, where case does not count."""
+    """So it is on disks of Windows and macOS, where case does not count."""
     honest = Path.open
     monkeypatch.setattr(
         Path, "open", lambda path, *words, **named: honest(Path(str(path).replace("README", "readme")), *words, **named)
@@ -590,7 +590,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_tree_as_it_was(monkeypatch: p
 
 @pytest.mark.parametrize("at", range(1, 14))
 def test_after_kill_9_every_file_is_whole_and_the_next_run_ends_right(at: int) -> None:
-    """The program kills itself before its n-th write, rename, or line in the list."""
+    """The program kills itself before its n-th write or rename, or before its n-th line in the list."""
     pack(FILES)
     run_all()
     new = FILES | {BINARY: b"new", "bpr/config.json": b"[]", "bpr/more": b"more"}

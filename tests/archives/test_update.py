@@ -45,7 +45,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[YandexDisk
 
 
 def update(*words: str) -> tuple[int, str]:
-    """Exit status and output of the program."""
+    """Run the program; return its exit status and output."""
     command = [sys.executable, "-m", "scripts.archives.update", *words]
     run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     return run.returncode, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-"""bpr_model's model.py as Triton runs it; `TritonStandIn` stands in for the module that Triton gives it."""
+"""bpr_model's model.py answers as in Triton; `TritonStandIn` stands in for the module that Triton provides."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ CPU = {"model_name": "bpr_model", "model_instance_kind": "CPU", "model_instance_
 
 
 class TritonStandIn(ModuleType):
-    """In place of triton_python_backend_utils, which exists inside Triton only."""
+    """The stand-in for triton_python_backend_utils, which exists only inside Triton."""
 
     class Tensor:
         def __init__(self, name: str, array: Any) -> None:

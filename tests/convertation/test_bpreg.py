@@ -1,4 +1,4 @@
-"""bpreg against the original implementation's slices, tags and end-to-end answers, and its traps one by one."""
+"""bpreg gives the original implementation's slices, tags and answers; each special case has its own test."""
 
 import importlib
 import json
@@ -99,7 +99,7 @@ def test_ramps_have_the_original_tag_end_to_end(ramp: dict[str, Any]) -> None:
 
 
 def linear_network() -> VGG:
-    """The reference's: only channel 0 carries anything, so two channels are as good as 64."""
+    """The reference's network: only channel 0 carries values, so two channels are as good as 64."""
     network = VGG(channels=2, side=128)
     for key, tensor in network.state_dict().items():
         tensor.zero_()

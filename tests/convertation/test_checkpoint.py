@@ -39,14 +39,14 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path, entry: dict[str, Any] = HEAD) -> str:
-    """What the user reads when this checkpoint is not taken."""
+    """Return what the user reads when this checkpoint is refused."""
     with pytest.raises(SystemExit) as caught:
         mlp.load_network(path, entry)
     return str(caught.value).replace(str(path.parent), "…")
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """Save the checkpoint anew with other values under some keys (dots as __); None removes the key."""
+    """Save the checkpoint again with other values under some keys (a dot is written __); None removes the key."""
     state = torch.load(path, weights_only=True)
     state.update({key.replace("__", "."): value for key, value in changes.items()})
     torch.save({key: value for key, value in state.items() if value is not None}, path)

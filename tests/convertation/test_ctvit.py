@@ -1,4 +1,4 @@
-"""CT-ViT gives every number of the reference, and each plausible mistake in it would be noticed."""
+"""CT-ViT gives every number of the reference, and each plausible mistake in the network is noticed."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ TOLERANCE = 1e-5
 
 
 def mismatches(fold: bool = False, gpu: bool = False) -> list[str]:
-    """The names of the reference's values that the network does not meet."""
+    """Return the names of the reference's values that the network does not reproduce."""
     reference: dict[str, Tensor] = load_file(REFERENCE / "ctvit_small.safetensors")
     network = ctvit.load_network(REFERENCE / "ProjectionVIT_small.pt", SMALL)
     network = network.fold(gpu) if fold else network

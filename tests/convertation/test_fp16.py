@@ -1,4 +1,4 @@
-"""PRECISION=tf32 and fp16: made for a GPU, rounded where its range allows, compared, published under the same names."""
+"""PRECISION=tf32 and fp16: a file for GPUs, rounded where the range allows, compared, published under the same name."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def made(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def files(made: Project) -> tuple[Path, Path]:
-    """The tiny ViT as made for a GPU, and the same in fp16."""
+    """The tiny ViT for a GPU, in float32 and in fp16."""
     return made.path / TF32, made.path / FP16
 
 
@@ -51,7 +51,7 @@ def entry_of(made: Project) -> dict[str, Any]:
 
 
 def small(folder: Path, weight: NDArray[np.float32]) -> Path:
-    """A file with one product by `weight` and, after that, one more, of which an ArgMax is taken."""
+    """Write a file with one product by `weight`, then another product, and its ArgMax."""
     nodes = [
         helper.make_node("MatMul", ["input", "weight"], ["moved"], name="node_moved"),
         helper.make_node("MatMul", ["moved", "rows"], ["cosines"], name="node_cosines"),
@@ -77,7 +77,7 @@ def is_weight(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 
 def comes_from(node: onnx.NodeProto, name: str, makers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether `node` takes the value `name` by way of what moves it, and of the attention's product alone."""
+    """Tell whether `node` takes the value `name` through nodes that move it and the attention's product only."""
     value = node.input[0]
     while (maker := makers.get(value)) is not None and value != name:
         weighing = maker.op_type == "MatMul" and maker.input[1] in makers
@@ -88,7 +88,7 @@ def comes_from(node: onnx.NodeProto, name: str, makers: dict[str, onnx.NodeProto
 
 
 def rounded(model: Path, largest: float = 1.0, **named: float) -> tuple[onnx.ModelProto, list[str]]:
-    """A small model in fp16, and the nodes that stay float32 for their range; `named`: the largest of some values."""
+    """Return a small model in fp16 and the nodes kept in float32 by their range; `named`: largest of some values."""
     ours = onnx_ir.load(model)
     ranges = dict.fromkeys(("input", "moved", "cosines", "output"), largest)
     kept = round_model(ours, ranges | named)
@@ -97,7 +97,7 @@ def rounded(model: Path, largest: float = 1.0, **named: float) -> tuple[onnx.Mod
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every value of a model, as ONNX's own inference finds them."""
+    """Return the element type of every value of a model, as ONNX's own inference finds it."""
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     found = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
     return found | {weight.name: weight.data_type for weight in graph.initializer}
@@ -135,7 +135,7 @@ def test_all_is_fp16_but_the_norm_of_pixels_and_what_the_quantiser_is_asked(file
 
 
 def test_no_value_of_another_type_is_left(files: tuple[Path, Path]) -> None:
-    """As TensorRT wants it under --stronglyTyped: each operator gets one type of float."""
+    """TensorRT expects this with --stronglyTyped: each operator gets one float type."""
     model = onnx.load(files[1])
     kind = types(model)
 
@@ -161,7 +161,7 @@ def test_the_same_file_gives_the_same_bytes(files: tuple[Path, Path], made: Proj
 
 
 def test_the_similarities_of_the_quantiser_are_exact(tmp_path: Path) -> None:
-    """Two rows whose difference fp16 does not hold: 1 + 2**-12 is nearer, and would be 1."""
+    """fp16 cannot hold the difference of two rows: 1 + 2**-12 is the nearer one and would become 1."""
     model, _ = rounded(small(tmp_path, np.diag(np.array([1, 1 + 2**-12, 1], np.float32))))
 
     kind = types(model)
@@ -182,7 +182,7 @@ def test_the_largest_of_every_value_is_found_whichever_its_sign(tmp_path: Path) 
 
 
 def test_what_is_measured_is_not_kept(tmp_path: Path) -> None:
-    """Of 60 values of 16 MB two or three at a time; a network of full size would take 12 GB."""
+    """Of 60 values of 16 MB, two or three are in memory at a time; a network of full size would take 12 GB."""
     names = ["input", *(f"value{number}" for number in range(60)), "output"]
     nodes = [helper.make_node("Neg", [one], [other]) for one, other in itertools.pairwise(names)]
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1 << 22]) for name in ("input", "output")]
@@ -215,8 +215,8 @@ def test_a_value_nearer_than_an_eighth_to_the_largest_of_fp16_keeps_its_node_in_
 
 
 def test_an_overflow_between_layers_is_found_and_the_answers_stay(made: Project, tmp_path: Path) -> None:
-    """Values of keys and values a million times as large, and their way out as much smaller: the network is the same
-    one in float32, and in fp16 it would be infinite.
+    """Weights of the attention's values are a million times larger, those after it as much smaller: in float32 the
+    network is the same, and in fp16 it would be infinite.
     """
     exact, entry = onnx.load(made.path / TF32), entry_of(made)
     nodes = {name: node for node in exact.graph.node for name in node.output}
@@ -254,7 +254,7 @@ def test_a_weight_beyond_fp16_is_refused_by_node(tmp_path: Path) -> None:
 
 
 def test_what_keeps_a_divisor_from_zero_stays_above_it(files: tuple[Path, Path]) -> None:
-    """1e-24 is none of fp16's numbers, and a token of zeros would be divided by zero."""
+    """fp16 has no 1e-24, so a token of zeros would be divided by zero."""
     weights = {weight.name: numpy_helper.to_array(weight) for weight in onnx.load(files[1]).graph.initializer}
 
     (tiny,) = (array for name, array in weights.items() if name == "new_full_fp16")
@@ -273,7 +273,7 @@ def answer(file: Path, request: dict[str, NDArray[Any]]) -> NDArray[Any]:
 
 
 def chain(folder: Path) -> Path:
-    """input · weight + bias, which is taken away again: what is left, in fp16, is what each step rounded."""
+    """Make input · weight + bias - bias: in fp16 the result shows what each operator rounded."""
     nodes = [
         helper.make_node("MatMul", ["input", "weight"], ["moved"], name="node_moved"),
         helper.make_node("Add", ["moved", "bias"], ["added"], name="node_added"),
@@ -293,7 +293,7 @@ def chain(folder: Path) -> Path:
 
 
 def test_each_operator_is_rounded_where_onnx_runtime_on_a_cpu_rounds_none(tmp_path: Path) -> None:
-    """From 2048 on fp16 has even numbers alone: 3 + 2048 is 2052, and 1 + 2048 is 2048."""
+    """From 2048 on fp16 has only even numbers: 3 + 2048 is 2052, and 1 + 2048 is 2048."""
     model = onnx_ir.load(chain(tmp_path))
     round_model(model, dict.fromkeys(("input", "moved", "added", "output"), 1.0))
     write_model(model, tmp_path / "rounded.onnx", {})
@@ -377,7 +377,7 @@ def test_a_file_of_another_checkpoint_ends_it(files: tuple[Path, Path], made: Pr
 
 
 def test_a_value_that_overflows_on_a_gpu_alone_ends_it(files: tuple[Path, Path], made: Project, tmp_path: Path) -> None:
-    """A CPU computes it in float32, and answers as if nothing were."""
+    """A CPU computes it in float32 and answers without an error."""
     model = onnx.load(files[1])
     down = [weight for weight in model.graph.initializer if "gains.0" in weight.name]
     for weight in down:

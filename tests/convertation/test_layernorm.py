@@ -1,7 +1,7 @@
-"""Patches of a CT scan pass the exported LayerNorm as in float64, whichever ONNX Runtime computes it.
+"""The exported LayerNorm gives the same for patches of a CT scan as float64, in every version of ONNX Runtime.
 
-Up to 1.22 its LayerNormalization takes the variance as the mean square minus the square of the mean. Of air, at -1 with
-hardly any spread, nothing is left of that in float32, or NaN: every study then gets one and the same embedding.
+Up to 1.22 its LayerNormalization computes the variance as the mean square minus the squared mean. For air, at -1 with
+almost no spread, float32 then has no digit left, or NaN, and every study gets the same embedding.
 """
 
 import subprocess
@@ -40,7 +40,7 @@ TOLERANCE = 5e-5  # of a spread of 1
 
 
 def kinds() -> dict[str, NDArray[np.float32]]:
-    """Patches (n, 4000) float32 in HU / 1000 of what scans hold, those of a real study first."""
+    """Return patches (n, 4000) float32 in HU / 1000 of what scans contain; those of a real study come first."""
     random = np.random.default_rng(0)
     patches = dict(np.load(ROOT / "tests/reference/layernorm_patches.npz"))
     for mean in (-990, -1000):
@@ -69,7 +69,7 @@ def exact(patches: NDArray[np.float32], weight: NDArray[Any], bias: NDArray[Any]
 
 
 def export(folder: Path, target: str) -> Path:
-    """A ViT whose volumes are two patches, with what comes out of the LayerNorms of pixels as further outputs."""
+    """Export a ViT whose volumes are two patches; results of the pixels' LayerNorms are further outputs."""
     torch.save(ctvit.make_synthetic_state_dict(ONE_PATCH), folder / "checkpoint.pt")
     vit.torch2onnx(folder / "checkpoint.pt", ONE_PATCH, folder / "vit.onnx", opset=20, metadata={}, target=target)
     model = onnx.load(folder / "vit.onnx")
@@ -85,7 +85,7 @@ def export(folder: Path, target: str) -> Path:
 
 
 def errors(path: Path, runtime: str) -> tuple[dict[str, float], bool]:
-    """The largest difference from float64 of each kind of patch, NaN being infinite; whether the output is finite."""
+    """Return for each kind of patch its largest difference from float64 (NaN: infinite); is the output finite?"""
     patches = kinds()
     volumes = np.concatenate(list(patches.values())).reshape(-1, *ONE_PATCH["input"])
     np.save(path.with_name("volumes.npy"), volumes)

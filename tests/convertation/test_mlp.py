@@ -1,4 +1,4 @@
-"""The heads give the reference's logits, straight and folded."""
+"""The heads give the reference's logits, folded or not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def difference(name: str, fold: bool = False) -> float:
-    """The largest difference between a head's logits and the reference's."""
+    """Return the largest difference between a head's logits and the reference's."""
     checkpoint, entry = HEADS[name]
     reference: dict[str, Tensor] = load_file(REFERENCE / "heads.safetensors")
     network = mlp.load_network(REFERENCE / checkpoint, entry)

@@ -1,4 +1,4 @@
-"""What scripts/publish/prebuilt.py lets pass, what it refuses, and what it names as not served here."""
+"""prebuilt.py accepts good models, refuses bad ones, and names those that cannot be served here."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ NOT_SERVED = {"vit_onnx", "binary_onnx", "multilabel_onnx"}
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The client's four models, small, in a project that has what prebuilt.py reads."""
+    """The client's four models with tiny networks, and the files of the project that prebuilt.py reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_VENV", str(ROOT / ".venv-triton"))
     for name in ("vit", "binary", "multilabel"):
@@ -42,7 +42,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """Names of the models of each start; no server starts, every model is taken for good."""
+    """The models' names of each start; no server is started, and each model counts as good."""
     starts: list[set[str]] = []
 
     def serve(tree: Path, files: object, configs: dict[str, Any], *rest: object) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_requirements_as_people_write_them_are_plain() -> None:
 
 
 def test_installing_runs_no_code_of_theirs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An sdist is not built; what a wheel would run at each start of its Python is not started."""
+    """No sdist is built, and no Python starts that would run the wheel's code."""
     mark = tmp_path / "mark"
     index = tmp_path / "index"
     index.mkdir()

@@ -1,4 +1,4 @@
-"""`make provenance`: each published file back to archive, local file or source, and the comparison with such a JSON."""
+"""`make provenance` traces each published file to an archive, own file or source, and compares with such a JSON."""
 
 import hashlib
 import json

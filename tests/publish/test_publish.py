@@ -1,5 +1,4 @@
-"""scripts/publish/publish.py: each model changes at one stroke, whatever cuts it short; what is not ours is never
-replaced."""
+"""publish.py changes each model atomically, also if it is killed, and replaces only what was published from here."""
 
 import json
 import os
@@ -30,7 +29,7 @@ NEW = {"changed": "new", "same": "old", "added": "new"}
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A fresh folder to work in; a look at a young file does not wait, as nothing here changes in place."""
+    """A fresh folder to work in; no wait for young files, because nothing here changes a file in place."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "SETTLED", 0)
     yield tmp_path
@@ -39,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def ready(place: Path) -> Path:
-    """OLD is published, NEW is built and judged."""
+    """A folder where OLD is published, and NEW is built and has its verdict."""
     publish_set(OLD)
     build(NEW)
     return place
@@ -63,7 +62,7 @@ def sources(models: dict[str, str]) -> dict[str, str]:
 
 
 def build(models: dict[str, str]) -> None:
-    """Write what `models` are copies of, with the records of the steps and a verdict on the set."""
+    """Write the sources of `models`, the records of their steps, and a verdict on the set."""
     for path, source in sources(models).items():
         model, _, kind = path.partition("/")
         Path(source).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ def present(repository: str = REPOSITORY) -> dict[str, str]:
 
 
 def next_run() -> None:
-    """What every make does first."""
+    """Do what every make does first."""
     before_make.finish_what_was_cut_short()
     before_make.note_digests(set())
 
@@ -185,9 +184,9 @@ CHANGES = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.utime",
 
 
 def killed_before_change(number: int, act: Callable[[], None]) -> bool:
-    """Run `act` in a child that is killed before its number-th change to files; tell whether it made that many.
+    """Run `act` in a child that is killed before its number-th change to files; tell whether it was killed.
 
-    The exchange of two folders, called by ctypes, is announced by its look-up and done by the change after it.
+    The exchange of two folders, called by ctypes, counts when its function is looked up; it comes before the next one.
     """
     child = os.fork()
     if child == 0:
@@ -213,7 +212,7 @@ def killed_before_change(number: int, act: Callable[[], None]) -> bool:
 
 
 def is_whole(marks: dict[str, str], before: dict[str, str], after: dict[str, str], exchange: bool) -> bool:
-    """Tell whether each model is as before or as after; without an exchange one may be away for a moment."""
+    """Tell whether each model is as before or as after; without exchanges, one model may be absent for a moment."""
     for model in {*before, *after, *marks}:
         allowed = {before.get(model), after.get(model)} | (set() if exchange else {None})
         if marks.get(model) not in allowed:
@@ -224,7 +223,7 @@ def is_whole(marks: dict[str, str], before: dict[str, str], after: dict[str, str
 def at_every_change(
     ready: Path, act: Callable[[], None], before: dict[str, str], after: dict[str, str], exchange: bool
 ) -> int:
-    """Kill `act` before each of its changes, in a fresh copy; check what is there then, and what the next run makes."""
+    """Kill `act` before each of its changes, in a fresh copy; check what is there then and after the next run."""
     number, killed = 0, True
     while killed:
         number += 1
@@ -288,7 +287,7 @@ def test_a_kill_before_any_change_of_a_rollback_leaves_whole_models(
 
 
 def refused(*words: str, act: Callable[[], None]) -> None:
-    """`act` must end in a message that has these words, change no published file and leave no journal."""
+    """Check that `act` ends in a message with these words, changes no published file and leaves no journal."""
     before = {path: path.read_bytes() for path in Path(REPOSITORY).rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as refusal:
         act()
@@ -356,7 +355,7 @@ def test_the_first_set_cannot_be_rolled_back_to_an_empty_repository(place: Path)
 
 
 def test_a_repository_that_is_mounted_from_another_file_system_is_refused(place: Path) -> None:
-    """Its models could not be exchanged with those beside it; a symbolic link stands for the mount here."""
+    """Folders of two file systems cannot be exchanged; here a symbolic link stands for the mount."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         Path(REPOSITORY).symlink_to(folder)
         refused("repository", "another file system", act=lambda: publish_set(OLD))
@@ -427,7 +426,7 @@ def test_another_repository_with_the_same_names_is_not_replaced(ready: Path) -> 
 
 @pytest.fixture
 def layered(place: Path) -> Iterator[Path]:
-    """OLD is published in a lower layer of overlayfs, as in an image that holds a built checkout; we work above it."""
+    """OLD is published in a lower layer of overlayfs, as in an image with a built checkout; the test works above it."""
     base = place / "layers"
     for name in "lower", "upper", "work", "merged":
         (base / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Signatures: what was altered, added or removed is named; another key signs nothing; no network is needed."""
+"""A signature names each file that was altered, added or removed, fails with another key, needs no network."""
 
 import json
 import shutil

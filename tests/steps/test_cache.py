@@ -1,4 +1,4 @@
-"""The shared cache: an empty machine takes what another one made. The real Makefile, with a stand-in for Python."""
+"""An empty machine takes from the shared cache what another machine made (real Makefile, stand-in for Python)."""
 
 import hashlib
 import re
@@ -25,13 +25,13 @@ def filled(built_by_stand_ins: Project, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def cache(filled: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the filled cache."""
     shutil.copytree(filled, tmp_path / "cache")
     return tmp_path / "cache"
 
 
 def empty(project: Project, path: Path) -> Project:
-    """A machine with the sources alone, and the stand-in for its environments."""
+    """A machine that has only the sources, and stand-ins for its environments."""
     leave = shutil.ignore_patterns("build", ".make", REPOSITORY, f".{REPOSITORY}")
     shutil.copytree(project.path, path, ignore=leave, copy_function=shutil.copy)
     for venv in (".venv", ".venv-triton", ".venv-inference"):
@@ -40,7 +40,7 @@ def empty(project: Project, path: Path) -> Project:
 
 
 def lock(archive: str, first: Project, *others: Project) -> None:
-    """Let all have the lock of an archive with this content, the first the archive, too."""
+    """Give all machines the lock of an archive with this content, and the archive itself to the first."""
     (first.path / "training/weights.zip").write_text(archive)
     sha = hashlib.sha256(archive.encode()).hexdigest()
     for machine in first, *others:
@@ -48,7 +48,7 @@ def lock(archive: str, first: Project, *others: Project) -> None:
 
 
 def ran(said: str) -> set[str]:
-    """Return the steps, environments apart, that were run and not taken from the cache."""
+    """Return the steps, except environments, that ran and were not taken from the cache."""
     taken = set(re.findall(r"^(.*): from the cache$", said, re.MULTILINE))
     return {step for step in announced(said) - taken if not step.startswith(".venv")}
 
@@ -89,7 +89,7 @@ def test_another_version_of_a_package_takes_nothing_that_it_shaped(
 
 
 def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_path: Path) -> None:
-    """The lock in git is enough: what an archive of that digest holds, the cache knows."""
+    """The lock in git is enough: the cache knows what an archive with that digest holds."""
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
     first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
     lock("an archive", first, second)
@@ -101,7 +101,7 @@ def test_neither_archive_nor_checkpoints_are_fetched(stand_ins: Project, tmp_pat
 
 
 def test_a_newer_archive_that_the_cache_knows_is_not_fetched(stand_ins: Project, tmp_path: Path) -> None:
-    """Also a machine that has the older one's files takes what the newer one holds."""
+    """A machine with the files of the older archive also takes those of the newer one."""
     command = "repository", "WEIGHTS=yandex", f"CACHE={tmp_path / 'cache'}"
     first, second = empty(stand_ins, tmp_path / "first"), empty(stand_ins, tmp_path / "second")
     for content in "older", "newer":
@@ -213,7 +213,7 @@ def test_two_empty_machines_may_build_at_once(stand_ins: Project, tmp_path: Path
 
 @pytest.fixture
 def s3_stand_in(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on moto's server, which stands in for S3, holding a filled cache."""
+    """A bucket with a filled cache, on moto's server, which stands in for S3."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -230,7 +230,7 @@ def s3_stand_in(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def with_client(machine: Project) -> Project:
-    """Let the scripts that ask the bucket find boto3: those are the real Python's."""
+    """Let the scripts that use the bucket find boto3, by starting the real Python."""
     stand_in = next((machine.path / ".venv/bin").glob("python3.??"))
     real = f'if [[ $3 == scripts.steps.@(step|take) ]]; then exec {ROOT}/.venv/bin/python "$@"; fi\n'
     stand_in.write_text(stand_in.read_text().replace("#!/bin/bash\n", f"#!/bin/bash\n{real}"))

@@ -1,6 +1,6 @@
 """The Makefile names every project module that a step imports, and pins every package that shapes what it writes.
 
-Rebuilding by content stands on that: what is not among a step's inputs can change unnoticed.
+Rebuilding by content needs this: a change of a file that is no input of a step would not be noticed.
 """
 
 import ast
@@ -43,8 +43,7 @@ def explained(built_by_stand_ins: Project) -> dict[str, tuple[str, set[str]]]:
 def imports(script: str, families: Set[str]) -> tuple[set[str], set[str]]:
     """Return the project modules that a script imports, itself included, and the packages of others.
 
-    Imports in functions count.  A module of another family is never imported by a step of these: the networks are
-    chosen by the entry's family.
+    Imports in functions count.  Modules of other families do not: the network is chosen by the entry's family.
     """
     ours, others, queue = set(), set(), [script]
     while queue:
@@ -61,7 +60,7 @@ def imports(script: str, families: Set[str]) -> tuple[set[str], set[str]]:
 
 
 def named(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a module imports; of `from a import b` both a and a.b, of import_module its texts."""
+    """Yield the dotted names that a module imports: for `from a import b` a and a.b, for import_module its texts."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -91,7 +90,7 @@ def files_of(name: str) -> list[str]:
 
 
 def only_says(file: str) -> bool:
-    """Tell whether a package is a docstring alone, which changes nothing that a step writes."""
+    """Tell whether a package holds only a docstring, which changes nothing that a step writes."""
     return file.endswith("__init__.py") and len(ast.parse((ROOT / file).read_text()).body) == 1
 
 

@@ -15,7 +15,7 @@ PINS = [*sorted(ROOT.glob("requirements*.txt")), ROOT / "tests/requirements.txt"
 
 
 def pins(path: Path) -> set[str]:
-    """name==version of each pin of a file and of those that it includes, but of PyTorch's, which has no hash."""
+    """Return name==version of each pin in a file and the files that it includes, except PyTorch's, without hash."""
     text = path.read_text()
     found = {f"{re.sub('[-_.]+', '-', name).lower()}=={version}"
              for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE)}  # fmt: skip

@@ -47,7 +47,7 @@ def test_touching_everything_rebuilds_nothing(stand_ins: Project) -> None:
 
 
 def test_a_cache_of_records_and_repository_is_enough(stand_ins: Project, tmp_path: Path) -> None:
-    """What CI restores after a clone, by tar: neither checkpoints nor intermediates nor environments."""
+    """CI restores these by tar after a clone: no checkpoints, no intermediate files, no environments."""
     clone = tmp_path / "elsewhere/clone"
     clone.mkdir(parents=True)
     for name in (
@@ -242,7 +242,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def in_a_new_upper_layer(folder: Path) -> Iterator[None]:
-    """Let what is in `folder` lie in a lower layer of overlayfs meanwhile, as in an image that holds a checkout."""
+    """Put what is in `folder` into a lower layer of overlayfs meanwhile, as in an image that holds a checkout."""
     layers = Path(f"{folder}.layers")
     shutil.copytree(folder, layers / "lower", dirs_exist_ok=True)
     layers.joinpath("top").mkdir()
@@ -277,7 +277,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], AbstractContextManager[None]]]] = 
 def test_after_ten_kills_in_any_place_all_is_as_a_clean_build_makes_it(
     where: str, stand_ins: Project, built_by_stand_ins: Project, tmp_path: Path
 ) -> None:
-    """Kills at random moments: of steps, and from the verdict on, where journal, copies and exchange are."""
+    """Kill at random moments: some in steps, some after the verdict, where journal, copies and exchange are."""
     name, layer = PLACES[where]
     folder = stand_ins.path.joinpath(name) if where != "another disk" else Path(f"{name}-{os.getpid()}")
     here = f"REPOSITORY={folder}/m"
@@ -368,7 +368,7 @@ def test_a_dry_run_without_an_environment_installs_nothing(tmp_path: Path) -> No
 
 
 def test_the_repository_is_replaced_while_it_is_served(project: Project) -> None:
-    """With tiny networks and the real Triton: the server goes on with what it has loaded."""
+    """With tiny networks and the real Triton: the server goes on with the models that it has loaded."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     ports = " ".join(str(each.getsockname()[1]) for each in sockets)
     for each in sockets:

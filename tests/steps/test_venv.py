@@ -1,4 +1,4 @@
-"""Environments where the system's Python is not 3.11 or 3.12: python3.12 is taken, or what uv brings."""
+"""If the system's Python is not 3.11 or 3.12, environments use python3.12 or a Python that uv downloads."""
 
 import subprocess
 from pathlib import Path
