@@ -133,7 +133,7 @@ def test_it_computes_what_pytorch_computes_at_any_batch(model: Model, batch: int
 
 
 def test_a_tensor_that_two_places_share_is_theirs_alone(tmp_path: Path) -> None:
-    """Layers are copied in the graph with their own weights, also if the first one shares a tensor with another place."""
+    """Layers are copied with their own weights in the graph, also if the first one shares a tensor elsewhere."""
     weights = ctvit.make_synthetic_state_dict(VIT)
     layers = "VIT.enc_spatial_transformer.layers"
     for index in range(3):
