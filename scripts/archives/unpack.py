@@ -50,7 +50,7 @@ def unpack_member(archive: Path, member: str, out: Path) -> None:
         ):
             print(f"local: {target} is yours, {archive.name} has none; it is used", flush=True)
             raise SystemExit(NOT_IN_ARCHIVE)
-        mention_others(target)
+        suggest_files(target)
         info = select_members(archive, members, glob.escape(member))[member]
         if out.is_file() and compare_content(content, info, out):
             return
@@ -65,7 +65,7 @@ def unpack_member(archive: Path, member: str, out: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def mention_others(target: Path) -> None:
+def suggest_files(target: Path) -> None:
     """Print which files beside an absent `target` may be meant for it: those with a similar name."""
     if target.exists() or not target.parent.is_dir():
         return
@@ -85,14 +85,14 @@ def unpack_all(
     folder: Path,
     *,
     tree: str = "",
-    ours: Callable[[str, str], bool],
-    wrote: Callable[[str, str], None],
+    is_ours: Callable[[str, str], bool],
+    note_written: Callable[[str, str], None],
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
     """Put every file of the archive's `tree` into `folder`; return the files there that differ and were kept.
 
-    `ours(path, sha256)` tells whether a step wrote this content there.  `wrote(path, sha256)` is called for each file
-    that was written, or that was there already.
+    `is_ours(path, sha256)` tells whether a step wrote this content there.  `note_written(path, sha256)` is called for
+    each file that was written, or that was there already.
     All new content is written and checked beside the tree before the first file of the tree is replaced.
     """
     with open_archive(archive) as (content, members):
@@ -100,9 +100,9 @@ def unpack_all(
         for name, info in (select_members(archive, members, tree) if tree else members).items():
             target = folder / name
             if target.is_file() and (digest := compare_content(content, info, target)):
-                wrote(str(target), digest)
+                note_written(str(target), digest)
                 progress(info.file_size)
-            elif not is_replaceable(target, folder, ours):
+            elif not is_replaceable(target, folder, is_ours):
                 kept.append(target)
                 progress(info.file_size)
             else:
@@ -121,20 +121,20 @@ def unpack_all(
                     digests.append(extract_member(content, info, drafts / place, progress))
             for (target, _), digest in zip(new, digests, strict=True):
                 move_draft(drafts / target.relative_to(folder), target)
-                wrote(str(target), digest)
+                note_written(str(target), digest)
         finally:
             shutil.rmtree(drafts, ignore_errors=True)
     return kept
 
 
-def is_replaceable(target: Path, folder: Path, ours: Callable[[str, str], bool]) -> bool:
+def is_replaceable(target: Path, folder: Path, is_ours: Callable[[str, str], bool]) -> bool:
     """Tell whether `target` is free, or a file that a step wrote and nobody has changed since."""
     above = target.relative_to(folder).parents
     if any(os.path.lexists(folder / parent) and not (folder / parent).is_dir() for parent in above):
         return False
     if not os.path.lexists(target):
         return True
-    return target.is_file() and not target.is_symlink() and ours(str(target), hash_file(str(target)))
+    return target.is_file() and not target.is_symlink() and is_ours(str(target), hash_file(str(target)))
 
 
 @contextmanager
@@ -196,10 +196,10 @@ def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
         total = sum(info.file_size for info in (select_members(archive, members, tree) if tree else members).values())
     meter = Progress(f"unpacking {archive.name}", total)
 
-    def ours(path: str, digest: str) -> bool:
+    def is_ours(path: str, digest: str) -> bool:
         return digest in (account.get(str(Path(path).relative_to(folder))), written_digest(path))
 
-    def wrote(path: str, digest: str) -> None:
+    def note_written(path: str, digest: str) -> None:
         name = str(Path(path).relative_to(folder))
         if account.get(name) != digest:
             account[name] = digest
@@ -207,7 +207,7 @@ def unpack_tree(archive: Path, folder: Path, tree: str) -> None:
                 file.write(f"{digest}  {name}\n")
 
     try:
-        kept = unpack_all(archive, folder, tree=tree, ours=ours, wrote=wrote, progress=meter.add)
+        kept = unpack_all(archive, folder, tree=tree, is_ours=is_ours, note_written=note_written, progress=meter.add)
     finally:
         meter.close()
     for path in kept:

@@ -118,10 +118,10 @@ def unpack_models(archive: Path, tree: Path) -> dict[str, str]:
     shutil.rmtree(tree, ignore_errors=True)
     digests: dict[str, str] = {}
 
-    def wrote(path: str, digest: str) -> None:
+    def note_written(path: str, digest: str) -> None:
         digests[Path(path).relative_to(tree).as_posix()] = digest
 
-    unpack_all(archive, tree, tree="*/config.pbtxt", ours=lambda path, digest: False, wrote=wrote)
+    unpack_all(archive, tree, tree="*/config.pbtxt", is_ours=lambda path, digest: False, note_written=note_written)
     for cache in list(tree.rglob("__pycache__")):  # from the machine that packed the archive
         shutil.rmtree(cache)
     files = {path: digest for path, digest in sorted(digests.items()) if "/" in path and "/__pycache__/" not in path}

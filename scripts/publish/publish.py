@@ -21,7 +21,7 @@ import subprocess
 from pathlib import Path
 
 from scripts.publish.exchange import begin_swap, replace_models
-from scripts.publish.published import hash_content, read_versions, refuse_what_is_not_ours, select_files
+from scripts.publish.published import hash_content, read_versions, refuse_foreign_models, select_files
 from scripts.steps.printing import print_text
 from scripts.steps.records import (
     current_digest,
@@ -52,7 +52,7 @@ def publish_models(repository: str, weights: str, verdict: str, sources: dict[st
         finish_copies(repository)
         finish_swap(record_path("journal", repository))
         models = find_differing(repository, sources)
-        refuse_what_is_not_ours(repository, weights, models)
+        refuse_foreign_models(repository, weights, models)
         judged = read_inputs(verdict)
         for path in sources.values():
             if judged.get(path) != known_digest(path):
@@ -90,7 +90,7 @@ def find_differing(repository: str, sources: dict[str, str]) -> list[str]:
 def make_absent(repository: str, weights: str, sources: dict[str, str]) -> None:
     """Make by make each file that will be published and is absent."""
     models = find_differing(repository, sources)
-    refuse_what_is_not_ours(repository, weights, models)
+    refuse_foreign_models(repository, weights, models)
     lacking = [source for path, source in sources.items() if path.partition("/")[0] in models and not is_ready(source)]
     if lacking and run_make(*lacking, jobs=True).returncode:
         raise SystemExit(f"nothing published: {lacking[0]} could not be made")
@@ -142,7 +142,7 @@ def publish_prebuilt(repository: str, verdict: str, folder: str) -> None:
         if not models:
             print_text(f"{repository} is up to date: {len(judged)} files, nothing published")
         else:
-            refuse_what_is_not_ours(repository, "prebuilt", models)
+            refuse_foreign_models(repository, "prebuilt", models)
             if (unserved := told.get("unserved")) and os.environ.get("ACCEPT") != "unserved":
                 raise SystemExit(
                     "\n".join([f"{name}: not served here: {reason}" for name, reason in unserved.items()])

@@ -24,7 +24,7 @@ def select_files(model: str, files: dict[str, str]) -> dict[str, str]:
     return {path: sha for path, sha in files.items() if path.partition("/")[0] == model}
 
 
-def refuse_what_is_not_ours(repository: str, weights: str, models: list[str]) -> None:
+def refuse_foreign_models(repository: str, weights: str, models: list[str]) -> None:
     """Raise SystemExit if publishing `models` would replace another kind of weights or a file that no step wrote."""
     way_out = f"move it away (mv {repository} {repository}.old) or publish elsewhere (make repository REPOSITORY=dir)"
     before, kind = read_versions(repository), read_text(record_path("published", repository)).partition("\n")[0]

@@ -68,7 +68,7 @@ def note_digests(files: set[str]) -> None:
         list(ThreadPoolExecutor().map(current_digest, moved))
 
 
-def sign_sources() -> str:
+def stamp_sources() -> str:
     """Return a text that changes when a source file is added, removed or written; no file is read for it."""
     words = []
     for top in "scripts", "convertation":
@@ -83,7 +83,7 @@ def sign_sources() -> str:
 
 def read_modules() -> None:
     """Find again what each script is made of, if a source file has changed."""
-    signature = sign_sources()
+    signature = stamp_sources()
     if read_text(SOURCES) != signature or not os.path.exists(MODULES):
         from scripts.steps import modules  # slow to import, because it parses Python
 
@@ -161,7 +161,7 @@ def list_copied() -> list[str]:
     ]
 
 
-def finish_what_was_cut_short() -> None:
+def finish_publications() -> None:
     """Finish each publication that was cut short; remove drafts (~) of journals, since nothing had moved by then."""
     if not list_copied() and not (os.path.isdir(".make/journal") and os.listdir(".make/journal")):
         return
@@ -190,7 +190,7 @@ def main(run: str, nested: str, goals: set[str], given: set[str], knobs: dict[st
     words = {"run": run or str(time.time_ns())}
     if goals - LOOK_AT_NOTHING:
         refuse_links_to_nowhere()
-        finish_what_was_cut_short()
+        finish_publications()
         forget_dead_environments()
         with lock_file("publish", fcntl.LOCK_SH):
             note_digests({MODELS, "requirements.txt"})

@@ -12,7 +12,7 @@ import io  # for the type TextIOWrapper; importing typing would cost every make 
 import os
 import time
 
-SETTLED = 20_000_000  # ns; a file that was written later than this could change again and keep its times
+SETTLED = 20_000_000  # ns; a file that was written less than this ago could change again and keep its times
 
 
 def record_path(kind: str, path: str) -> str:

@@ -236,8 +236,8 @@ def test_ownership_is_asked_for_and_reported() -> None:
     kept = unpack_all(
         ZIP,
         WEIGHTS,
-        ours=lambda path, digest: not asked.append((path, digest)),  # type: ignore[func-returns-value]
-        wrote=lambda path, digest: noted.append((path, digest)),
+        is_ours=lambda path, digest: not asked.append((path, digest)),  # type: ignore[func-returns-value]
+        note_written=lambda path, digest: noted.append((path, digest)),
     )
     assert kept == []
     assert asked == [(str(WEIGHTS / BINARY), hashlib.sha256(b"old").hexdigest())]

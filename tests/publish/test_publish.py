@@ -96,7 +96,7 @@ def present(repository: str = REPOSITORY) -> dict[str, str]:
 
 def next_run() -> None:
     """Do what every make does first."""
-    before_make.finish_what_was_cut_short()
+    before_make.finish_publications()
     before_make.note_digests(set())
 
 
