@@ -62,7 +62,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder.parent / "config.pbtxt").write_text(config)
         with pytest.MonkeyPatch.context() as patch:
             if name == "old":
-                patch.setattr(ctvit.CTViT, "patches", straight)
+                patch.setattr(ctvit.CTViT, "embed_volume", straight)
             torch2onnx(top / "vit.pt", entry, folder / "model.onnx", opset=20, metadata={})
     return top
 

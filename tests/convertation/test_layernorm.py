@@ -125,7 +125,7 @@ def test_without_the_means_taken_away_air_is_wrong(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        ctvit.CTViT, "embed", lambda self, volume: self.VIT.to_patch_emb(ctvit.cut_patches(volume, self.patch))
+        ctvit.CTViT, "embed_frames", lambda self, volume: self.VIT.to_patch_emb(ctvit.cut_patches(volume, self.patch))
     )
 
     apart, _ = errors(export(tmp_path, "cpu"), runtime)
