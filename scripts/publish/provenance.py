@@ -56,7 +56,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
             raise SystemExit(f"{file} is not there; make repository")
         if sha != judgement.get(source):
             raise SystemExit(f"{file} is not what the verdict was passed on: {again}")
-        guessed = {"checkpoint_read_as": said} if (said := describe_checkpoint(file)) else {}
+        guessed = {"checkpoint_read_as": said} if (said := read_guesses(file)) else {}
         told["published"][os.path.relpath(file, repository)] = {"sha256": sha, "copy_of": source, **guessed}
 
     def trace(name: str, sha: str) -> None:
@@ -90,7 +90,7 @@ def trace_repository(repository: str, steps: dict[str, Step]) -> dict[str, Any]:
     return {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in told.items()}
 
 
-def describe_checkpoint(file: str) -> str:
+def read_guesses(file: str) -> str:
     """Return what was guessed about the checkpoint of an ONNX file, from its metadata (field 14), "" if nothing was."""
     if not file.endswith(".onnx"):
         return ""

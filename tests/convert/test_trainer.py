@@ -12,9 +12,7 @@ from conftest import ROOT, TINY, copy_of_the_project
 from convertation.head import mlp
 
 ENTRY: dict[str, Any] = {"family": "head", "checkpoint": "CT-RATE/model_binary.pth", **TINY["binary"]}
-DESCRIBE = (
-    "import sys; from scripts.publish.provenance import describe_checkpoint; print(describe_checkpoint(sys.argv[1]))"
-)
+GUESSES = "import sys; from scripts.publish.provenance import read_guesses; print(read_guesses(sys.argv[1]))"
 
 
 def test_a_saved_head_is_built_and_one_with_unknown_layers_is_refused(tmp_path: Path) -> None:
@@ -29,7 +27,7 @@ def test_a_saved_head_is_built_and_one_with_unknown_layers_is_refused(tmp_path: 
     guess = "the state dict is `state_dict`; keys beside it, not read: epoch; `module.` is no part of its keys"
     assert f"training/weights/CT-RATE/model_binary.pth: {guess}\n" in said
     told = subprocess.run(
-        [sys.executable, "-c", DESCRIBE, made], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."},
+        [sys.executable, "-c", GUESSES, made], cwd=ROOT, env=os.environ | {"PYTHONPATH": "."},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert told.stdout == guess + "\n"
