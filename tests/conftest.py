@@ -264,6 +264,7 @@ def kill(run: "subprocess.Popen[str]") -> None:
 LONGEST = "steps/test_rebuild.py", "archives/test_download.py", "deploy/test_stack.py", "steps/test_cache.py", "plans"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each file's tests run on one worker, in their order; so do those of tests/plans, whose containers share names."""
     groups = {item: str(item.path.relative_to(ROOT / "tests")) for item in items}
