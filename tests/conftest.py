@@ -261,17 +261,16 @@ def kill(run: "subprocess.Popen[str]") -> None:
 
 
 # The longest first, so that no worker is left with one of them at the end
-LONGEST = "steps/test_rebuild.py", "archives/test_download.py", "deploy/test_stack.py", "steps/test_cache.py", "plans"
+LONGEST = (
+    "steps/test_kills.py", "steps/test_rebuild.py", "archives/test_download.py", "deploy/test_stack.py",
+    "plans/test_plan.py", "steps/test_cache.py", "infer/test_infer.py",
+)  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file's tests run on one worker, in their order; so do those of tests/plans, whose containers share names."""
-    groups = {item: str(item.path.relative_to(ROOT / "tests")) for item in items}
-    groups = {item: "plans" if file.startswith("plans/") else file for item, file in groups.items()}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+    """Put the longest files first: tests/run.sh gives each worker whole files, in this order."""
+    places = {f"tests/{file}": place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
 
 @pytest.hookimpl(trylast=True)
