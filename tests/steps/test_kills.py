@@ -1,4 +1,4 @@
-"""Kills and races: any end of a make leaves what the next one completes. The real Makefile, with a stand-in for Python."""
+"""Kills and races: whatever ends a make, the next one completes it. The real Makefile, a stand-in for Python."""
 
 import os
 import random
