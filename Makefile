@@ -32,11 +32,9 @@ include $(call told,needs)
 $(filter-out .venv% $(plans),$(artifacts)): | .venv/installed
 
 # One model's part of models.yaml, and how far its answers may differ
-$(variants:%=build/models/%.json): build/models/%.json: convertation/models.yaml \
-  $(call code,scripts.convert.model_entry)
+$(variants:%=build/models/%.json): build/models/%.json: convertation/models.yaml
 	$(call step,$(python) -m scripts.convert.model_entry $< $* model $(out))
-$(variants:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml \
-  $(call code,scripts.convert.model_entry)
+$(variants:%=build/models/%.tolerance.json): build/models/%.tolerance.json: convertation/models.yaml
 	$(call step,$(python) -m scripts.convert.model_entry $< $* tolerance $(out))
 
 # Archives, downloaded when a step has to read them
@@ -45,24 +43,23 @@ $(archives): FORCE | .venv/installed
 $(archives:=.lock.json): %.lock.json: FORCE | % ;
 
 # Checkpoints: your own files, else members of weights.zip; WEIGHTS=synthetic: seeded ones of the real size
-$(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json \
-  $(call code,scripts.archives.unpack) | training/weights.zip
+$(filter training/%,$(checkpoints)): training/weights/%: training/weights.zip.lock.json | training/weights.zip
 	$(call step,$(python) -m scripts.archives.unpack training/weights.zip $* $(out))
-$(filter build/%,$(checkpoints)): build/synthetic/%: $(call code,scripts.convert.synthesize)
+$(filter build/%,$(checkpoints)): build/synthetic/%:
 	$(call step,$(python) -m scripts.convert.synthesize $(filter %.json,$^) $(out),torch numpy)
 
 # PyTorch -> ONNX; .make/models/ adds to each rule the model's checkpoint, which convertation/models.yaml names
-build/onnx/vit.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
+build/onnx/vit.onnx: build/models/vit.json
 	$(call step,$(python) -m convertation.vit.torch2onnx $(exporting),$(exporters))
-$(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json $(call code,convertation.head.torch2onnx)
+$(heads:%=build/onnx/%.onnx): build/onnx/%.onnx: build/models/%.json
 	$(call step,$(python) -m convertation.head.torch2onnx $(exporting),$(exporters))
-build/onnx/bpr.onnx: build/models/bpr.json $(call code,convertation.bpr.torch2onnx)
+build/onnx/bpr.onnx: build/models/bpr.json
 	$(call step,$(python) -m convertation.bpr.torch2onnx $(exporting),$(exporters))
 
 # The ViT for a GPU: not cut into pieces, for products in TF32; and rounded to fp16 where the range of values allows it
-build/onnx/vit.tf32.onnx: build/models/vit.json $(call code,convertation.vit.torch2onnx)
+build/onnx/vit.tf32.onnx: build/models/vit.json
 	$(call step,$(python) -m convertation.vit.torch2onnx --for gpu $(exporting),$(exporters))
-build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json $(call code,scripts.convert.round_fp16)
+build/onnx/vit.fp16.onnx: build/onnx/vit.tf32.onnx build/models/vit.json
 	$(call step,$(python) -m scripts.convert.round_fp16 $(wordlist 1,2,$^) $(out),$(rounders))
 
 # The Triton config of a new head
@@ -72,22 +69,21 @@ convertation/head/%.pbtxt:
 
 # Compare ONNX with PyTorch on the same volumes, in our ONNX Runtime and in the one that Triton runs
 $(checks) $(checks_tf32): build/checks/%.json: build/models/%.json build/models/%.tolerance.json build/onnx/%.onnx \
-  $(call code,scripts.convert.compare) $(deployed)
+  $(deployed)
 	$(call step,$(python) -m scripts.convert.compare --deployed .venv-triton/bin/python3 $(checkpoint) $(wordlist 1,3,$^) \
 	  $(out),torch onnxruntime-gpu onnx numpy)
 build/checks/vit.json build/checks/vit.tf32.json: $(call code,convertation.vit.ctvit)
 $(heads:%=build/checks/%.json): $(call code,convertation.head.mlp)
 build/checks/bpr.json: $(call code,convertation.bpr.vgg) $(bpreg) $(weights)/bpr/inference-settings.json
 build/checks/vit.fp16.json: build/checks/vit.tf32.json build/models/vit.json build/models/vit.fp16.tolerance.json \
-  build/onnx/vit.tf32.onnx build/onnx/vit.fp16.onnx $(head_onnx) $(call code,scripts.convert.compare_fp16) \
-  $(call code,convertation.vit.ctvit) $(deployed)
+  build/onnx/vit.tf32.onnx build/onnx/vit.fp16.onnx $(head_onnx) $(call code,convertation.vit.ctvit) $(deployed)
 	$(call step,$(python) -m scripts.convert.compare_fp16 --deployed .venv-triton/bin/python3 \
 	  $(foreach head,$(heads),--head $(head)=build/onnx/$(head).onnx) $(wordlist 1,5,$^) $(out),\
 	  torch $(rounders))
 
 # ONNX -> TensorRT plan.  A plan depends on its request, GPU and TensorRT, not on our scripts or the file's metadata.
 # .make/models/ adds what the plans for all GPUs share: the request, the ONNX file and the expected answers
-$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.plan_request)
+$(requests): build/plan/%.request.json: build/onnx/%.onnx build/models/%.json
 	$(call step,$(python) -m scripts.plans.plan_request $(precision) $(flags) $(wordlist 1,2,$^) $(out),onnx tritonclient)
 $(built): build/plan/%.plan:
 	$(call step,$(system_python) -m scripts.plans.plan --gpu $(*D) --tensorrt $(tensorrt) $(request) \
@@ -98,38 +94,38 @@ $(taken): build/plan/%.plan: build/brought/%.json $(call code,scripts.plans.take
 $(if $(KEY),$(taken)): | signed-plans
 signed-plans: .venv-signing/installed
 	$(if $(EXPLAIN),,@$(signature) verify $(call quote,$(KEY)) $(filter-out build/plan,$(PLANS)))
-$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json $(call code,scripts.plans.expected)
+$(expected): build/plan/%.expected.npy: build/onnx/%.onnx build/models/%.json
 	$(call step,$(python) -m scripts.plans.expected $(wordlist 1,2,$^) $(out),onnxruntime-gpu numpy)
-$(compared): build/plan/%.check.json: build/plan/%.plan $(call code,scripts.plans.compare_plan)
+$(compared): build/plan/%.check.json: build/plan/%.plan
 	$(call step,$(python) -m scripts.plans.compare_plan $< build/plan/$(*F).expected.npy build/models/$(*F).json \
 	  build/models/$(*F).tolerance.json build/checks/$(*F).json $(out) $(if $(filter vit vit.%,$(*F)),$(head_onnx)),\
 	  onnxruntime-gpu numpy)
 $(filter %/vit.check.json %/vit.tf32.check.json %/vit.fp16.check.json,$(compared)): $(head_onnx)
-$(configs:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: build/models/%.json \
-  $(call code,scripts.plans.plan_config)
+$(configs:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: build/models/%.json
 	$(call step,$(python) -m scripts.plans.plan_config $(filter %.pbtxt,$^) $< $(out) $(folders),onnx tritonclient)
 # Beside plans the ONNX models run on a GPU, where the first request is slow: Triton asks them once before READY
-$(warm): $(call code,scripts.plans.plan_config)
+$(warm):
 	$(call step,$(python) -m scripts.plans.plan_config --warm $(filter %.pbtxt,$^) $(out),onnx tritonclient)
 build/plan/vit.config.pbtxt: convertation/vit/config.pbtxt
 build/plan/vit_onnx.config.pbtxt: $(call config_of,vit)
 $(heads:%=build/plan/%.config.pbtxt): build/plan/%.config.pbtxt: convertation/head/%.pbtxt
 $(heads:%=build/plan/%_onnx.config.pbtxt): build/plan/%_onnx.config.pbtxt: convertation/head/%.pbtxt
-$(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
-  build/models/%.json $(call code,scripts.plans.build_rtx) requirements-rtx.txt | .venv-rtx/installed
-	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 
+# NVIDIA's own parser and builder judge the files meant for plans without a GPU; with one that they know, they run it
+$(rtx): build/checks/%.rtx.json: scripts/plans/cards.yaml scripts/plans/fleet.yaml build/onnx/%.onnx \
+  build/models/%.json requirements-rtx.txt | .venv-rtx/installed
+	$(call step,.venv-rtx/bin/python3 -m scripts.plans.build_rtx $(wordlist 1,4,$^) $(out))
 $(rtx_on_gpu): build/checks/%.rtx-gpu.json: build/onnx/%.onnx build/plan/%.expected.npy build/models/%.json \
-  build/models/%.tolerance.json build/checks/%.json $(head_onnx) $(call code,scripts.plans.compare_rtx) \
-  $(call code,scripts.plans.run_rtx) requirements-rtx.txt | .venv-rtx/installed
+  build/models/%.tolerance.json build/checks/%.json $(head_onnx) $(call code,scripts.plans.run_rtx) \
+  requirements-rtx.txt | .venv-rtx/installed
 	$(call step,$(python) -m scripts.plans.compare_rtx .venv-rtx/bin/python3 $(wordlist 1,5,$^) $(out) \
 	  $(if $(filter vit vit.%,$*),$(head_onnx)),onnxruntime-gpu numpy)
 
 # The whole set: check it offline, serve it once with a real Triton, publish it in one exchange
 build/checks/verdict.json: $(sources) $(published:%=build/checks/%.json) $(compared) $(models:%=build/models/%.json) \
-  $(call code,scripts.serve.verdict) $(serving)
+  $(serving)
 	$(call step,$(python) -m scripts.serve.verdict $(judging) $(on_a_gpu) $(contents) $(out),tritonclient onnx numpy)
-$(prebuilt).verdict.json: $(prebuilt).lock.json $(models:%=build/models/%.json) $(call code,scripts.publish.prebuilt) \
+$(prebuilt).verdict.json: $(prebuilt).lock.json $(models:%=build/models/%.json) \
   convertation/bpr/requirements.txt scripts/steps/venv.sh $(serving) $(prebuilt)
 	$(call step,$(python) -m scripts.publish.prebuilt --release $(NGC_RELEASE) $(if $(KEY),--key $(KEY) \
 	  --signature $(zip_signature)) --models build/models $(prebuilt) build/prebuilt $(out),tritonclient onnx numpy)
@@ -137,7 +133,6 @@ $(if $(KEY),$(prebuilt).verdict.json): $(KEY) $(zip_signature) | .venv-signing/i
 %.zip.sig:
 	$(error $@ is missing, the signature of $*.zip that KEY=$(KEY) is to verify; without KEY none is asked for)
 build/fidelity.json: $(fidelity_files) $(patsubst %,build/models/%.json,vit $(heads)) \
-  $(call code,scripts.show.fidelity) \
   $(call code,convertation.vit.ctvit) $(call code,convertation.head.mlp) requirements-inference.txt $(serving) \
   .venv-inference/installed
 	$(call step,$(python) -m scripts.show.fidelity $(if $(has_gpu),--gpu) --weights $(kind) \

@@ -32,7 +32,10 @@ made   = $(file <.make/made/$(subst /,%,$1))
 known  = $(firstword $(call seen,$1))
 wrote  = $(patsubst $@=%,%,$(firstword $(call made,$@)))
 self   = $(if $(filter training/weights/%,$@),$(wrote),$(call known,$@))
-now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(filter-out FORCE,$^),$(in)=$(call known,$(in))))
+# What a step reads: its prerequisites, and the module of this project that its command runs, with all that it imports
+inputs = $(filter-out FORCE,$^) $(filter-out $^,$(if $(filter .venv%,$(firstword $1)),$(call code,$(module))))
+module = $(firstword $(patsubst @%,%,$(filter @%,$(subst -m ,@,$1))))
+now    = $(strip $@=$(self) $1 $(call pins,$2) : $(foreach in,$(inputs),$(in)=$(call known,$(in))))
 pins   = $(foreach tool,$1,$(or $(filter $(tool)==%,$(pinned)),$(error $@: $(tool) is not in requirements.txt)))
 pinned := $(file <requirements.txt)
 same   = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
@@ -41,7 +44,7 @@ true   = $(and $(call same,$(now),$(call made,$@)),$(or $(word 2,$(call seen,$@)
 out    = .make/out/$@
 step   = $(if $(EXPLAIN),$(info $(now) | $|)$(if $(wanted),$(info wanted $@)),$(if $(true),,$(run)))
 run    = +@$(system_python) -m scripts.steps.step $(if $(wanted),--wanted) $@ $(call quote,$1) \
-           $(call quote,$(call pins,$2)) $(filter-out FORCE,$^) -- $|
+           $(call quote,$(call pins,$2)) $(inputs) -- $|
 
 # $(call code,scripts.show.graph): a script and all files that it imports, found by scripts/steps/modules.py
 include $(call told,modules) $(call told,models)
