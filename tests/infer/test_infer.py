@@ -393,14 +393,16 @@ print({answers!r}, end="", flush=True)
         assert list(worker.rows([(Path("a"), False), (Path("b"), False)])) == [{"number": 0}, {"number": 1}]
 
 
-# Dies while it reads "crash"; in its first process the networks never finish "b", the study before that
+# Dies while it reads "crash"; in its first process the networks have begun "b", the study before, and never finish it
 OVERLAPPING = """
-import json, os, signal, sys, threading
+import json, os, signal, sys, threading, time
 from pathlib import Path
 from scripts.infer import worker
 
 def prepare(path, models, flat):
     if path.name == "crash":
+        while not Path(sys.argv[1]).exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGSEGV)
     return worker.Prepared(path.name, None, None, 0.0)
 
