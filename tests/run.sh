@@ -16,4 +16,4 @@ if [[ -n ${ONLY-} || $# -gt 0 ]]; then
   exec python -m pytest -ra ${ONLY:+"tests/$ONLY"} "$@"
 fi
 # More workers than cores: much of it waits, for servers and for other programs
-exec python -m pytest -ra --numprocesses $(($(nproc) + 1)) --maxprocesses 6 --dist loadfile --no-loadscope-reorder
+exec python -m pytest -ra --numprocesses $(($(nproc) + 2)) --maxprocesses 6 --dist loadfile --no-loadscope-reorder
