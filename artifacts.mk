@@ -33,15 +33,18 @@ $(if $(and $(models),$(filter trt trt-fleet,$(MAKECMDGOALS))),$(if $(strip $(pla
 override FORMAT := $(if $(filter verify-gpu,$(MAKECMDGOALS)),both,$(FORMAT))
 with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
 asking := $(filter trt verify-gpu $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS))
-asking := $(if $(CT_GPU)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
-answer := $(if $(asking),$(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) NGC_RELEASE=$(NGC_RELEASE); \
+asking := $(if $(EXPLAIN)$(CT_GPU)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
+printing := $(and $(DRY),$(filter trt,$(MAKECMDGOALS)))
+answer := $(if $(asking),$(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) TRITON_IMAGE=$(TRITON_IMAGE) \
+            NGC_RELEASE=$(NGC_RELEASE); \
             $(if $(filter verify-gpu,$(asking)),$(system_python) -m scripts.plans.doctor --gpu >&2 &&) \
             $(system_python) -m scripts.plans.gpu $(if $(filter trt,$(asking)),,--triton $(TRITON_IMAGE)) \
-            --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(DRY),2>/dev/null)))
+            --flags=$(call quote,$(TRTEXEC_FLAGS)) $(if $(printing),2>/dev/null)))
 gpu      := $(or $(patsubst gpu=%,%,$(filter gpu=%,$(answer))),$(CT_GPU))
 tensorrt := $(or $(patsubst tensorrt=%,%,$(filter tensorrt=%,$(answer))),$(CT_TENSORRT))
-$(if $(gpu)$(DRY)$(CHECK),,$(if $(asking),$(error no plan was made; what is lacking stands above),$(if \
-  $(and $(models),$(filter trt,$(MAKECMDGOALS))),$(error make -n asks for no GPU; make trt DRY=1 prints the commands))))
+$(if $(asking),$(if $(gpu)$(printing),,$(error no plan was made; what is lacking stands above)))
+$(if $(and $(dry),$(models),$(filter trt,$(MAKECMDGOALS))),$(if $(gpu)$(DRY)$(CHECK),,$(error \
+  make -n asks for no GPU; make trt DRY=1 prints the commands)))
 export CT_GPU := $(gpu)
 export CT_TENSORRT := $(tensorrt)
 
