@@ -146,7 +146,10 @@ def tiny_dims(config: str) -> str:
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], object]) -> Project:
-    """Return a project that the first of pytest's workers completes by `make`; the other workers wait and share it."""
+    """Return a copy of a project that the first of pytest's workers completes by `make`, while the others wait.
+
+    Each worker has a copy of its own, as some tests run make in it.
+    """
     top = factory.getbasetemp()
     folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
     folder.mkdir(exist_ok=True)
@@ -157,7 +160,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Projec
             project = copy_of_the_project(folder / "draft")
             make(project)
             project.path.rename(folder / "project")
-    return Project(folder / "project")
+    return copy_of(Project(folder / "project"), factory.mktemp(name) / "project")
 
 
 def copy_of(project: Project, path: Path) -> Project:
