@@ -80,6 +80,7 @@ def run_engine(onnx: Path, entry: dict[str, Any], capability: str, request: byte
     context, found = engine.create_execution_context(), {}
     for batch in sorted(set(entry["batch"])):
         shape = (batch, *entry["input"])
+        print(f"  TensorRT for RTX, batch {batch}", flush=True)
         answer, times = run_batch(context, request[: math.prod(shape) * FLOAT32], shape)
         (folder / f"{batch}.bin").write_bytes(answer)
         ordered = sorted(times)
@@ -101,7 +102,10 @@ def main() -> None:
         print(f"TensorRT for RTX does not run on {name}, compute capability {capability}", file=sys.stderr)
         sys.exit(NOT_RUN)
     entry, request = json.loads(given.entry.read_text()), given.request.read_bytes()
-    times = run_engine(given.onnx, entry, capability, request, given.folder)
+    try:
+        times = run_engine(given.onnx, entry, capability, request, given.folder)
+    except CudaError as error:  # such as too little memory
+        raise SystemExit(f"{given.onnx}: {name}: {error}") from None
     told = {"gpu": name, "capability": capability, "judge": f"TensorRT for RTX {trt.__version__}", "ms": times}
     (given.folder / "times.json").write_text(json.dumps(told, indent=1) + "\n")
 

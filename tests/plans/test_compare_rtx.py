@@ -19,8 +19,6 @@ def with_gpu(project: Project) -> Project:
     (python := project.path / ".venv-rtx/bin/python3").parent.mkdir(parents=True)
     python.write_text(f'#!/bin/bash\nexec "{sys.executable}" "{ROOT}/tests/rtx_gpu_stand_in.py" "$@"\n')
     python.chmod(0o755)
-    (project.path / ".venv-rtx/installed").touch()
-    (project.path / ".make/made/.venv-rtx%installed").unlink(missing_ok=True)
     project.edit("Makefile", " requirements-rtx.txt | .venv-rtx/installed\n", " requirements-rtx.txt\n")
     return project
 
