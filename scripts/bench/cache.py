@@ -16,9 +16,9 @@ from scripts.bench.measure import (
     Tree,
     clean_environment,
     copy_sources,
-    hash_file,
     show_progress,
 )
+from scripts.steps.records import hash_file
 
 FOLDER = BENCH / "cache"
 MODELS = "vit", "binary", "multilabel", "bpr"

@@ -1,6 +1,5 @@
 """Shared by all benchmarks: a row of the table, a fresh process to measure in, a copy of the project to build in."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scripts.steps.records import hash_file
 
 ROOT = Path.cwd()
 BENCH = ROOT / "build/bench"
@@ -177,15 +178,6 @@ def copy_sources(path: Path) -> None:
             shutil.copytree(ROOT / name, path / name, ignore=ignore, copy_function=shutil.copy)
         else:
             shutil.copy(ROOT / name, path / name)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from scripts.bench.measure import (
     Row,
     Tree,
     copy_sources,
-    hash_file,
     show_progress,
 )
+from scripts.steps.records import hash_file
 
 HEAD = "binary"
 CHANGE = """import sys, torch

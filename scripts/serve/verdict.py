@@ -11,7 +11,6 @@ of each file.
 """
 
 import argparse
-import hashlib
 import http.client
 import json
 import os
@@ -35,6 +34,7 @@ from scripts.serve.model_config import read_config
 from scripts.serve.server_in_docker import has_gpu
 from scripts.serve.triton_client import CHANNEL, make_input
 from scripts.serve.triton_server import Server, triton_server
+from scripts.steps.records import hash_file
 
 LARGE = 32 << 20  # bytes; a request of this size or more is timed once, not five times
 
@@ -243,14 +243,6 @@ def read_states(repository: Path) -> dict[str, tuple[int, int, int]]:
     files = sorted(path for path in repository.rglob("*") if path.is_file())
     found = [(path.relative_to(repository).as_posix(), path.stat()) for path in files]
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found}
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

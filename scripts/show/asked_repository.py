@@ -12,7 +12,8 @@ from scripts.publish.prebuilt import GPUS, make_environment
 from scripts.serve.model_config import read_config
 from scripts.serve.onnx_headers import read_without_weights
 from scripts.serve.triton_client import UnservedError, serve_models
-from scripts.serve.verdict import hash_file, stage_files
+from scripts.serve.verdict import stage_files
+from scripts.steps.records import hash_file
 
 Array = NDArray[Any]
 Request = dict[str, Array]

@@ -107,7 +107,7 @@ def note_digest(path: str, sha: str) -> None:
     write_text(record_path("seen", path), " ".join([sha, *read_status(path)]))
 
 
-def hash_file(path: str) -> str:
+def hash_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file."""
     import hashlib  # takes 7 ms, and is not needed while no file has changed
 
