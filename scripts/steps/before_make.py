@@ -17,9 +17,8 @@ import os
 import sys
 import time
 
-sys.path[:0] = [
-    os.path.abspath(f"{__file__}/../../..")
-]  # this file is not run with -m, which would cost every make 5 ms
+# This file is not run with -m, which would cost every make 5 ms
+sys.path[:0] = [os.path.abspath(f"{__file__}/../../..")]
 
 from scripts.steps import knobs as knob  # noqa: E402
 from scripts.steps.records import (  # noqa: E402

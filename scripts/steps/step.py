@@ -81,10 +81,8 @@ def run_step(target: str, command: str, tools: str, inputs: list[str], needed: l
             return
         # The published file, or one that it replaced
         copy = find_content(mine) if read_text(made) == f"{target}={mine} {recipe}" else ""
-        reason, started = (
-            f"copied from {copy}" if copy else explain_staleness(target, present, recipe),
-            time.monotonic(),
-        )
+        reason = f"copied from {copy}" if copy else explain_staleness(target, present, recipe)
+        started = time.monotonic()
         os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
         if os.path.exists(out):
             os.remove(out)
