@@ -33,7 +33,7 @@ $(if $(and $(models),$(filter trt trt-fleet,$(MAKECMDGOALS))),$(if $(strip $(pla
 override FORMAT := $(if $(filter verify-gpu,$(MAKECMDGOALS)),both,$(FORMAT))
 with_plans := $(filter-out onnx,$(FORMAT))$(filter trt trt-fleet,$(MAKECMDGOALS))
 asking := $(filter trt verify-gpu $(if $(filter-out onnx,$(FORMAT)),repository verify),$(MAKECMDGOALS))
-asking := $(if $(EXPLAIN)$(CT_GPU)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
+asking := $(if $(CT_GPU)$(dry)$(and $(CHECK),$(filter trt,$(asking))),,$(asking))
 printing := $(and $(DRY),$(filter trt,$(MAKECMDGOALS)))
 answer := $(if $(asking),$(shell export TENSORRT_IMAGE=$(TENSORRT_IMAGE) TRITON_IMAGE=$(TRITON_IMAGE) \
             NGC_RELEASE=$(NGC_RELEASE); \

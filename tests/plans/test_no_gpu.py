@@ -20,5 +20,6 @@ def test_a_dry_run_of_plans_says_what_prints_the_commands(stand_ins: Project) ->
     assert "make -n asks for no GPU; make trt DRY=1 prints the commands" in stand_ins.fail("-n", "trt", **LACKING)
 
 
-def test_status_needs_no_gpu(stand_ins: Project) -> None:
-    stand_ins.make("status", "FORMAT=both", **LACKING)
+def test_status_of_plans_says_what_make_would_say(stand_ins: Project) -> None:
+    assert "no plan was made; what is lacking stands above" in stand_ins.fail("status", "FORMAT=both", **LACKING)
+    stand_ins.make("status", **LACKING)
